@@ -1,0 +1,54 @@
+"""The one place that reads the environment. A value is looked up as flag > environment > default.
+
+Everything else gets its configuration as arguments.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from onefleet.domain.layout import Layout
+
+#: Where the gateway listens unless told otherwise. Loopback: nothing is open to a network.
+DEFAULT_HOST = "127.0.0.1"
+DEFAULT_PORT = 7070
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What a command or process of this package was told from outside."""
+
+    data_dir: Path
+    key: str | None  # an API key that overrides the stored one
+    no_color: bool
+    width: int | None
+
+    @property
+    def layout(self) -> Layout:
+        return Layout(self.data_dir)
+
+
+def settings(data_dir: str | None = None) -> Settings:
+    """Read flags and environment: ONEFLEET_DATA_DIR, ONEFLEET_KEY, NO_COLOR, TERM, COLUMNS."""
+    environment = os.environ
+    chosen = data_dir or environment.get("ONEFLEET_DATA_DIR")
+    root = Path(chosen).expanduser() if chosen else _default_data_dir()
+    columns = environment.get("COLUMNS", "")
+    return Settings(
+        data_dir=root.absolute(),
+        key=environment.get("ONEFLEET_KEY"),
+        no_color=bool(environment.get("NO_COLOR")) or environment.get("TERM") == "dumb",
+        width=int(columns) if columns.isdigit() else None,
+    )
+
+
+def child_environment(extra: dict[str, str] | None = None) -> dict[str, str]:
+    """This process's environment plus `extra`, for a process that it starts."""
+    return {**os.environ, **(extra or {})}
+
+
+def _default_data_dir() -> Path:
+    base = os.environ.get("XDG_DATA_HOME")
+    return (Path(base) if base else Path.home() / ".local" / "share") / "onefleet"

@@ -1,0 +1,3 @@
+"""Web pages over the public API, rendered on the server."""
+
+from __future__ import annotations

@@ -1,0 +1,70 @@
+"""Tenants, their reservations and their keys."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from onefleet.domain.fleet import DeviceKind
+from onefleet.domain.ids import (
+    NO_GENERATION,
+    Digest,
+    Generation,
+    Instant,
+    KeyId,
+    ReservationId,
+    TenantId,
+)
+
+#: The tenant that `onefleet up` makes. Its deployments are visible to every tenant of the pool.
+DEFAULT_TENANT = TenantId("default")
+
+
+@dataclass(frozen=True, slots=True)
+class Tenant:
+    """Isolated and charged. Tenants nest: department > team. The id is the chosen name.
+
+    A rate of None is unlimited.
+    """
+
+    id: TenantId
+    parent: TenantId | None
+    tokens_per_minute: int | None
+    requests_per_minute: int | None
+    created_at: Instant
+    generation: Generation = NO_GENERATION
+
+
+@dataclass(frozen=True, slots=True)
+class Reservation:
+    """Devices of one kind that are guaranteed to a tenant's premium work; lent while idle."""
+
+    id: ReservationId
+    tenant_id: TenantId
+    kind: DeviceKind
+    devices: int
+    created_at: Instant
+    generation: Generation = NO_GENERATION
+
+
+class Role(StrEnum):
+    """What a key permits. Each role has the permissions of those below it."""
+
+    ADMIN = "admin"  # the pool: tenants, keys, models, nodes
+    MEMBER = "member"  # its tenant's deployments and jobs
+    CALLER = "caller"  # the /v1 API only
+
+
+@dataclass(frozen=True, slots=True)
+class ApiKey:
+    """A key is stored as the SHA-256 of its text; the text is shown once, when it is made."""
+
+    id: KeyId
+    tenant_id: TenantId
+    name: str
+    role: Role
+    digest: Digest
+    hint: str  # the last four characters, so that a person can tell keys apart
+    created_at: Instant
+    revoked_at: Instant | None = None
+    generation: Generation = NO_GENERATION

@@ -1,0 +1,3 @@
+"""How processes start, and how their state is saved: adapters behind one Protocol."""
+
+from __future__ import annotations

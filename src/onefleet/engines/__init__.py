@@ -1,0 +1,3 @@
+"""Model runtimes behind one Protocol: llama.cpp, vLLM, simulated."""
+
+from __future__ import annotations

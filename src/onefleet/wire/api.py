@@ -1,0 +1,342 @@
+"""The public control API under ``/api/v1``: what a request carries and what comes back.
+
+Reading routes answer `Page`s of views; a view is flat, its times are milliseconds since the
+epoch, and its field names are frozen by tests. Errors have the body of `ErrorBody`. The same
+schemas serve the command line, the console and users' scripts.
+
+    GET  /health  /ready
+    GET  /api/v1/status
+    POST /api/v1/tenants             GET /api/v1/tenants
+    POST /api/v1/keys                GET /api/v1/keys             DELETE /api/v1/keys/{id}
+    POST /api/v1/models              GET /api/v1/models[/{id}]    DELETE /api/v1/models/{id}
+    POST /api/v1/deployments         GET /api/v1/deployments[/{name}]  DELETE .../{name}
+    POST /api/v1/code                (a tar of the code folder; answers its digest)
+    POST /api/v1/jobs                GET /api/v1/jobs[/{id or name}]
+    POST /api/v1/jobs/{id}/suspend   .../resume   .../cancel
+    GET  /api/v1/jobs/{id}/logs?stream=stdout|stderr&offset=N&wait_ms=N
+    GET  /api/v1/nodes               GET /api/v1/devices          GET /api/v1/replicas
+    GET  /api/v1/why/{job or deployment}
+    GET  /api/v1/utilisation?since=MS
+    GET  /api/v1/usage?since=MS
+    GET  /api/v1/events?after=N&limit=N&wait_ms=N
+    GET  /api/v1/plan                (the last pass: its decisions and step reports)
+"""
+
+from __future__ import annotations
+
+from typing import Generic, TypeVar
+
+import msgspec
+
+ViewT = TypeVar("ViewT")
+
+
+class ErrorDetail(msgspec.Struct, frozen=True, kw_only=True):
+    """The OpenAI error object; `hint` and `why` are ours, extra keys that its clients ignore."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+    why: str = ""
+    hint: str = ""
+
+
+class ErrorBody(msgspec.Struct, frozen=True):
+    error: ErrorDetail
+
+
+class Page(msgspec.Struct, Generic[ViewT], frozen=True):
+    """All matching views, oldest first."""
+
+    data: tuple[ViewT, ...]
+
+
+# --- what callers send -------------------------------------------------------------------------
+
+
+class NewTenant(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """reservations: device kind -> devices that are guaranteed to its premium work."""
+
+    id: str
+    parent: str | None = None
+    tokens_per_minute: int | None = None
+    requests_per_minute: int | None = None
+    reservations: dict[str, int] = {}
+
+
+class NewKey(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    tenant: str = "default"
+    name: str = ""
+    role: str = "member"
+
+
+class NewModel(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """source: a path on the control plane's machine, "demo:..." or "hf:org/name"."""
+
+    source: str
+    name: str | None = None
+
+
+class NewDeployment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """context_length 0, slots 0: chosen by the memory plan. engine "": by the model's format."""
+
+    model: str
+    name: str | None = None
+    tenant: str = "default"
+    tier: str = "standard"
+    kind: str = "paygo"
+    replicas_min: int = 1
+    replicas_max: int = 1
+    engine: str = ""
+    devices_per_replica: int = 1
+    slots: int = 0
+    context_length: int = 0
+
+
+class NewJob(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """code: digest that POST /api/v1/code answered; null: an empty working folder."""
+
+    command: tuple[str, ...]
+    name: str | None = None
+    tenant: str | None = None
+    tier: str = "standard"
+    device_kind: str = "cpu"
+    devices_min: int = 1
+    devices_max: int = 1
+    memory_bytes: int = 0
+    environment: dict[str, str] = {}
+    code: str | None = None
+    network: str = "cell"
+
+
+# --- what comes back ---------------------------------------------------------------------------
+
+
+class TenantView(msgspec.Struct, frozen=True, kw_only=True):
+    id: str
+    parent: str | None
+    tokens_per_minute: int | None
+    requests_per_minute: int | None
+    reservations: dict[str, int]
+    created_at: int
+
+
+class KeyView(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """key: the text itself, only in the answer to the POST that made it."""
+
+    id: str
+    tenant: str
+    name: str
+    role: str
+    hint: str
+    created_at: int
+    revoked_at: int | None
+    key: str | None = None
+
+
+class ModelView(msgspec.Struct, frozen=True, kw_only=True):
+    id: str
+    family: str
+    purpose: str
+    revision: str
+    format: str
+    size_bytes: int
+    parameters: int
+    context_length: int
+    source: str
+    licence: str
+    created_at: int
+
+
+class DeploymentView(msgspec.Struct, frozen=True, kw_only=True):
+    """state: ready, starting, idle (scaled to zero), blocked or removing; reason says why."""
+
+    id: str
+    name: str
+    tenant: str
+    model: str
+    kind: str
+    tier: str
+    engine: str
+    replicas_min: int
+    replicas_max: int
+    replicas_wanted: int
+    replicas_ready: int
+    devices_per_replica: int
+    slots: int
+    context_length: int
+    memory_bytes: int
+    active: int
+    waiting: int
+    state: str
+    reason: str
+    created_at: int
+
+
+class ReplicaView(msgspec.Struct, frozen=True, kw_only=True):
+    id: str
+    deployment: str
+    phase: str
+    node: str
+    devices: tuple[str, ...]
+    reason: str
+    memory_bytes: int
+    created_at: int
+
+
+class JobView(msgspec.Struct, frozen=True, kw_only=True):
+    """fraction: device fraction so far (time running / time since submission), 0..1.
+
+    checkpoint: how it is saved (criu, cooperative, none); checkpoint_reason: why not criu.
+    """
+
+    id: str
+    name: str
+    tenant: str
+    tier: str
+    command: tuple[str, ...]
+    want: str
+    phase: str
+    reason: str
+    node: str
+    devices: tuple[str, ...]
+    devices_min: int
+    devices_max: int
+    attempts: int
+    suspends: int
+    lost_ms: int
+    ran_ms: int
+    fraction: float
+    image_bytes: int
+    memory_bytes: int
+    checkpoint: str
+    checkpoint_reason: str
+    outcome: str | None
+    exit_code: int | None
+    why_ended: str
+    submitted_at: int
+    started_at: int | None
+    ended_at: int | None
+
+
+class NodeView(msgspec.Struct, frozen=True, kw_only=True):
+    id: str
+    name: str
+    state: str
+    devices: int
+    devices_used: int
+    memory_bytes: int
+    memory_free_bytes: int
+    cpu_busy_permille: int
+    checkpoint: str
+    checkpoint_reason: str
+    lease_expires_at: int
+
+
+class DeviceView(msgspec.Struct, frozen=True, kw_only=True):
+    id: str
+    node: str
+    kind: str
+    product: str
+    memory_bytes: int
+    simulated: bool
+    holder: str  # id of the work that holds it, empty when it is free
+    tier: str  # of the holder
+
+
+class LogChunk(msgspec.Struct, frozen=True, kw_only=True):
+    """text from byte `offset` on; next_offset: where to go on. ended: no more will come."""
+
+    text: str
+    offset: int
+    next_offset: int
+    ended: bool
+
+
+class BlockerView(msgspec.Struct, frozen=True, kw_only=True):
+    """One reason among all. gate: admission, quota, feasibility, contention, data or start."""
+
+    gate: str
+    text: str
+    holders: tuple[str, ...] = ()
+
+
+class WhyView(msgspec.Struct, frozen=True, kw_only=True):
+    """summary: one line. blockers: every reason that it does not run; empty when it does."""
+
+    id: str
+    name: str
+    phase: str
+    summary: str
+    blockers: tuple[BlockerView, ...]
+    history: tuple[str, ...]  # its latest events, newest last
+
+
+class UtilisationView(msgspec.Struct, frozen=True, kw_only=True):
+    """Device-milliseconds held, by tier and kind of work, since `since`; and the capacity."""
+
+    since: int
+    until: int
+    capacity_device_ms: int
+    held_device_ms: dict[str, int]  # "premium.replica", "standard.job", ...
+    suspends: int
+    resumes: int
+
+
+class UsageView(msgspec.Struct, frozen=True, kw_only=True):
+    minute: int
+    tenant: str
+    key: str
+    deployment: str
+    requests: int
+    prompt_tokens: int
+    cached_tokens: int
+    completion_tokens: int
+
+
+class EventView(msgspec.Struct, frozen=True, kw_only=True):
+    sequence: int
+    at: int
+    kind: str
+    subject: str
+    text: str
+
+
+class StepView(msgspec.Struct, frozen=True, kw_only=True):
+    step: str
+    text: str
+
+
+class PlanView(msgspec.Struct, frozen=True, kw_only=True):
+    parent: int
+    planned_at: int
+    took_us: int
+    decisions: tuple[str, ...]
+    steps: tuple[StepView, ...]
+
+
+class StatusView(msgspec.Struct, frozen=True, kw_only=True):
+    """One look at the whole pool. gateway: seconds since its last report, -1 for never."""
+
+    version: str
+    generation: int
+    started_at: int
+    nodes_ready: int
+    nodes: int
+    devices: int
+    devices_used: int
+    deployments: int
+    deployments_ready: int
+    jobs_running: int
+    jobs_waiting: int
+    jobs_suspended: int
+    gateway_seen_s: float
+    last_pass_at: int
+    last_pass_result: str
+
+
+class CodeView(msgspec.Struct, frozen=True, kw_only=True):
+    digest: str
+    size_bytes: int
+    files: int
