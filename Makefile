@@ -1,0 +1,45 @@
+# Two commands matter: `make run` and `make test`. Both set everything up first.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+TOUR ?= yes
+PORT ?= 7070
+ARGS ?=
+
+.PHONY: run test check bench lock clean
+
+run: $(VENV)/ready
+	@scripts/run.sh "$(TOUR)" --port "$(PORT)" $(ARGS)
+
+test: $(VENV)/ready-dev
+	$(BIN)/pytest $(ARGS)
+
+check: $(VENV)/ready-dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/pytest tests/test_tidy.py tests/unit/test_docs.py
+
+bench: $(VENV)/ready-dev
+	$(BIN)/python -m benchmarks.gateway
+
+$(VENV)/ready: requirements.lock pyproject.toml
+	@$(PYTHON) scripts/setup.py $(VENV) requirements.lock
+	@touch $@
+
+$(VENV)/ready-dev: requirements-dev.lock pyproject.toml
+	@$(PYTHON) scripts/setup.py $(VENV) requirements-dev.lock
+	@touch $@ $(VENV)/ready
+
+# Re-resolves both lock files; the second holds the first's versions.
+lock:
+	$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes \
+	  --no-emit-index-url --no-header --extra llamacpp --group setup pyproject.toml \
+	  -o requirements.lock
+	$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes \
+	  --no-emit-index-url --no-header --extra llamacpp --group setup --group dev \
+	  -c requirements.lock pyproject.toml -o requirements-dev.lock
+
+clean:
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
