@@ -1,0 +1,54 @@
+"""A store that forgets: for the simulator and for tests.
+
+Its methods never suspend, so that the simulator can run them without an event loop.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from itertools import islice
+
+from onefleet.domain.events import Event, Usage
+from onefleet.domain.ids import Generation, Instant
+from onefleet.store.base import Commit, State
+from onefleet.store.changes import EVENTS_KEPT, USAGE_KEPT_MS, Tables, add_up
+
+
+class MemoryStore:
+    """The contract of `Store` without durability."""
+
+    def __init__(self) -> None:
+        self._tables = Tables()
+        self._events: deque[Event] = deque(maxlen=EVENTS_KEPT)
+        self._sequence = 0
+        self._usage: Sequence[Usage] = ()
+
+    async def read(self) -> State:
+        return self._tables.state()
+
+    async def commit(self, commit: Commit) -> Generation:
+        written = self._tables.check(commit)
+        for note in commit.notes:
+            self._sequence += 1
+            event = Event(self._sequence, note.at, note.kind, note.subject, note.text)
+            self._events.append(event)
+        if commit.usage:
+            self._usage = _recent(add_up((*self._usage, *commit.usage)))
+        return self._tables.apply(written)
+
+    async def events(self, after: int, limit: int) -> Sequence[Event]:
+        oldest = self._events[0].sequence if self._events else 1
+        start = max(0, after + 1 - oldest)
+        return tuple(islice(self._events, start, start + max(0, limit)))
+
+    async def usage(self, since: Instant) -> Sequence[Usage]:
+        return tuple(usage for usage in self._usage if usage.minute >= since)
+
+    async def close(self) -> None:
+        return None
+
+
+def _recent(usages: Sequence[Usage]) -> Sequence[Usage]:
+    newest = max(usage.minute for usage in usages)
+    return tuple(usage for usage in usages if usage.minute >= newest - USAGE_KEPT_MS)
