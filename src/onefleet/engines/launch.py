@@ -1,0 +1,30 @@
+"""What the engine launchers share: the port file that says "I listen, and I am ready".
+
+A launcher is the process that an adapter's `command()` starts. The agent watches its port file.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+
+def write_port_file(path: Path, host: str, port: int) -> None:
+    """Write "host port\\n" so that a reader sees all of it or nothing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    with os.fdopen(handle, "w", encoding="ascii") as file:
+        file.write(f"{host} {port}\n")
+    os.replace(name, path)
+
+
+def read_port_file(path: Path) -> tuple[str, int] | None:
+    """Return (host, port), or None while the engine is not ready."""
+    try:
+        words = path.read_text("ascii").split()
+    except (FileNotFoundError, UnicodeDecodeError):
+        return None
+    if len(words) != 2 or not words[1].isdigit():
+        return None
+    return words[0], int(words[1])
