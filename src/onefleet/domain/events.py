@@ -30,3 +30,13 @@ class Usage:
     prompt_tokens: int
     cached_tokens: int
     completion_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """Device time in one minute. label: "standard.job" (tier and kind of the holder), "capacity"
+    (what there was to hold), or "suspends" and "resumes", which are counts."""
+
+    minute: Instant  # the start of the minute
+    label: str
+    amount: int  # device-milliseconds; a count for the last two labels

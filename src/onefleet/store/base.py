@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from onefleet.domain.events import Event, Usage
+from onefleet.domain.events import Event, Held, Usage
 from onefleet.domain.fleet import Node
 from onefleet.domain.ids import (
     DeploymentId,
@@ -33,7 +33,10 @@ Record = Tenant | Reservation | ApiKey | Node | Model | Deployment | Replica | J
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """Everything that the control plane knows, as of one generation. Mappings iterate by id."""
+    """Everything that the control plane knows, as of one generation. Mappings iterate by id.
+
+    marks: named counters, such as the last usage batch that was taken from a gateway.
+    """
 
     generation: Generation
     tenants: Mapping[TenantId, Tenant]
@@ -45,6 +48,7 @@ class State:
     replicas: Mapping[WorkId, Replica]
     jobs: Mapping[WorkId, Job]
     works: Mapping[WorkId, Work]
+    marks: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,12 +80,15 @@ class Commit:
     """What is written together or not at all.
 
     parent: when given, the state's generation must still be this one (a plan names its parent).
+    usage and held are added to what is there; marks replace the counters that they name.
     """
 
     changes: Sequence[Put | Delete] = ()
     notes: Sequence[Note] = ()
     parent: Generation | None = None
-    usage: Sequence[Usage] = field(default=())
+    usage: Sequence[Usage] = ()
+    held: Sequence[Held] = ()
+    marks: Mapping[str, int] = field(default_factory=dict)
 
 
 class Store(Protocol):
@@ -105,6 +112,10 @@ class Store(Protocol):
 
     async def usage(self, since: Instant) -> Sequence[Usage]:
         """Usage of minutes at or after `since`, added up by key, deployment and minute."""
+        ...
+
+    async def held(self, since: Instant) -> Sequence[Held]:
+        """Device time of minutes at or after `since`, added up by minute and label."""
         ...
 
     async def close(self) -> None:

@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import Any, cast
 
 from onefleet.domain.errors import StaleGeneration
-from onefleet.domain.events import Usage
+from onefleet.domain.events import Held, Usage
 from onefleet.domain.fleet import Node
 from onefleet.domain.ids import NO_GENERATION, Generation
 from onefleet.domain.jobs import Job
@@ -23,8 +23,8 @@ from onefleet.store.base import Commit, Put, Record, State
 
 #: Events that a store keeps; older ones are forgotten, sequences go on.
 EVENTS_KEPT = 100_000
-#: Usage is kept by the minute for this long: thirteen months, so that a year can be billed.
-USAGE_KEPT_MS = 400 * 24 * 3_600_000
+#: Usage and held device time are kept by the minute for this long: thirteen months, so that a year can be billed.
+MINUTES_KEPT_MS = 400 * 24 * 3_600_000
 
 #: Record type -> field of `State`, in the order in which stores list them.
 TABLES: Mapping[type[Record], str] = MappingProxyType(
@@ -56,9 +56,13 @@ class Tables:
     """All records by table and id, and the states that were read from them."""
 
     def __init__(
-        self, generation: Generation = NO_GENERATION, records: Iterable[Record] = ()
+        self,
+        generation: Generation = NO_GENERATION,
+        records: Iterable[Record] = (),
+        marks: Mapping[str, int] | None = None,
     ) -> None:
         self.generation = generation
+        self._marks = dict(sorted((marks or {}).items()))
         self._live: dict[str, dict[str, Record]] = {name: {} for name in TABLES.values()}
         for record in records:
             self._live[TABLES[type(record)]][record.id] = record
@@ -88,7 +92,7 @@ class Tables:
             staged[place] = Written(*place, old, new)
         return tuple(staged.values())
 
-    def apply(self, written: Iterable[Written]) -> Generation:
+    def apply(self, written: Iterable[Written], marks: Mapping[str, int]) -> Generation:
         """Make a checked commit true; return the new generation."""
         for change in written:
             table = self._live[change.table]
@@ -97,6 +101,8 @@ class Tables:
             else:
                 table[change.id] = change.new
             self._views.pop(change.table, None)
+        if marks:
+            self._marks = dict(sorted({**self._marks, **marks}.items()))
         self._state = None
         self.generation = Generation(self.generation + 1)
         return self.generation
@@ -105,7 +111,9 @@ class Tables:
         """The records as of now; later commits do not change it."""
         if self._state is None:
             views = {name: self._view(name) for name in TABLES.values()}
-            self._state = State(generation=self.generation, **cast(Any, views))
+            self._state = State(
+                generation=self.generation, marks=MappingProxyType(self._marks), **cast(Any, views)
+            )
         return self._state
 
     def _view(self, name: str) -> Mapping[str, Record]:
@@ -151,3 +159,13 @@ def _plus(left: Usage, right: Usage) -> Usage:
         cached_tokens=left.cached_tokens + right.cached_tokens,
         completion_tokens=left.completion_tokens + right.completion_tokens,
     )
+
+
+def add_up_held(helds: Iterable[Held]) -> Sequence[Held]:
+    """Held device time added up by minute and label, in that order."""
+    sums: dict[tuple[int, str], Held] = {}
+    for held in helds:
+        known = sums.get((held.minute, held.label))
+        amount = held.amount + (known.amount if known else 0)
+        sums[held.minute, held.label] = replace(held, amount=amount)
+    return tuple(sums[place] for place in sorted(sums))

@@ -9,10 +9,10 @@ from collections import deque
 from collections.abc import Sequence
 from itertools import islice
 
-from onefleet.domain.events import Event, Usage
+from onefleet.domain.events import Event, Held, Usage
 from onefleet.domain.ids import Generation, Instant
 from onefleet.store.base import Commit, State
-from onefleet.store.changes import EVENTS_KEPT, USAGE_KEPT_MS, Tables, add_up
+from onefleet.store.changes import EVENTS_KEPT, MINUTES_KEPT_MS, Tables, add_up, add_up_held
 
 
 class MemoryStore:
@@ -23,6 +23,7 @@ class MemoryStore:
         self._events: deque[Event] = deque(maxlen=EVENTS_KEPT)
         self._sequence = 0
         self._usage: Sequence[Usage] = ()
+        self._held: Sequence[Held] = ()
 
     async def read(self) -> State:
         return self._tables.state()
@@ -34,8 +35,14 @@ class MemoryStore:
             event = Event(self._sequence, note.at, note.kind, note.subject, note.text)
             self._events.append(event)
         if commit.usage:
-            self._usage = _recent(add_up((*self._usage, *commit.usage)))
-        return self._tables.apply(written)
+            usage = add_up((*self._usage, *commit.usage))
+            oldest = usage[-1].minute - MINUTES_KEPT_MS
+            self._usage = tuple(one for one in usage if one.minute >= oldest)
+        if commit.held:
+            held = add_up_held((*self._held, *commit.held))
+            oldest = held[-1].minute - MINUTES_KEPT_MS
+            self._held = tuple(one for one in held if one.minute >= oldest)
+        return self._tables.apply(written, commit.marks)
 
     async def events(self, after: int, limit: int) -> Sequence[Event]:
         oldest = self._events[0].sequence if self._events else 1
@@ -45,10 +52,8 @@ class MemoryStore:
     async def usage(self, since: Instant) -> Sequence[Usage]:
         return tuple(usage for usage in self._usage if usage.minute >= since)
 
+    async def held(self, since: Instant) -> Sequence[Held]:
+        return tuple(held for held in self._held if held.minute >= since)
+
     async def close(self) -> None:
         return None
-
-
-def _recent(usages: Sequence[Usage]) -> Sequence[Usage]:
-    newest = max(usage.minute for usage in usages)
-    return tuple(usage for usage in usages if usage.minute >= newest - USAGE_KEPT_MS)
