@@ -72,12 +72,16 @@ class Slot:
 
 @dataclass(frozen=True, slots=True)
 class Image:
-    """The bytes of one checkpoint: which worker images make it whole, and where they lie."""
+    """The bytes of one checkpoint: which worker images make it whole, and where they lie.
+
+    ran_ms: the run time that is in it, so that going back to it says what is thrown away.
+    """
 
     id: ImageId
     nodes: tuple[NodeId, ...]  # one a worker, by rank
     size_bytes: int
     saved_at: Instant
+    ran_ms: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,9 +99,11 @@ class Demand:
 class Work:
     """The scheduling facts of a job or replica.
 
-    epoch fences: it rises with every placement, and agents refuse orders and report under it.
-    placement: by rank; held while the phase holds devices, empty otherwise.
-    attempts: fresh starts so far. suspends: how often it was saved. lost_ms: run time thrown away.
+    epoch fences: it rises with every placement and every loss, and agents refuse orders and report
+    under it. placement: by rank; held while the phase holds devices, empty otherwise.
+    attempts: fresh starts so far. suspends: how often it was saved. lost_ms: run time thrown away,
+    a part of ran_ms. image: the newest; image_before: the one to fall back to, kept until then.
+    failures: of the pool's tries (start, save, restore) in a row; not_before: the next try waits.
     reason: why it is in this phase, in a person's words. why_ended: for ended work, a full line.
     """
 
@@ -124,4 +130,7 @@ class Work:
     why_ended: str = ""
     started_at: Instant | None = None
     ended_at: Instant | None = None
+    image_before: Image | None = None
+    failures: int = 0
+    not_before: Instant = Instant(0)
     generation: Generation = NO_GENERATION
