@@ -23,7 +23,8 @@ from onefleet.store.base import Commit, Put, Record, State
 
 #: Events that a store keeps; older ones are forgotten, sequences go on.
 EVENTS_KEPT = 100_000
-#: Usage and held device time are kept by the minute for this long: thirteen months, so that a year can be billed.
+#: Usage and held device time are kept by the minute for this long: thirteen months, so that a
+#: year can be billed.
 MINUTES_KEPT_MS = 400 * 24 * 3_600_000
 
 #: Record type -> field of `State`, in the order in which stores list them.
