@@ -1,0 +1,76 @@
+"""Whether a demand could ever be met by a fleet, however long it waits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from onefleet.domain.fleet import Device, DeviceKind, Node
+from onefleet.domain.work import Demand
+
+
+def suits(device: Device, demand: Demand) -> bool:
+    """Whether the device can be one of those of a worker with this demand.
+
+    A worker on CPU cores shares its node's memory; any other kind brings its own memory along.
+    """
+    if device.kind is not demand.kind:
+        return False
+    if device.kind is DeviceKind.CPU:
+        return True
+    return device.memory_bytes * demand.devices_max >= demand.memory_bytes
+
+
+def workers_at_most(node: Node, demand: Demand) -> int:
+    """How many workers of this demand the empty node could take."""
+    fitting = sum(1 for device in node.devices if suits(device, demand))
+    count = fitting // max(demand.devices_min, 1)
+    if demand.kind is DeviceKind.CPU and demand.memory_bytes > 0:
+        count = min(count, node.memory_bytes // demand.memory_bytes)
+    return count
+
+
+def feasibility(demand: Demand, nodes: Iterable[Node]) -> str | None:
+    """None when the fleet could run it if it were empty, else what is too much and what would fit.
+
+    Lost nodes count: they may come back.
+    """
+    fleet = sorted(nodes, key=lambda node: node.id)
+    if sum(workers_at_most(node, demand) for node in fleet) >= demand.workers:
+        return None
+    kind = demand.kind.value
+    total = sum(1 for node in fleet for device in node.devices if device.kind is demand.kind)
+    if total == 0:
+        return f"needs {kind} devices, and the fleet has none{_other_kinds(fleet)}"
+    largest = max(sum(1 for d in node.devices if d.kind is demand.kind) for node in fleet)
+    devices = f"needs {demand.workers} x {demand.devices_min} {kind} devices"
+    if demand.workers == 1:
+        devices = f"needs {demand.devices_min} {kind} devices on one node"
+    fits = f"the fleet has {total}, at most {largest} on one node"
+    if not demand.memory_bytes:
+        return f"{devices}; {fits}"
+    memory = max(_worker_memory_bytes(node, demand) for node in fleet)
+    needs = f"{devices} and {_mib(demand.memory_bytes)} of memory for each worker"
+    return f"{needs}; {fits}, with at most {_mib(memory)} for a worker"
+
+
+def _worker_memory_bytes(node: Node, demand: Demand) -> int:
+    if demand.kind is DeviceKind.CPU:
+        return node.memory_bytes
+    sizes = [d.memory_bytes for d in node.devices if d.kind is demand.kind]
+    return max(sizes, default=0) * demand.devices_max
+
+
+def _other_kinds(fleet: list[Node]) -> str:
+    counts: dict[str, int] = {}
+    for node in fleet:
+        for device in node.devices:
+            counts[device.kind.value] = counts.get(device.kind.value, 0) + 1
+    has = ", ".join(f"{counts[kind]} {kind}" for kind in sorted(counts))
+    return f" (it has {has})" if has else ""
+
+
+def _mib(size_bytes: int) -> str:
+    return f"{-(-size_bytes // 2**20)} MiB"
+
+
+__all__ = ["feasibility", "suits", "workers_at_most"]

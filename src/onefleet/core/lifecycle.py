@@ -1,0 +1,383 @@
+"""The life of one work, as a table.
+
+`TRANSITIONS` says which event is legal in which phase and where it may lead; `apply` is the only
+way to change a phase. The diagrams of the docs are drawn from the table by `diagram`. Three rules
+hold in every reachable state, and `check` asserts them: devices are held exactly in the phases
+that hold them, the epoch never falls, and what ended says how.
+
+What the pool did to a job is never the job's failure: lost and badly restored work goes back to
+its newest image, then to the one before, then to a fresh attempt, each a bounded number of times,
+and `lost_ms` tells what that threw away. A program that ends by itself is not started again;
+a replica that ends unasked is, after a growing pause.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import Any, assert_never
+
+from onefleet.domain.errors import InternalError
+from onefleet.domain.ids import Generation, ImageId, Instant
+from onefleet.domain.work import Image, Outcome, Phase, Slot, Want, Work, WorkKind
+
+#: Fresh starts that one job may have when the pool keeps losing it.
+ATTEMPTS_MAX = 8
+#: Restores of one image that may fail before the image before it, or a fresh attempt, is used.
+RESTORE_TRIES_MAX = 2
+#: Losses in a row (a node lost, a supervisor died) before the image is taken to be the cause.
+LOSSES_MAX = 5
+#: The pause after the first failure in a row; it doubles with each further one, up to the maximum.
+BACKOFF_MS = 1_000
+BACKOFF_MS_MAX = 60_000
+#: Having run for this long ends a row of failures.
+STABLE_MS = 60_000
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """The planner gave it devices. restore: bring it back from its image, else start it fresh."""
+
+    placement: tuple[Slot, ...]
+    restore: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """All its workers run; a replica's engine answers."""
+
+
+@dataclass(frozen=True, slots=True)
+class Restored:
+    """All its workers run again."""
+
+
+@dataclass(frozen=True, slots=True)
+class RestoreFailed:
+    """It could not be brought back; nothing of it runs, and the image is kept."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class SaveOrdered:
+    """Its state shall be saved and its devices freed."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Saved:
+    """The image of all its workers is whole and durable; nothing of it runs."""
+
+    image: Image
+
+
+@dataclass(frozen=True, slots=True)
+class SaveFailed:
+    """It could not be saved; it runs on, unharmed."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class StopOrdered:
+    """Its processes shall end: for good when its owner wants that, else until there is room."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessEnded:
+    """Nothing of it runs any more. exit_code: 128 + signal; None when the pool lost sight of it."""
+
+    exit_code: int | None
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """A node that it ran on is lost, and with it what ran there."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class ImageLost:
+    """Its newest image cannot be had any more."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class WantChanged:
+    """Its owner wants something else of it. Wanting it stopped cannot be taken back."""
+
+    want: Want
+
+
+Event = (
+    Placed
+    | Started
+    | Restored
+    | RestoreFailed
+    | SaveOrdered
+    | Saved
+    | SaveFailed
+    | StopOrdered
+    | ProcessEnded
+    | Lost
+    | ImageLost
+    | WantChanged
+)
+
+
+class IllegalTransition(InternalError):
+    """An event that the table forbids in this phase."""
+
+    code = "illegal_transition"
+
+
+_BACK = (Phase.PENDING, Phase.SUSPENDED, Phase.ENDED)
+
+#: (phase, event) -> the phases that it may lead to, in the order of how common they are.
+TRANSITIONS: Mapping[tuple[Phase, type[Event]], tuple[Phase, ...]] = MappingProxyType(
+    {
+        (Phase.PENDING, Placed): (Phase.STARTING,),
+        (Phase.PENDING, StopOrdered): (Phase.ENDED,),
+        (Phase.STARTING, Started): (Phase.RUNNING,),
+        (Phase.STARTING, StopOrdered): (Phase.STOPPING,),
+        (Phase.STARTING, ProcessEnded): _BACK,
+        (Phase.STARTING, Lost): _BACK,
+        (Phase.RUNNING, SaveOrdered): (Phase.SAVING,),
+        (Phase.RUNNING, StopOrdered): (Phase.STOPPING,),
+        (Phase.RUNNING, ProcessEnded): _BACK,
+        (Phase.RUNNING, Lost): _BACK,
+        (Phase.SAVING, Saved): (Phase.SUSPENDED,),
+        (Phase.SAVING, SaveFailed): (Phase.RUNNING,),
+        (Phase.SAVING, StopOrdered): (Phase.STOPPING,),
+        (Phase.SAVING, ProcessEnded): _BACK,
+        (Phase.SAVING, Lost): _BACK,
+        (Phase.SUSPENDED, Placed): (Phase.RESTORING,),
+        (Phase.SUSPENDED, StopOrdered): (Phase.ENDED,),
+        (Phase.SUSPENDED, ImageLost): _BACK,
+        (Phase.RESTORING, Restored): (Phase.RUNNING,),
+        (Phase.RESTORING, RestoreFailed): _BACK,
+        (Phase.RESTORING, StopOrdered): (Phase.STOPPING,),
+        (Phase.RESTORING, ProcessEnded): _BACK,
+        (Phase.RESTORING, Lost): _BACK,
+        (Phase.STOPPING, ProcessEnded): _BACK,
+        (Phase.STOPPING, Lost): _BACK,
+        **{(phase, WantChanged): (phase,) for phase in Phase if phase is not Phase.ENDED},
+    }
+)
+
+
+def apply(work: Work, event: Event, now: Instant) -> Work:
+    """Return the work after the event.
+
+    Raises IllegalTransition when the table, or a rule of the event, forbids it.
+    """
+    targets = TRANSITIONS.get((work.phase, type(event)))
+    if targets is None:
+        raise _illegal(work, event, f"the table has no such event in phase {work.phase}")
+    after = _after(work, event, now)
+    if after.phase not in targets:  # pragma: no cover - a defect of this file
+        raise _illegal(work, event, f"it led to {after.phase}, which the table does not name")
+    return after
+
+
+def image_id(work: Work) -> ImageId:
+    """The id of the image that a save of this placement makes. A repeated save makes the same."""
+    return ImageId(f"{work.id}.{work.epoch}")
+
+
+def progress_ms(work: Work) -> int:
+    """Run time that is not thrown away, without the current stretch in RUNNING."""
+    return work.ran_ms - work.lost_ms
+
+
+def backoff_ms(failures: int) -> int:
+    """The pause after this many failures in a row."""
+    return min(BACKOFF_MS << min(max(failures - 1, 0), 16), BACKOFF_MS_MAX)
+
+
+def check(work: Work) -> None:
+    """Assert what holds for every work that only `apply` has changed."""
+    assert bool(work.placement) == work.phase.holds_devices, work
+    assert (work.outcome is not None) == (work.phase is Phase.ENDED), work
+    assert (work.ended_at is not None) == (work.phase is Phase.ENDED), work
+    assert work.phase is not Phase.ENDED or work.why_ended, work
+    assert work.phase not in (Phase.SUSPENDED, Phase.RESTORING) or work.image is not None, work
+    assert 0 <= work.lost_ms <= work.ran_ms, work
+    assert 0 <= work.attempts <= work.epoch, work
+
+
+def diagram() -> str:
+    """The table as a mermaid state diagram."""
+    lines = ["stateDiagram-v2", f"    [*] --> {Phase.PENDING}"]
+    for (phase, event), targets in TRANSITIONS.items():
+        if event is not WantChanged:
+            lines.extend(f"    {phase} --> {target}: {event.__name__}" for target in targets)
+    lines.append(f"    {Phase.ENDED} --> [*]")
+    return "\n".join(lines) + "\n"
+
+
+def _illegal(work: Work, event: Event, why: str) -> IllegalTransition:
+    name = type(event).__name__
+    return IllegalTransition(f"{name} does not apply to {work.id} ({work.phase})", why=why)
+
+
+def _after(work: Work, event: Event, now: Instant) -> Work:  # one arm an event
+    match event:
+        case Placed():
+            return _placed(work, event, now)
+        case Started():
+            started_at = now if work.started_at is None else work.started_at
+            return _enter(work, Phase.RUNNING, now, "", started_at=started_at)
+        case Restored():
+            return _enter(work, Phase.RUNNING, now, "")
+        case RestoreFailed(reason):
+            return _fall_back(work, now, f"could not be restored: {reason}", RESTORE_TRIES_MAX)
+        case SaveOrdered(reason):
+            if not work.suspendable:
+                raise _illegal(work, event, "it cannot be saved")
+            return _enter(work, Phase.SAVING, now, reason)
+        case Saved(image):
+            return _saved(work, image, now)
+        case SaveFailed(reason):
+            return _failed_once(_enter(work, Phase.RUNNING, now, f"not saved: {reason}"), now)
+        case StopOrdered(reason):
+            if work.phase.holds_devices:
+                return _enter(work, Phase.STOPPING, now, reason)
+            return _end(work, now, Outcome.CANCELLED, None, reason)
+        case ProcessEnded(exit_code, reason):
+            return _process_ended(work, exit_code, reason, now)
+        case Lost(reason):
+            return _lost(work, now, reason)
+        case ImageLost(reason):
+            return _fall_back(work, now, reason, 0)
+        case WantChanged(want):
+            if work.want is Want.STOP and want is not Want.STOP:
+                raise _illegal(work, event, "it is being stopped, which cannot be taken back")
+            return replace(work, want=want)
+        case _:  # pragma: no cover - the type checker proves it
+            assert_never(event)
+
+
+def _enter(work: Work, phase: Phase, now: Instant, reason: str, **changes: Any) -> Work:
+    """Change the phase, with what every change of phase brings about."""
+    changes.setdefault("reason", reason)
+    if work.phase is Phase.RUNNING:
+        stretch = max(now - work.phase_since, 0)
+        changes["ran_ms"] = work.ran_ms + stretch
+        if stretch >= STABLE_MS:
+            changes.setdefault("failures", 0)
+    if not phase.holds_devices:
+        changes["placement"] = ()
+    return replace(work, phase=phase, phase_since=now, **changes)
+
+
+def _placed(work: Work, event: Placed, now: Instant) -> Work:
+    if event.restore != (work.phase is Phase.SUSPENDED):
+        raise _illegal(work, event, "only suspended work is restored, only pending work started")
+    if len(event.placement) != work.demand.workers:
+        raise _illegal(work, event, f"a gang of {work.demand.workers} is placed whole or not")
+    return _enter(
+        work,
+        Phase.RESTORING if event.restore else Phase.STARTING,
+        now,
+        "",
+        epoch=Generation(work.epoch + 1),
+        placement=event.placement,
+        attempts=work.attempts + (0 if event.restore else 1),
+    )
+
+
+def _saved(work: Work, image: Image, now: Instant) -> Work:
+    if len(image.nodes) != work.demand.workers:
+        raise _illegal(work, Saved(image), f"the image is not of {work.demand.workers} workers")
+    return _enter(
+        work,
+        Phase.SUSPENDED,
+        now,
+        work.reason,
+        image=replace(image, ran_ms=progress_ms(work)),
+        image_before=work.image,
+        suspends=work.suspends + 1,
+        failures=0,
+        not_before=Instant(0),
+    )
+
+
+def _process_ended(work: Work, exit_code: int | None, reason: str, now: Instant) -> Work:
+    stopping = work.phase is Phase.STOPPING
+    if work.want is Want.STOP and stopping:
+        return _end(work, now, Outcome.CANCELLED, exit_code, work.reason)
+    if work.kind is WorkKind.REPLICA and stopping:  # asked to make room: no failure of its own
+        return _enter(work, Phase.PENDING, now, work.reason)
+    if work.kind is WorkKind.REPLICA:
+        if work.want is Want.STOP:
+            return _end(work, now, Outcome.CANCELLED, exit_code, reason)
+        return _failed_once(_enter(work, Phase.PENDING, now, f"its engine ended: {reason}"), now)
+    if exit_code is None:
+        return _lost(work, now, reason)
+    if exit_code == 0:
+        return _end(work, now, Outcome.SUCCEEDED, 0, reason or "exited with code 0")
+    return _end(work, now, Outcome.FAILED, exit_code, reason or f"exited with code {exit_code}")
+
+
+def _lost(work: Work, now: Instant, reason: str) -> Work:
+    work = replace(work, epoch=Generation(work.epoch + 1))  # late reports of it are void
+    if work.want is Want.STOP:
+        return _end(work, now, Outcome.CANCELLED, None, reason)
+    if work.kind is WorkKind.REPLICA:
+        return _failed_once(_enter(work, Phase.PENDING, now, reason), now)
+    return _fall_back(work, now, reason, LOSSES_MAX)
+
+
+def _fall_back(work: Work, now: Instant, reason: str, tries_max: int) -> Work:
+    """Back to the newest image that is not used up, else to a fresh attempt, else the end."""
+    ended = _enter(work, Phase.SUSPENDED, now, reason)  # adds up ran_ms
+    failures = ended.failures + 1
+    image, image_before = work.image, work.image_before
+    if failures >= tries_max:
+        image, image_before, failures = image_before, None, 0
+    kept_ms = 0 if image is None else image.ran_ms
+    thrown_ms = max(progress_ms(ended) - kept_ms, 0)
+    told = f"{reason}; {thrown_ms} ms of its run are lost" if thrown_ms else reason
+    back = replace(
+        ended,
+        image=image,
+        image_before=image_before,
+        lost_ms=ended.lost_ms + thrown_ms,
+        reason=told,
+        failures=failures,
+        not_before=Instant(now + backoff_ms(max(failures, 1))),
+    )
+    if image is not None:
+        return back
+    if work.attempts >= ATTEMPTS_MAX:
+        return _end(
+            back, now, Outcome.FAILED, None, f"gave up after {work.attempts} starts: {told}"
+        )
+    return replace(back, phase=Phase.PENDING)
+
+
+def _failed_once(work: Work, now: Instant) -> Work:
+    failures = work.failures + 1
+    return replace(work, failures=failures, not_before=Instant(now + backoff_ms(failures)))
+
+
+def _end(work: Work, now: Instant, outcome: Outcome, exit_code: int | None, why_ended: str) -> Work:
+    return _enter(
+        work,
+        Phase.ENDED,
+        now,
+        "",
+        outcome=outcome,
+        exit_code=exit_code,
+        why_ended=why_ended or outcome.value,
+        ended_at=now,
+    )

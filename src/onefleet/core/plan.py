@@ -1,0 +1,171 @@
+"""A plan: what shall change, why, and what stands in the way of the rest.
+
+It is complete and immutable and leaves its executor no choice: `apply_plan` turns it into changed
+records without deciding anything. `check_plan` (plan_check.py) lints it before it is committed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from typing import assert_never
+
+from onefleet.core import lifecycle
+from onefleet.core.snapshot import Snapshot
+from onefleet.domain.fleet import Node, NodeState
+from onefleet.domain.ids import Generation, Instant, NodeId, WorkId
+from onefleet.domain.work import Slot, Work
+
+
+@dataclass(frozen=True, slots=True)
+class Fence:
+    """The node's lease ran out and the grace passed: it is lost."""
+
+    node_id: NodeId
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Lose:
+    """What ran on a lost node is given up; the work goes back to its image or to the queue."""
+
+    work_id: WorkId
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class DropImage:
+    """The image of suspended work cannot be had any more."""
+
+    work_id: WorkId
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """End its processes. for_work: whom the devices are for; None when its owner wants it."""
+
+    work_id: WorkId
+    reason: str
+    for_work: WorkId | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Suspend:
+    """Save it and free its devices. for_work: whom they are for; None when its owner wants it."""
+
+    work_id: WorkId
+    reason: str
+    for_work: WorkId | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Give it these devices. restore: from its image, else a fresh start."""
+
+    work_id: WorkId
+    placement: tuple[Slot, ...]
+    restore: bool
+
+
+Decision = Fence | Lose | DropImage | Stop | Suspend | Place
+
+
+@dataclass(frozen=True, slots=True)
+class StepReport:
+    """What one step of the planner did, or why it did nothing."""
+
+    step: str
+    text: str
+
+
+class Gate(StrEnum):
+    """Where work can be held up. `why` names every one that does."""
+
+    ADMISSION = "admission"
+    QUOTA = "quota"
+    FEASIBILITY = "feasibility"
+    CONTENTION = "contention"
+    DATA = "data"
+    START = "start"
+
+
+@dataclass(frozen=True, slots=True)
+class Blocker:
+    """One reason that work does not run. holders: works that have what it needs, by id."""
+
+    gate: Gate
+    text: str
+    holders: tuple[WorkId, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The whole of one pass. blockers: of each work that does not run, never empty."""
+
+    parent: Generation
+    planned_at: Instant
+    decisions: tuple[Decision, ...]
+    steps: tuple[StepReport, ...]
+    blockers: Mapping[WorkId, tuple[Blocker, ...]]
+
+
+def apply_plan(snapshot: Snapshot, plan: Plan, now: Instant) -> tuple[Work, ...]:
+    """The works that the plan changes, as they are after it, in the order of the decisions.
+
+    Raises IllegalTransition when the plan is not of this snapshot.
+    """
+    changed: dict[WorkId, Work] = {}
+    for decision in plan.decisions:
+        if isinstance(decision, Fence):
+            continue
+        work = changed.get(decision.work_id, snapshot.works[decision.work_id])
+        changed[work.id] = lifecycle.apply(work, event_of(decision), now)
+    return tuple(changed.values())
+
+
+def fenced_nodes(snapshot: Snapshot, plan: Plan) -> tuple[Node, ...]:
+    """The nodes that the plan changes, as they are after it."""
+    return tuple(
+        replace(snapshot.nodes[decision.node_id], state=NodeState.LOST)
+        for decision in plan.decisions
+        if isinstance(decision, Fence)
+    )
+
+
+def event_of(decision: Lose | DropImage | Stop | Suspend | Place) -> lifecycle.Event:
+    """What a decision means in the life of its work."""
+    match decision:
+        case Lose(_, reason):
+            return lifecycle.Lost(reason)
+        case DropImage(_, reason):
+            return lifecycle.ImageLost(reason)
+        case Stop(_, reason):
+            return lifecycle.StopOrdered(reason)
+        case Suspend(_, reason):
+            return lifecycle.SaveOrdered(reason)
+        case Place(_, placement, restore):
+            return lifecycle.Placed(placement, restore)
+        case _:  # pragma: no cover - the type checker proves it
+            assert_never(decision)
+
+
+def describe(decision: Decision) -> str:
+    """One line for people and for the decision log; equal decisions have equal lines."""
+    match decision:
+        case Fence(node_id, reason):
+            return f"fence {node_id}: {reason}"
+        case Lose(work_id, reason):
+            return f"lose {work_id}: {reason}"
+        case DropImage(work_id, reason):
+            return f"drop image of {work_id}: {reason}"
+        case Stop(work_id, reason):
+            return f"stop {work_id}: {reason}"
+        case Suspend(work_id, reason):
+            return f"suspend {work_id}: {reason}"
+        case Place(work_id, placement, restore):
+            where = " ".join(device for slot in placement for device in slot.devices)
+            return f"{'restore' if restore else 'start'} {work_id} on {where}"
+        case _:  # pragma: no cover - the type checker proves it
+            assert_never(decision)

@@ -1,0 +1,38 @@
+"""The numbers that steer the planner and the autoscaler. One frozen value; no number hides in code.
+
+Durations are in milliseconds.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """How the pool decides.
+
+    lease_grace_ms: after a node's lease ran out, wait so long before its work is given up; it is
+    longer than an agent takes to notice that its lease ran out and to end what it runs.
+    resume_hold_ms: suspended work stays so for this long, so that work does not bounce.
+    patience_ms: for this long younger work may pass a bigger, older one of its tier; then devices
+    are kept free for it.
+    image_wait_ms: an image on a lost or draining node is waited for this long, then given up.
+    idle_ms: a deployment without a request for this long may lose a replica.
+    scale_up_waiting: held requests a ready replica, from which on one more is wanted.
+    save_fixed_ms, save_bytes_per_ms, replica_start_ms: what suspending work costs, to choose the
+    cheapest victims: a fixed part, its state's bytes twice (out and in), loading a model again.
+    """
+
+    lease_grace_ms: int = 5_000
+    resume_hold_ms: int = 1_000
+    patience_ms: int = 30_000
+    image_wait_ms: int = 600_000
+    idle_ms: int = 5_000
+    scale_up_waiting: int = 1
+    save_fixed_ms: int = 300
+    save_bytes_per_ms: int = 500_000
+    replica_start_ms: int = 3_000
+
+
+DEFAULT_POLICY = Policy()

@@ -1,0 +1,93 @@
+"""The planner's view of the pool at one generation, and pure questions to it.
+
+A snapshot is not a checkpoint: it is what is known, not what is saved. All mappings iterate by id.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from onefleet.domain.fleet import Device, DeviceKind, Node, NodeState
+from onefleet.domain.ids import (
+    DeploymentId,
+    DeviceId,
+    Generation,
+    Instant,
+    NodeId,
+    ReservationId,
+    TenantId,
+    WorkId,
+)
+from onefleet.domain.serving import Deployment, Replica
+from onefleet.domain.tenancy import Reservation, Tenant
+from onefleet.domain.work import Work
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """Everything that a plan may depend on, besides the policy and the time."""
+
+    generation: Generation
+    nodes: Mapping[NodeId, Node]
+    works: Mapping[WorkId, Work]
+    tenants: Mapping[TenantId, Tenant]
+    reservations: Mapping[ReservationId, Reservation]
+    deployments: Mapping[DeploymentId, Deployment]
+    replicas: Mapping[WorkId, Replica]
+
+    @classmethod
+    def of(
+        cls,
+        generation: Generation,
+        *,
+        nodes: Iterable[Node],
+        works: Iterable[Work],
+        tenants: Iterable[Tenant] = (),
+        reservations: Iterable[Reservation] = (),
+        deployments: Iterable[Deployment] = (),
+        replicas: Iterable[Replica] = (),
+    ) -> Snapshot:
+        """Build it from records in any order."""
+        return cls(
+            generation,
+            MappingProxyType({x.id: x for x in sorted(nodes, key=lambda x: x.id)}),
+            MappingProxyType({x.id: x for x in sorted(works, key=lambda x: x.id)}),
+            MappingProxyType({x.id: x for x in sorted(tenants, key=lambda x: x.id)}),
+            MappingProxyType({x.id: x for x in sorted(reservations, key=lambda x: x.id)}),
+            MappingProxyType({x.id: x for x in sorted(deployments, key=lambda x: x.id)}),
+            MappingProxyType({x.id: x for x in sorted(replicas, key=lambda x: x.id)}),
+        )
+
+
+def holders(works: Mapping[WorkId, Work]) -> dict[DeviceId, WorkId]:
+    """Which work holds each held device."""
+    return {
+        device: work.id
+        for work in works.values()
+        for slot in work.placement
+        for device in slot.devices
+    }
+
+
+def usable(node: Node, now: Instant) -> bool:
+    """Whether new work may be placed on it."""
+    return node.state is NodeState.READY and node.lease_expires_at > now
+
+
+def free_devices(snapshot: Snapshot, kind: DeviceKind, now: Instant) -> tuple[Device, ...]:
+    """Devices that new work could have now, by node id and index."""
+    held = holders(snapshot.works)
+    return tuple(
+        device
+        for node in snapshot.nodes.values()
+        if usable(node, now)
+        for device in sorted(node.devices, key=lambda d: (d.index, d.id))
+        if device.kind is kind and device.id not in held
+    )
+
+
+def devices_held(work: Work) -> int:
+    """How many devices it holds now."""
+    return sum(len(slot.devices) for slot in work.placement)
