@@ -24,6 +24,8 @@ class Settings:
     key: str | None  # an API key that overrides the stored one
     no_color: bool
     width: int | None
+    force_color: bool = False
+    dumb: bool = False  # the terminal cannot be redrawn
 
     @property
     def layout(self) -> Layout:
@@ -31,7 +33,9 @@ class Settings:
 
 
 def settings(data_dir: str | None = None) -> Settings:
-    """Read flags and environment: ONEFLEET_DATA_DIR, ONEFLEET_KEY, NO_COLOR, TERM, COLUMNS."""
+    """Read flags and environment: ONEFLEET_DATA_DIR, ONEFLEET_KEY, NO_COLOR, TERM, COLUMNS, and
+    FORCE_COLOR, CLICOLOR as no-color.org and bixense.com/clicolors have them.
+    """
     environment = os.environ
     chosen = data_dir or environment.get("ONEFLEET_DATA_DIR")
     root = Path(chosen).expanduser() if chosen else _default_data_dir()
@@ -39,8 +43,12 @@ def settings(data_dir: str | None = None) -> Settings:
     return Settings(
         data_dir=root.absolute(),
         key=environment.get("ONEFLEET_KEY"),
-        no_color=bool(environment.get("NO_COLOR")) or environment.get("TERM") == "dumb",
+        no_color=bool(environment.get("NO_COLOR"))
+        or environment.get("TERM") == "dumb"
+        or environment.get("CLICOLOR") == "0",
         width=int(columns) if columns.isdigit() else None,
+        force_color=environment.get("FORCE_COLOR", "0") not in ("", "0"),
+        dumb=environment.get("TERM") == "dumb",
     )
 
 
