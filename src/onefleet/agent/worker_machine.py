@@ -11,8 +11,8 @@ job to another node; so jobs are saved (ended where that fails) and stay so unti
 again. Replicas keep serving: two copies of a replica do no harm, and a pool whose control plane
 is away must still answer.
 
-An image that was made without an order (its name begins with "own-") is reported like any other. If the next order
-still says RUN under the same epoch, the worker is brought back from it.
+An image that was made without an order (its name begins with "own-") is reported like any other.
+If the next order still says RUN under the same epoch, the worker is brought back from it.
 """
 
 from __future__ import annotations
@@ -53,6 +53,7 @@ DEFAULT_GRACE_MS = 10_000
 IMAGES_KEPT = 2
 #: How the name of an image begins that nobody ordered.
 _OWN = "own-"
+_NEVER_BEFORE = Instant(0)
 #: Before a stop that failed is asked for again.
 STOP_RETRY_MS = 1_000
 
@@ -104,7 +105,7 @@ class Worker:
     host: str = ""
     port: int = 0
     grace_ms: int = DEFAULT_GRACE_MS
-    not_before: Instant = Instant(0)
+    not_before: Instant = _NEVER_BEFORE
 
     def view(self) -> tuple[object, ...]:
         """What the control plane is told; a change of it is worth a report."""
@@ -230,7 +231,7 @@ class WorkerMachine:
             case Save(image=image):
                 self._saved(worker, done, image)
             case Stop():
-                worker.not_before = Instant(0)
+                worker.not_before = _NEVER_BEFORE
                 if done.error:  # it may live still: the next decision asks again
                     worker.reason = done.error
                     worker.not_before = Instant(now + STOP_RETRY_MS)
@@ -357,7 +358,7 @@ class WorkerMachine:
             worker.alive = True
             worker.ran = act.order.epoch
             worker.exit_code = None
-            worker.reason = ""
+            worker.reason = worker.condemned = ""
             worker.host, worker.port = "", 0
             worker.failed_save = None
         return act
