@@ -61,6 +61,7 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
     verb: OrderVerb
     devices: tuple[DeviceId, ...] = ()
     image: ImageId | None = None
+    keep: tuple[ImageId, ...] = ()  # further images to fall back to; they must not be removed
     grace_ms: int = 10_000  # between asking a process to end and killing it
     job: JobSpec | None = None
     engine: EngineSpec | None = None

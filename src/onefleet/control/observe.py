@@ -1,0 +1,176 @@
+"""What a node's report means for the state: a pure function from report to commit.
+
+A report is level-triggered: it says what is true now, so a lost or repeated one does no harm.
+Reports of an older epoch than the work's are of a placement that was given up, and are ignored.
+A heartbeat that says nothing new gives an empty commit, which nobody writes: leases live in
+memory (`leases.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+
+from onefleet.control import notes
+from onefleet.core import lifecycle
+from onefleet.domain.fleet import Node, NodeState
+from onefleet.domain.ids import ImageId, Instant, WorkId
+from onefleet.domain.serving import Replica
+from onefleet.domain.work import Image, Phase, Work, WorkKind
+from onefleet.store.base import Commit, Note, Put, State
+from onefleet.wire.agent import NodeReport, Observed, WorkerReport
+
+Rank = tuple[WorkId, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What is known besides the state. workers: the newest report of each rank, of all nodes,
+    this report's included. vanished: works that this node should know and does not report."""
+
+    workers: Mapping[Rank, WorkerReport]
+    vanished: tuple[WorkId, ...] = ()
+
+
+def observe(state: State, report: NodeReport, seen: Seen, lease: Instant, now: Instant) -> Commit:
+    """The commit that makes the state agree with the report; empty when it does already.
+
+    lease: until when the node may run its work, for a node that has to be written anyway.
+    """
+    changes: list[Put] = []
+    found: list[Note] = []
+    node = _node(state.nodes.get(report.node_id), report, lease, now)
+    if node is not None:
+        changes.append(Put(node))
+        before = state.nodes.get(report.node_id)
+        kind = "node.joined" if before is None or before.state is NodeState.LOST else "node.changed"
+        found.append(Note(now, kind, node.id, f"{node.name}: {len(node.devices)} devices"))
+    for work_id in _touched(report, seen):
+        work = state.works.get(work_id)
+        if work is None or work.phase in (Phase.PENDING, Phase.ENDED):
+            continue
+        after = _advanced(work, seen, now)
+        if after != work:
+            changes.append(Put(after))
+            found.extend(notes.of_work(work, after, now))
+        replica = _replica(state, after, seen)
+        if replica is not None:
+            changes.append(Put(replica))
+    return Commit(changes=changes, notes=found)
+
+
+def _touched(report: NodeReport, seen: Seen) -> Iterable[WorkId]:
+    return dict.fromkeys(sorted([*(w.work_id for w in report.workers), *seen.vanished]))
+
+
+def _node(known: Node | None, report: NodeReport, lease: Instant, now: Instant) -> Node | None:
+    """The node's record if it has to be written, else None."""
+    if known is None:
+        return Node(
+            id=report.node_id,
+            name=report.name,
+            state=NodeState.READY,
+            devices=report.devices,
+            memory_bytes=report.memory_bytes,
+            checkpoint_mode=report.checkpoint_mode,
+            checkpoint_reason=report.checkpoint_reason,
+            lease_expires_at=lease,
+            joined_at=now,
+        )
+    same = replace(
+        known,
+        name=report.name,
+        state=NodeState.READY if known.state is NodeState.LOST else known.state,
+        devices=report.devices,
+        memory_bytes=report.memory_bytes,
+        checkpoint_mode=report.checkpoint_mode,
+        checkpoint_reason=report.checkpoint_reason,
+    )
+    return None if same == known else replace(same, lease_expires_at=lease)
+
+
+def _advanced(work: Work, seen: Seen, now: Instant) -> Work:
+    """The work after what its workers report, all ranks taken together."""
+    if work.id in seen.vanished:
+        if work.phase is Phase.SUSPENDED:
+            return work
+        reason = "its node knows nothing of it any more"
+        return lifecycle.apply(work, lifecycle.ProcessEnded(None, reason), now)
+    reports = [seen.workers.get((work.id, rank)) for rank in range(work.demand.workers)]
+    current = [r for r in reports if r is not None and r.epoch == work.epoch]
+    for event in _events(work, current, now):
+        work = lifecycle.apply(work, event, now)
+    return work
+
+
+def _events(work: Work, current: list[WorkerReport], now: Instant) -> list[lifecycle.Event]:
+    """The lifecycle events that the reports of the current epoch stand for."""
+    whole = len(current) == work.demand.workers
+    states = [r.observed for r in current]
+    if work.phase is Phase.SUSPENDED:
+        gone = [r for r in current if r.observed is Observed.RESTORE_FAILED]
+        return [lifecycle.ImageLost(gone[0].reason)] if gone else []
+    if Observed.ENDED in states:
+        return _end_events(work, current, whole)
+    if work.phase is Phase.STARTING and whole and _all(states, Observed.RUNNING):
+        return [lifecycle.Started()]
+    if work.phase is Phase.RESTORING:
+        failed = [r for r in current if r.observed is Observed.RESTORE_FAILED]
+        if failed:
+            return [lifecycle.RestoreFailed(failed[0].reason)]
+        if whole and _all(states, Observed.RUNNING):
+            return [lifecycle.Restored()]
+    if work.phase is Phase.SAVING:
+        failed = [r for r in current if r.observed is Observed.SAVE_FAILED]
+        if failed:
+            return [lifecycle.SaveFailed(failed[0].reason)]
+        if whole and _all(states, Observed.SAVED):
+            return [lifecycle.Saved(_image(work, current, now))]
+    return []
+
+
+def _end_events(work: Work, current: list[WorkerReport], whole: bool) -> list[lifecycle.Event]:
+    """A worker ended. A gang ends together: the others are stopped, and then it is over."""
+    ended = [r for r in current if r.observed is Observed.ENDED]
+    failed = [r for r in ended if r.exit_code != 0]
+    first = (failed or ended)[0]
+    events: list[lifecycle.Event] = []
+    if work.kind is WorkKind.JOB and work.phase is Phase.STARTING and _ran(first):
+        events.append(lifecycle.Started())
+    if whole and len(ended) == len(current):
+        return [*events, lifecycle.ProcessEnded(first.exit_code, first.reason)]
+    if failed and work.phase is not Phase.STOPPING:
+        return [*events, lifecycle.StopOrdered(f"rank {first.rank} ended: {first.reason}")]
+    return []
+
+
+def _ran(report: WorkerReport) -> bool:
+    """Whether its command ever ran; 126 and 127 say that it could not be started."""
+    return report.exit_code is not None and report.exit_code not in (126, 127)
+
+
+def _all(states: list[Observed], wanted: Observed) -> bool:
+    return all(state is wanted for state in states)
+
+
+def _image(work: Work, current: list[WorkerReport], now: Instant) -> Image:
+    """The image that the workers made together; each holds its own part under the same id."""
+    return Image(
+        id=ImageId(current[0].image or lifecycle.image_id(work)),
+        nodes=tuple(slot.node_id for slot in work.placement),
+        size_bytes=sum(r.image_bytes for r in current),
+        saved_at=now,
+    )
+
+
+def _replica(state: State, work: Work, seen: Seen) -> Replica | None:
+    """The replica's record with the address that its engine answers at, if that is news."""
+    replica = state.replicas.get(work.id)
+    report = seen.workers.get((work.id, 0))
+    if replica is None or report is None or work.phase is not Phase.RUNNING:
+        return None
+    if report.epoch != work.epoch or not report.port:
+        return None
+    if (replica.host, replica.port) == (report.host, report.port):
+        return None
+    return replace(replica, host=report.host, port=report.port)
