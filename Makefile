@@ -12,7 +12,7 @@ run: $(VENV)/ready
 	@scripts/run.sh "$(TOUR)" --port "$(PORT)" $(ARGS)
 
 test: $(VENV)/ready-dev
-	$(BIN)/pytest $(ARGS)
+	$(BIN)/pytest -n auto --dist loadfile $(ARGS)
 
 check: $(VENV)/ready-dev
 	$(BIN)/ruff format --check .

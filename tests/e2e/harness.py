@@ -1,0 +1,161 @@
+"""A real pool in a folder of its own, driven through the command line as a user would."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+from openai import OpenAI
+
+#: How long a state may take to come about on a busy machine, in seconds.
+PATIENCE_S = 90.0
+
+JOB = Path(__file__).parent / "job.py"
+
+
+def until(what: str, probe: Callable[[], Any], timeout_s: float = PATIENCE_S) -> Any:
+    """Ask until the answer is true; fail naming what did not come about."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        found = probe()
+        if found:
+            return found
+        if time.monotonic() > deadline:
+            raise AssertionError(f"not within {timeout_s:.0f} s: {what}")
+        time.sleep(0.05)
+
+
+class Pool:
+    """One data folder and, while it is up, its processes."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def run(self, *words: str, code: int | None = 0, timeout_s: float = 180) -> str:
+        """Run one command; return its stdout. `code` None: any exit code will do."""
+        done = self.attempt(*words, timeout_s=timeout_s)
+        if code is not None and done.returncode != code:
+            raise AssertionError(
+                f"onefleet {' '.join(words)}: exit {done.returncode}, not {code}\n"
+                f"{done.stdout}\n{done.stderr}\n{self.logs()}"
+            )
+        return done.stdout.strip()
+
+    def attempt(
+        self, *words: str, timeout_s: float = 180, cwd: Path | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        """Run one command and return how it went."""
+        head, *rest = words
+        line = [sys.executable, "-m", "onefleet.cli.main", head]
+        split = rest.index("--") if "--" in rest else len(rest)
+        line += [*rest[:split], "--data-dir", str(self.folder), *rest[split:]]
+        return subprocess.run(
+            line,
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+            cwd=cwd or self.folder.parent,
+            stdin=subprocess.DEVNULL,
+            check=False,
+        )
+
+    def json(self, *words: str) -> Any:
+        """Run one command with -o json and return what it printed."""
+        split = words.index("--") if "--" in words else len(words)
+        return json.loads(self.run(*words[:split], "-o", "json", *words[split:]))
+
+    def up(self) -> None:
+        self.run("up", "--port", "0", "--detach")
+
+    def down(self) -> None:
+        self.run("down")
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What the pool says of itself while it is up."""
+        text = (self.folder / "run" / "pool.json").read_text()
+        return dict(json.loads(text))
+
+    @property
+    def url(self) -> str:
+        return str(self.facts["url"])
+
+    def pid(self, process: str) -> int:
+        """The process id of control, gateway or agent."""
+        return int(self.facts["pids"][process])
+
+    def kill(self, pid: int) -> None:
+        """End one process at once, as a crash would."""
+        os.kill(pid, signal.SIGKILL)
+
+    def client(self, **options: Any) -> OpenAI:
+        key = (self.folder / "credentials").read_text().strip()
+        return OpenAI(base_url=f"{self.url}/v1", api_key=key, **options)
+
+    def job(self, job_id: str) -> dict[str, Any]:
+        found = self.json("ps")
+        return next(dict(job) for job in found if job["id"] == job_id)
+
+    def phase(self, job_id: str) -> str:
+        return str(self.job(job_id)["phase"])
+
+    def submit(self, *words: str, steps: int, name: str, devices: str = "1") -> str:
+        """Start the deterministic job; return its id."""
+        command = [sys.executable, str(JOB), str(steps)]
+        return self.run("run", "--name", name, "--devices", devices, *words, "--", *command)
+
+    def digest(self, job_id: str) -> str:
+        """The last line of a finished job: the digest of its final state."""
+        return self.run("logs", job_id).splitlines()[-1]
+
+    def finished(self, job_id: str, timeout_s: float = PATIENCE_S) -> dict[str, Any]:
+        """Wait for the end of a job; return it."""
+        ended = lambda: (job := self.job(job_id))["phase"] == "ended" and job  # noqa: E731
+        return dict(until(f"{job_id} ends", ended, timeout_s))
+
+    def engine_pids(self) -> list[int]:
+        """The engine processes of this pool's replicas."""
+        return [p.pid for p in self.processes() if "engines." in " ".join(_cmdline(p))]
+
+    def processes(self) -> list[psutil.Process]:
+        """Every live process that works in or for this pool's folder."""
+        mark = str(self.folder)
+        return [p for p in psutil.process_iter() if mark in " ".join(_cmdline(p))]
+
+    def logs(self) -> str:
+        """The end of each process's log, for a failure's report."""
+        tails = []
+        for path in sorted((self.folder / "log").glob("*.log")):
+            tails.append(f"--- {path.name}\n" + path.read_text(errors="replace")[-3000:])
+        return "\n".join(tails)
+
+
+def _cmdline(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except psutil.Error:
+        return []
+
+
+@contextlib.contextmanager
+def pool(folder: Path) -> Iterator[Pool]:
+    """A pool that is up inside the block and leaves no process behind."""
+    it = Pool(folder)
+    it.up()
+    try:
+        yield it
+    finally:
+        it.run("down", code=None)
+        left = it.processes()
+        for process in left:
+            process.kill()
+        assert [" ".join(_cmdline(p)) for p in left] == []

@@ -1,0 +1,109 @@
+"""Serving takes devices from a job and gives them back, and the job does not notice."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import os
+
+import pytest
+
+from tests.e2e.harness import Pool, until
+
+pytestmark = pytest.mark.e2e
+
+STEPS = 2_500
+DEVICES = len(os.sched_getaffinity(0))
+
+
+def test_a_burst_suspends_a_job_and_the_job_ends_as_if_undisturbed(
+    serving: Pool, undisturbed: dict[int, str]
+) -> None:
+    serving.run("tenant", "create", "burst")
+    key = serving.json("key", "create", "--tenant", "burst", "--role", "caller")["key"]
+    serving.run(
+        "deploy", "demo:tiny", "--name", "surge", "--tenant", "burst",
+        "--tier", "premium", "--replicas", "0..1",
+    )  # fmt: skip
+    spare = DEVICES - 1
+    job = serving.submit("--tier", "standard", steps=STEPS, name="shared", devices=str(spare))
+    until("the job runs", lambda: serving.phase(job) == "running")
+    client = serving.client().with_options(api_key=key)
+
+    def ask(number: int) -> bool:
+        said = client.chat.completions.create(
+            model="surge",
+            messages=[{"role": "user", "content": f"Number {number}?"}],
+            max_tokens=8,
+        )
+        return bool(said.choices)
+
+    with concurrent.futures.ThreadPoolExecutor(8) as threads:
+        assert all(threads.map(ask, range(16)))
+    during = serving.job(job)
+    assert during["suspends"] == 1
+    assert during["phase"] in ("suspended", "saving")
+    assert during["memory_bytes"] == 0
+    ended = serving.finished(job)
+    assert ended["outcome"] == "succeeded"
+    assert ended["lost_ms"] == 0
+    assert serving.digest(job) == undisturbed[STEPS]
+
+
+def test_a_user_can_suspend_and_resume(serving: Pool, undisturbed: dict[int, str]) -> None:
+    job = serving.submit(steps=600, name="by-hand")
+    until("it prints", lambda: serving.run("logs", job))
+    serving.run("suspend", job)
+    until("it is suspended", lambda: serving.phase(job) == "suspended")
+    said = serving.json("why", job)
+    assert said["blockers"]
+    serving.run("resume", job)
+    ended = serving.finished(job)
+    assert (ended["outcome"], ended["suspends"]) == ("succeeded", 1)
+    assert serving.digest(job) == undisturbed[600]
+
+
+def test_a_waiting_job_says_who_holds_what_it_waits_for(serving: Pool) -> None:
+    first = serving.submit(steps=100_000, name="holder", devices=str(DEVICES - 1))
+    until("it runs", lambda: serving.phase(first) == "running")
+    second = serving.submit(steps=10, name="waiter")
+    said = serving.json("why", second)
+    assert said["phase"] == "pending"
+    assert any(first in holder for b in said["blockers"] for holder in b["holders"])
+    serving.run("cancel", first)
+    assert serving.finished(first)["outcome"] == "cancelled"
+    assert serving.finished(second)["outcome"] == "succeeded"
+
+
+def test_watching_a_job_returns_its_own_code(serving: Pool) -> None:
+    done = serving.attempt("run", "--watch", "--", "/bin/sh", "-c", "echo hello; exit 7")
+    assert done.returncode == 7
+    assert "hello" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (("run", "--devices", "4096", "--", "true"), 6, "4096"),
+        (("run", "--watch", "--", "no-such-program"), 127, "no-such-program"),
+        (("deploy", "nothing:here"), 3, "nothing:here"),
+        (("why", "job-nobody"), 3, "job-nobody"),
+        (("logs", "job-nobody"), 3, "job-nobody"),
+        (("model", "add", "/no/such/file.gguf"), 3, "/no/such/file.gguf"),
+        (("tenant", "create", "default"), 5, "default"),
+        (("run", "--tier", "golden", "--", "true"), 2, "golden"),
+    ],
+)
+def test_what_cannot_be_done_is_said_with_its_own_code(
+    serving: Pool, words: tuple[str, ...], code: int, said: str
+) -> None:
+    done = serving.attempt(*words)
+    assert (done.returncode, said in done.stderr) == (code, True), done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_file_that_lies_about_itself_is_refused(serving: Pool) -> None:
+    lie = serving.folder.parent / "lie.gguf"
+    lie.write_bytes(b"GGUF" + (3).to_bytes(4, "little") + (2**60).to_bytes(8, "little") * 2)
+    done = serving.attempt("model", "add", str(lie))
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ")
