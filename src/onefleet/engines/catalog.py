@@ -5,8 +5,9 @@ from __future__ import annotations
 from onefleet.domain.errors import InvalidRequest
 from onefleet.engines.base import Engine
 from onefleet.engines.llamacpp import LlamaCpp
+from onefleet.engines.simulated import Simulated
 
-ENGINES: dict[str, Engine] = {"llamacpp": LlamaCpp()}
+ENGINES: dict[str, Engine] = {"llamacpp": LlamaCpp(), "simulated": Simulated()}
 
 #: The engine that serves a model's format when nobody chose one.
 BY_FORMAT: dict[str, str] = {"gguf": "llamacpp", "simulated": "simulated"}

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib
 import os
 import signal
 import sys
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 from onefleet.domain.serving import Purpose
@@ -42,9 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
         return _fail(f"xllamacpp cannot be imported: {error}; pip install 'onefleet[llamacpp]'")
     except RuntimeError as error:
         size = options.model.stat().st_size
-        return _fail(
-            f"llama.cpp cannot load {options.model} ({size} bytes): {error}; the lines before say why"
-        )
+        return _fail(f"llama.cpp cannot load {options.model} ({size} bytes): {error} See above.")
     address = urlsplit(server.listening_address)
     write_port_file(options.port_file, str(address.hostname), int(address.port or 0))
     signal.sigwait(stop)
@@ -56,9 +56,9 @@ def main(arguments: list[str] | None = None) -> int:
     os._exit(0)
 
 
-def _load(options: argparse.Namespace):  # type: ignore[no-untyped-def]  # a C++ object
+def _load(options: argparse.Namespace) -> Any:
     """Load the model and listen. Raises RuntimeError when llama.cpp refuses."""
-    import xllamacpp
+    xllamacpp: Any = importlib.import_module("xllamacpp")
 
     embeds = options.purpose is Purpose.EMBEDDING
     context = options.context * options.slots
