@@ -49,8 +49,6 @@ from onefleet.wire.agent import NodeOrders, Observed, Order, OrderVerb
 
 #: Between asking and killing, for a worker whose order did not say.
 DEFAULT_GRACE_MS = 10_000
-#: Images of one worker that stay: the newest, and the one to fall back to.
-IMAGES_KEPT = 2
 #: How the name of an image begins that nobody ordered.
 _OWN = "own-"
 _NEVER_BEFORE = Instant(0)
@@ -361,6 +359,8 @@ class WorkerMachine:
             worker.reason = worker.condemned = ""
             worker.host, worker.port = "", 0
             worker.failed_save = None
+        if isinstance(act, Start):
+            worker.image = None
         return act
 
     def _decide(self, worker: Worker) -> Act | None:
@@ -398,7 +398,7 @@ class WorkerMachine:
             worker.observed = Observed.RUNNING
             worker.reason = ""
             worker.failed_save = None  # the next order may ask for the same image again
-        return self._prune(worker, order.image) if worker.alive else None
+        return self._prune(worker, order) if worker.alive else None
 
     def _save(self, worker: Worker, order: Order) -> Act | None:
         assert order.image is not None, "a save names its image"
@@ -429,16 +429,14 @@ class WorkerMachine:
         worker.exit_code = None
         if order.image in worker.images:
             worker.observed, worker.image, worker.reason = Observed.SAVED, order.image, ""
-            return self._prune(worker, order.image)
+            return self._prune(worker, order)
         worker.observed = Observed.RESTORE_FAILED
         worker.reason = f"image {order.image} is not on this node"
         return None
 
-    def _prune(self, worker: Worker, image: ImageId | None) -> Act | None:
-        """Keep the ordered image and the newest others that the control plane may fall back to."""
-        ordered = [i for i in worker.images if not i.startswith(_OWN)]
-        wanted = (*ordered[-IMAGES_KEPT:], image, worker.image)
-        keep = tuple(i for i in worker.images if i in wanted)
+    def _prune(self, worker: Worker, order: Order) -> Act | None:
+        """Remove the images that no order can name any more."""
+        keep = tuple(i for i in worker.images if i in (order.image, *order.keep, worker.image))
         return Prune(worker.key, keep) if keep != worker.images else None
 
     def _retreat(self, worker: Worker) -> Act | None:

@@ -41,7 +41,13 @@ RUN, SAVE, STOP, KEEP = OrderVerb.RUN, OrderVerb.SAVE, OrderVerb.STOP, OrderVerb
 LEASE_MS = 10_000
 
 
-def order(verb: OrderVerb, epoch: int = 1, image: str | None = None, key: WorkerKey = JOB) -> Order:
+def order(
+    verb: OrderVerb,
+    epoch: int = 1,
+    image: str | None = None,
+    key: WorkerKey = JOB,
+    keep: str | None = None,
+) -> Order:
     job = JobSpec(name="j", tenant_id="t", command=("true",)) if key == JOB else None
     engine = EngineSpec(
         engine="simulated", model_id="m", purpose="chat", path="/m", revision="r", slots=1,
@@ -49,7 +55,8 @@ def order(verb: OrderVerb, epoch: int = 1, image: str | None = None, key: Worker
     )  # fmt: skip
     return Order(
         work_id=key.work_id, rank=key.rank, epoch=Generation(epoch), verb=verb,
-        image=ImageId(image) if image else None, grace_ms=7, job=job,
+        image=ImageId(image) if image else None,
+        keep=(ImageId(keep),) if keep else (), grace_ms=7, job=job,
         engine=None if job else engine,
     )  # fmt: skip
 
@@ -274,13 +281,14 @@ def test_old_images_go_and_the_one_to_fall_back_to_stays() -> None:
     for epoch in (1, 2, 3):
         (save,) = bench.orders(order(SAVE, epoch, f"i{epoch}"))
         bench.done(save)
-        acts = bench.orders(order(KEEP, epoch, f"i{epoch}"))
+        acts = bench.orders(order(KEEP, epoch, f"i{epoch}", keep=f"i{epoch - 1}"))
         if epoch == 3:
             assert acts == [Prune(JOB, (ImageId("i2"), ImageId("i3")))]
             bench.done(acts[0])
         else:
             assert acts == []
-            (restore,) = bench.orders(order(RUN, epoch + 1, f"i{epoch}"))
+            back = order(RUN, epoch + 1, f"i{epoch}", keep=f"i{epoch - 1}")
+            (restore,) = bench.orders(back)
             bench.done(restore)
 
 
