@@ -1,0 +1,211 @@
+"""How each view of the API looks as a table: its columns, and what else it says about itself."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+
+from onefleet.cli.output import Column, Kind, pairs
+from onefleet.cli.quantities import age, duration, percent, size, span
+from onefleet.wire.api import (
+    DeploymentView,
+    DeviceView,
+    JobView,
+    KeyView,
+    ModelView,
+    NodeView,
+    StatusView,
+    TenantView,
+    WhyView,
+)
+
+
+def _holds(devices: Sequence[str]) -> str:
+    return ",".join(d.rpartition("/")[2] for d in devices) or "-"
+
+
+def _limit(count: int | None) -> str:
+    return "unlimited" if count is None else str(count)
+
+
+def _phase(job: JobView) -> str:
+    return job.outcome or job.phase
+
+
+def _ended(job: JobView) -> str:
+    return "-" if job.exit_code is None else str(job.exit_code)
+
+
+JOB: Kind[JobView] = Kind(
+    "Job",
+    lambda j: j.id,
+    (
+        Column("ID", lambda j: j.id),
+        Column("NAME", lambda j: j.name),
+        Column("TENANT", lambda j: j.tenant, wide=True),
+        Column("TIER", lambda j: j.tier),
+        Column("STATE", _phase),
+        Column("EXIT", _ended, right=True),
+        Column("DEVICES", lambda j: _holds(j.devices)),
+        Column("MEMORY", lambda j: size(j.memory_bytes) if j.memory_bytes else "-", right=True),
+        Column("RAN", lambda j: duration(j.ran_ms), right=True),
+        Column("FRACTION", lambda j: f"{j.fraction:.2f}", right=True),
+        Column("SUSPENDS", lambda j: str(j.suspends), right=True),
+        Column("IMAGE", lambda j: size(j.image_bytes) if j.image_bytes else "-", wide=True),
+        Column("SAVED BY", lambda j: j.checkpoint, wide=True),
+        Column("NODE", lambda j: j.node or "-", wide=True),
+        Column("AGE", lambda j: age(j.submitted_at), right=True),
+        Column("COMMAND", lambda j: shlex.join(j.command), wide=True),
+        Column("REASON", lambda j: j.why_ended or j.reason),
+    ),
+    empty="no jobs; onefleet run -- CMD starts one",
+)
+
+MODEL: Kind[ModelView] = Kind(
+    "Model",
+    lambda m: m.id,
+    (
+        Column("ID", lambda m: m.id),
+        Column("FAMILY", lambda m: m.family),
+        Column("PURPOSE", lambda m: m.purpose),
+        Column("FORMAT", lambda m: m.format),
+        Column("SIZE", lambda m: size(m.size_bytes), right=True),
+        Column("PARAMETERS", lambda m: f"{m.parameters / 1e6:.1f}M", right=True),
+        Column("CONTEXT", lambda m: str(m.context_length), right=True),
+        Column("LICENCE", lambda m: m.licence),
+        Column("SOURCE", lambda m: m.source, wide=True),
+        Column("REVISION", lambda m: m.revision, wide=True),
+        Column("AGE", lambda m: age(m.created_at), right=True),
+    ),
+    empty="no models; onefleet model add demo:smollm2 brings one",
+)
+
+DEPLOYMENT: Kind[DeploymentView] = Kind(
+    "Deployment",
+    lambda d: d.name,
+    (
+        Column("NAME", lambda d: d.name),
+        Column("ID", lambda d: d.id, wide=True),
+        Column("TENANT", lambda d: d.tenant),
+        Column("MODEL", lambda d: d.model),
+        Column("TIER", lambda d: d.tier),
+        Column("STATE", lambda d: d.state),
+        Column("READY", lambda d: f"{d.replicas_ready}/{d.replicas_wanted}", right=True),
+        Column("REPLICAS", lambda d: span(d.replicas_min, d.replicas_max), right=True),
+        Column("ACTIVE", lambda d: str(d.active), right=True),
+        Column("WAITING", lambda d: str(d.waiting), right=True),
+        Column("SLOTS", lambda d: str(d.slots), wide=True, right=True),
+        Column("CONTEXT", lambda d: str(d.context_length), wide=True, right=True),
+        Column("MEMORY", lambda d: size(d.memory_bytes), wide=True, right=True),
+        Column("ENGINE", lambda d: d.engine, wide=True),
+        Column("KIND", lambda d: d.kind, wide=True),
+        Column("AGE", lambda d: age(d.created_at), right=True),
+        Column("REASON", lambda d: d.reason),
+    ),
+    empty="no deployments; onefleet deploy MODEL makes one",
+)
+
+TENANT: Kind[TenantView] = Kind(
+    "Tenant",
+    lambda t: t.id,
+    (
+        Column("ID", lambda t: t.id),
+        Column("PARENT", lambda t: t.parent or "-"),
+        Column("TOKENS/MIN", lambda t: _limit(t.tokens_per_minute), right=True),
+        Column("REQUESTS/MIN", lambda t: _limit(t.requests_per_minute), right=True),
+        Column(
+            "RESERVED",
+            lambda t: ",".join(f"{k}={n}" for k, n in sorted(t.reservations.items())) or "-",
+        ),
+        Column("AGE", lambda t: age(t.created_at), right=True),
+    ),
+)
+
+KEY: Kind[KeyView] = Kind(
+    "Key",
+    lambda k: k.id,
+    (
+        Column("ID", lambda k: k.id),
+        Column("NAME", lambda k: k.name or "-"),
+        Column("TENANT", lambda k: k.tenant),
+        Column("ROLE", lambda k: k.role),
+        Column("KEY", lambda k: f"…{k.hint}"),
+        Column("STATE", lambda k: "revoked" if k.revoked_at else "active"),
+        Column("AGE", lambda k: age(k.created_at), right=True),
+    ),
+)
+
+NODE: Kind[NodeView] = Kind(
+    "Node",
+    lambda n: n.id,
+    (
+        Column("ID", lambda n: n.id),
+        Column("NAME", lambda n: n.name),
+        Column("STATE", lambda n: n.state),
+        Column("DEVICES", lambda n: f"{n.devices_used}/{n.devices}", right=True),
+        Column("MEMORY FREE", lambda n: f"{size(n.memory_free_bytes)} of {size(n.memory_bytes)}"),
+        Column("CPU", lambda n: f"{n.cpu_busy_permille / 10:.0f} %", right=True),
+        Column("SAVES JOBS BY", lambda n: n.checkpoint),
+        Column("WHY", lambda n: n.checkpoint_reason, wide=True),
+    ),
+    empty="no nodes: the agent has not reported yet",
+)
+
+DEVICE: Kind[DeviceView] = Kind(
+    "Device",
+    lambda d: d.id,
+    (
+        Column("ID", lambda d: d.id),
+        Column("KIND", lambda d: f"{d.kind} (simulated)" if d.simulated else d.kind),
+        Column("PRODUCT", lambda d: d.product),
+        Column("MEMORY", lambda d: size(d.memory_bytes), right=True),
+        Column("TIER", lambda d: d.tier or "-"),
+        Column("HOLDER", lambda d: d.holder or "free"),
+        Column("NODE", lambda d: d.node, wide=True),
+    ),
+    empty="no devices: the agent has not reported yet",
+)
+
+
+def _status_text(status: StatusView) -> str:
+    seen = "never seen" if status.gateway_seen_s < 0 else f"seen {status.gateway_seen_s:.0f} s ago"
+    return pairs(
+        (
+            ("version", status.version),
+            ("up since", f"{age(status.started_at)} ago"),
+            ("nodes", f"{status.nodes_ready} of {status.nodes} ready"),
+            (
+                "devices",
+                f"{status.devices_used} of {status.devices} held "
+                f"({percent(status.devices_used, status.devices)})",
+            ),
+            ("deployments", f"{status.deployments_ready} of {status.deployments} ready"),
+            (
+                "jobs",
+                f"{status.jobs_running} running, {status.jobs_waiting} waiting, "
+                f"{status.jobs_suspended} suspended",
+            ),
+            ("gateway", seen),
+            ("last pass", f"{age(status.last_pass_at)} ago: {status.last_pass_result}"),
+            ("generation", str(status.generation)),
+        )
+    )
+
+
+STATUS: Kind[StatusView] = Kind("Status", lambda s: "pool", text=_status_text)
+
+
+def _why_text(why: WhyView) -> str:
+    lines = [f"{why.name or why.id}  {why.phase}", f"  {why.summary}"]
+    if why.blockers:
+        width = max(len(b.gate) for b in why.blockers)
+        lines += ["", "blockers:"]
+        for blocker in why.blockers:
+            held = f"  (held by {', '.join(blocker.holders)})" if blocker.holders else ""
+            lines.append(f"  {blocker.gate:<{width}}  {blocker.text}{held}")
+    if why.history:
+        lines += ["", "history:", *(f"  {line}" for line in why.history)]
+    return "\n".join(lines)
+
+
+WHY: Kind[WhyView] = Kind("Why", lambda w: w.id, text=_why_text)

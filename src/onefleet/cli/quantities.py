@@ -1,0 +1,58 @@
+"""Numbers as a person reads them: sizes, durations, ages, ranges."""
+
+from __future__ import annotations
+
+import time
+
+_UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
+
+
+def size(count: int) -> str:
+    """Bytes in decimal units: 98.4 MB."""
+    value, unit = float(count), 0
+    while abs(value) >= 999.5 and unit < len(_UNITS) - 1:
+        value, unit = value / 1000, unit + 1
+    return f"{count} B" if unit == 0 else f"{value:.1f} {_UNITS[unit]}"
+
+
+def duration(ms: int) -> str:
+    """Two units at most: 840ms, 4.2s, 3m05s, 2h10m, 5d3h."""
+    if ms < 1000:
+        return f"{ms}ms"
+    if ms < 60_000:
+        return f"{ms / 1000:.1f}s"
+    minutes, seconds = divmod(ms // 1000, 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    if days:
+        return f"{days}d{hours}h"
+    return f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{seconds:02d}s"
+
+
+def age(at_ms: int | None, now_ms: int | None = None) -> str:
+    """How long ago; a dash for never."""
+    if not at_ms:
+        return "-"
+    now = int(time.time() * 1000) if now_ms is None else now_ms
+    return duration(max(now - at_ms, 0) // 1000 * 1000) if now - at_ms >= 1000 else "0s"
+
+
+def span(low: int, high: int) -> str:
+    """A range as commands take it: 2, or 0..3."""
+    return str(low) if low == high else f"{low}..{high}"
+
+
+def parse_span(text: str) -> tuple[int, int]:
+    """`N` or `MIN..MAX` as (min, max). Raises ValueError with a reason."""
+    low_text, dots, high_text = text.partition("..")
+    if not low_text.isdigit() or (dots and not high_text.isdigit()):
+        raise ValueError(f"{text!r} is neither N nor MIN..MAX")
+    low, high = int(low_text), int(high_text) if dots else int(low_text)
+    if low > high:
+        raise ValueError(f"{low} is above {high}")
+    return low, high
+
+
+def percent(part: int, whole: int) -> str:
+    """part / whole as 83 %; a dash where there is no whole."""
+    return f"{100 * part / whole:.0f} %" if whole else "-"

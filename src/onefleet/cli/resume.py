@@ -1,0 +1,18 @@
+"""``onefleet resume``: one verb on one job."""
+
+from __future__ import annotations
+
+import click
+
+from onefleet.cli.job_verb import job_verb
+from onefleet.cli.options import Acting, acting
+
+
+@click.command()
+@click.argument("job")
+@click.option("--wait", is_flag=True, help="Return when it has happened.")
+@click.option("--timeout", type=float, default=60.0, help="With --wait: give up after S seconds.")
+@acting
+def resume(act: Acting, job: str, wait: bool, timeout: float) -> None:
+    """Let a suspended job go on exactly where it was, as soon as there is a device for it."""
+    job_verb(act, job, "resume", timeout if wait else None)

@@ -1,0 +1,18 @@
+"""``onefleet suspend``: one verb on one job."""
+
+from __future__ import annotations
+
+import click
+
+from onefleet.cli.job_verb import job_verb
+from onefleet.cli.options import Acting, acting
+
+
+@click.command()
+@click.argument("job")
+@click.option("--wait", is_flag=True, help="Return when it has happened.")
+@click.option("--timeout", type=float, default=60.0, help="With --wait: give up after S seconds.")
+@acting
+def suspend(act: Acting, job: str, wait: bool, timeout: float) -> None:
+    """Save a job's state and free its memory and devices; it stays so until you resume it."""
+    job_verb(act, job, "suspend", timeout if wait else None)

@@ -1,0 +1,236 @@
+"""Commands that change something: what they send, what they print, and their exit codes."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import msgspec
+import pytest
+
+from onefleet.domain import errors
+
+CREATING = {
+    ("model", "add", "demo:smollm2"): "demo:smollm2",
+    ("deploy", "demo:smollm2", "--replicas", "0..2"): "smollm2",
+    ("run", "--", "true"): "job-1",
+    ("tenant", "create", "lab", "--reserve", "cpu=1"): "default",
+    ("key", "create", "--tenant", "default"): "key-1",
+}
+
+
+@pytest.mark.parametrize("words", CREATING, ids=" ".join)
+def test_creating_prints_the_id_or_the_object(fake, cli, words):
+    code, out, _ = cli(*words)
+    assert (code, out) == (0, CREATING[words] + "\n")
+    at = words.index("--") if "--" in words else len(words)
+    code, out, _ = cli(*words[:at], "-o", "json", *words[at:])
+    body = json.loads(out)
+    assert code == 0 and body["id"]
+    assert ("key" in body) == (words[0] == "key")
+
+
+def test_the_key_is_shown_once_and_not_on_stdout(fake, cli):
+    _, out, err = cli("key", "create")
+    assert "ok-secret" not in out
+    assert "ok-secret" in err
+
+
+ERRORS = [
+    (errors.InvalidRequest, 2),
+    (errors.NotFound, 3),
+    (errors.Unauthenticated, 4),
+    (errors.Forbidden, 4),
+    (errors.Conflict, 5),
+    (errors.QuotaExceeded, 5),
+    (errors.Infeasible, 6),
+    (errors.Unreachable, 7),
+    (errors.TimedOut, 124),
+    (errors.InternalError, 1),
+]
+
+
+@pytest.mark.parametrize(("kind", "code"), ERRORS, ids=lambda v: getattr(v, "__name__", str(v)))
+def test_errors_of_the_pool_are_three_lines_and_an_exit_code(fake, cli, kind, code, monkeypatch):
+    monkeypatch.setattr("onefleet.wire.client.BACKOFF_S", (0, 0))
+    fake.fail["/api/v1/status"] = kind("3 of 2 devices", why="there are two", hint="ask for 2")
+    got, out, err = cli("status")
+    assert (got, out) == (code, "")
+    assert err == "error: 3 of 2 devices\nwhy: there are two\ntry: ask for 2\n"
+
+
+def test_debug_adds_the_traceback(fake, cli):
+    fake.fail["/api/v1/status"] = errors.NotFound("nothing here")
+    code, _, err = cli("status", "--debug")
+    assert code == 3 and "Traceback" in err and "error: nothing here" in err
+    assert cli("--debug", "status")[2].count("Traceback") >= 1
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("nonsense",),
+        ("ps", "--nonsense"),
+        ("ps", "-o", "xml"),
+        ("run",),
+        ("run", "--devices", "3..1", "--", "true"),
+        ("run", "--devices", "0", "--", "true"),
+        ("deploy", "m", "--replicas", "0..0"),
+        ("deploy", "m", "--tier", "gold"),
+        ("tenant", "create", "x", "--reserve", "cpu"),
+        ("run", "--env", "novalue", "--", "true"),
+    ],
+    ids=" ".join,
+)
+def test_usage_errors_exit_2_in_three_lines(fake, cli, words):
+    code, out, err = cli(*words)
+    assert (code, out) == (2, "")
+    assert [line.split(":")[0] for line in err.splitlines()] == ["error", "why", "try"]
+    assert fake.calls == []
+
+
+def test_a_group_without_a_command_shows_its_help_and_exits_2(cli):
+    code, out, err = cli("model")
+    assert (code, out) == (2, "")
+    assert "Usage: onefleet model" in err and "remove" in err
+
+
+def test_no_pool_is_exit_7_and_says_where_it_looked(cli, tmp_path):
+    code, out, err = cli("ps", "--data-dir", str(tmp_path / "nowhere"))
+    assert (code, out) == (7, "")
+    assert "nowhere" in err and "onefleet up" in err
+
+
+def test_a_dead_pool_is_exit_7(cli, tmp_path, monkeypatch):
+    monkeypatch.setattr("onefleet.wire.client.BACKOFF_S", (0, 0))
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "pool.json").write_text('{"url": "http://127.0.0.1:9"}')
+    (tmp_path / "credentials").write_text("k")
+    assert cli("ps")[0] == 7
+
+
+def test_a_missing_key_is_exit_4(fake, cli, tmp_path):
+    (tmp_path / "credentials").unlink()
+    assert cli("ps")[0] == 4
+
+
+def test_the_environments_key_wins(fake, cli, monkeypatch):
+    monkeypatch.setenv("ONEFLEET_KEY", "ok-other")
+    code, _, err = cli("ps")
+    assert code == 4 and "not a key" in err
+
+
+def test_run_sends_the_folder_that_holds_the_script(fake, cli, tmp_path, monkeypatch):
+    code_module = pytest.importorskip("onefleet.registry.code", reason="code packaging")
+    assert code_module
+    work = tmp_path / "work"
+    work.mkdir()
+    (work / "train.py").write_text("print(1)\n")
+    monkeypatch.chdir(work)
+    assert cli("run", "--", "python", "train.py")[0] == 0
+    assert [path for _, path, _ in fake.calls] == ["/api/v1/code", "/api/v1/jobs"]
+    assert msgspec.json.decode(fake.calls[-1][2])["code"] == "sha256:c0de"
+    fake.calls.clear()
+    assert cli("run", "--no-code", "--", "python", "train.py")[0] == 0
+    assert [path for _, path, _ in fake.calls] == ["/api/v1/jobs"]
+
+
+def test_run_passes_options_of_the_command_through(fake, cli):
+    assert cli("run", "--devices", "1..2", "--env", "A=b=c", "--", "prog", "-o", "--debug")[0] == 0
+    body = msgspec.json.decode(fake.calls[-1][2])
+    assert body["command"] == ["prog", "-o", "--debug"]
+    assert (body["devices_min"], body["devices_max"]) == (1, 2)
+    assert body["environment"] == {"A": "b=c"}
+
+
+@pytest.mark.parametrize("exit_code", [0, 7, 137])
+def test_run_watch_returns_the_jobs_own_code(fake, cli, exit_code):
+    ended = msgspec.structs.replace(
+        fake.views["/api/v1/jobs/job-1"],
+        phase="ended",
+        outcome="succeeded" if exit_code == 0 else "failed",
+        exit_code=exit_code,
+        why_ended="it stopped",
+    )
+    fake.views["/api/v1/jobs/job-1"] = ended
+    code, out, err = cli("run", "--watch", "--", "true")
+    assert (code, out) == (exit_code, "step 1\nstep 2\n")
+    assert "a warning" in err
+    assert ("failed: it stopped" in err) == (exit_code != 0)
+
+
+def test_run_watch_with_a_time_limit_leaves_the_job(fake, cli):
+    fake.ended = False
+    code, _, err = cli("run", "--watch", "--timeout", "0", "--", "true")
+    assert code == 124
+    assert "onefleet logs -f job-1" in err
+
+
+@pytest.mark.parametrize("verb", ["suspend", "resume", "cancel"])
+def test_job_verbs(fake, cli, verb):
+    assert cli(verb, "job-1") == (0, "job-1\n", "")
+    assert fake.calls[-1][:2] == ("POST", f"/api/v1/jobs/job-1/{verb}")
+    assert cli(verb, "job-9")[0] == 3
+
+
+def test_a_wait_that_takes_too_long_is_exit_124(fake, cli):
+    code, _, err = cli("suspend", "job-1", "--wait", "--timeout", "0")
+    assert code == 124
+    assert "train to be suspended; it is running" in err
+
+
+def test_logs_keep_the_streams_apart(fake, cli):
+    assert cli("logs", "job-1") == (0, "step 1\nstep 2\n", "a warning\n")
+    assert cli("logs", "job-1", "--tail", "1", "--stream", "stdout") == (0, "step 2\n", "")
+    body = json.loads(cli("logs", "job-1", "-o", "json")[1])
+    assert (body["stdout"], body["stderr"]) == ("step 1\nstep 2\n", "a warning\n")
+    lines = [json.loads(line) for line in cli("logs", "job-1", "-o", "jsonl")[1].splitlines()]
+    assert lines[0] == {"stream": "stdout", "line": "step 1"}
+
+
+def test_removing_says_the_impact(fake, cli):
+    assert cli("undeploy", "smollm2")[2].startswith("ends smollm2: 1 replicas")
+    assert "1 deployments use it" in cli("model", "remove", "demo:smollm2")[2]
+    assert cli("key", "revoke", "key-1")[:2] == (0, "key-1\n")
+    assert cli("key", "revoke", "key-9")[0] == 3
+    deleted = [path for verb, path, _ in fake.calls if verb == "DELETE"]
+    assert deleted == [
+        "/api/v1/deployments/smollm2",
+        "/api/v1/models/demo:smollm2",
+        "/api/v1/keys/key-1",
+    ]
+
+
+CHUNK = '{"choices":[{"delta":{"content":"%s"},"finish_reason":null}]}'
+USAGE = (
+    '{"choices":[],"usage":{"prompt_tokens":9,"completion_tokens":2,'
+    '"prompt_tokens_details":{"cached_tokens":4}}}'
+)
+
+
+def test_chat_streams_and_prints_its_speed(fake, cli):
+    fake.chat = [CHUNK % "Hel", CHUNK % "lo", USAGE, "[DONE]"]
+    code, out, err = cli("chat", "smollm2", "say", "hello")
+    assert (code, out) == (0, "Hello\n")
+    assert "first token" in err and "9 tokens in (4 cached), 2 out" in err
+    sent = msgspec.json.decode(fake.calls[-1][2])
+    assert sent["messages"] == [{"role": "user", "content": "say hello"}]
+    assert json.loads(cli("chat", "smollm2", "x", "-o", "json")[1])["text"] == "Hello"
+
+
+def test_chat_takes_its_prompt_from_a_pipe(fake, cli, monkeypatch):
+    import io
+
+    fake.chat = [CHUNK % "Hi", USAGE, "[DONE]"]
+    monkeypatch.setattr(sys, "stdin", io.StringIO("from a pipe\n"))
+    assert cli("chat", "smollm2")[:2] == (0, "Hi\n")
+    monkeypatch.setattr(sys, "stdin", io.StringIO(""))
+    assert cli("chat", "smollm2")[0] == 2
+
+
+def test_an_answer_that_breaks_off_is_never_taken_for_whole(fake, cli):
+    fake.chat = [CHUNK % "Hel"]
+    assert cli("chat", "smollm2", "x")[0] == 1
+    fake.chat = [CHUNK % "Hel", '{"error":{"message":"the engine died","code":"upstream_failed"}}']
+    code, _, err = cli("chat", "smollm2", "x")
+    assert code == 1 and "the engine died" in err

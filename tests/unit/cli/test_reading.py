@@ -1,0 +1,122 @@
+"""Every reading command in every format: programs must be able to parse what they asked for."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+READING = {
+    ("status",): "pool",
+    ("ps",): "job-1",
+    ("why", "job-1"): "job-1",
+    ("model", "list"): "demo:smollm2",
+    ("model", "show", "demo:smollm2"): "demo:smollm2",
+    ("deployment", "list"): "smollm2",
+    ("deployment", "show", "smollm2"): "smollm2",
+    ("tenant", "list"): "default",
+    ("key", "list"): "key-1",
+    ("node", "list"): "node-1",
+    ("device", "list"): "node-1/cpu1",
+}
+LISTS = tuple(words for words in READING if words[-1] in ("ps", "list"))
+COMMANDS = pytest.mark.parametrize("words", READING, ids=" ".join)
+
+
+def parse_yaml(text: str) -> object:
+    """Our own subset: enough to see that each line is a key, an item or a scalar."""
+    for line in text.splitlines():
+        body = line.strip().removeprefix("- ")
+        assert body.startswith(("[]", "{}", '"')) or ":" in body or body.isprintable(), line
+    return text
+
+
+@COMMANDS
+def test_json_parses_and_says_what_it_is(fake, cli, words):
+    code, out, err = cli(*words, "-o", "json")
+    assert (code, err) == (0, "")
+    body = json.loads(out)
+    views = body if words in LISTS else [body]
+    assert isinstance(views, list) and len(views) == 1
+    assert views[0]["apiVersion"] == "onefleet/v1"
+    assert views[0]["object"][0].isupper()
+
+
+@COMMANDS
+def test_jsonl_is_one_object_a_line(fake, cli, words):
+    code, out, _ = cli(*words, "-o", "jsonl")
+    assert code == 0
+    assert [json.loads(line)["apiVersion"] for line in out.splitlines()] == ["onefleet/v1"]
+
+
+@COMMANDS
+def test_yaml_holds_what_json_holds(fake, cli, words):
+    code, out, _ = cli(*words, "-o", "yaml")
+    assert code == 0
+    assert "apiVersion: onefleet/v1" in out
+    parse_yaml(out)
+
+
+@COMMANDS
+@pytest.mark.parametrize("flags", [("-o", "name"), ("-q",)], ids=" ".join)
+def test_name_is_the_ids_alone(fake, cli, words, flags):
+    assert cli(*words, *flags) == (0, READING[words] + "\n", "")
+
+
+@COMMANDS
+@pytest.mark.parametrize("format_", ["table", "wide"])
+def test_tables_have_no_escape_sequences_in_a_pipe(fake, cli, words, format_, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "20")
+    code, out, _ = cli(*words, "-o", format_)
+    assert code == 0 and out.endswith("\n")
+    assert "\x1b" not in out
+    assert "…" not in out.replace("…-key", ""), "a pipe gets every character"
+
+
+@pytest.mark.parametrize("words", LISTS, ids=" ".join)
+def test_an_empty_list_is_empty_on_stdout(fake, cli, words):
+    from onefleet.wire.api import Page
+
+    path = "/api/v1/" + {"ps": "jobs"}.get(words[0], f"{words[0]}s")
+    fake.views[path] = Page(())
+    assert json.loads(cli(*words, "-o", "json")[1]) == []
+    assert cli(*words)[:2] == (0, "")
+    assert cli(*words, "-o", "jsonl")[:2] == (0, "")
+
+
+def test_color_on_demand_and_no_color_wins(fake, cli, monkeypatch):
+    assert "\x1b[32mrunning\x1b[0m" in cli("--color", "always", "ps")[1]
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    assert "\x1b" in cli("ps")[1]
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert "\x1b" not in cli("ps")[1]
+
+
+def test_a_hostile_job_name_cannot_move_the_cursor(fake, cli):
+    import msgspec
+
+    from onefleet.wire.api import Page
+
+    view = fake.views["/api/v1/jobs/job-1"]
+    fake.views["/api/v1/jobs"] = Page((msgspec.structs.replace(view, name="a\x1b[2Jb\nc"),))
+    out = cli("ps")[1]
+    assert "\x1b" not in out and len(out.splitlines()) == 2
+
+
+def test_ps_running_leaves_out_what_ended(fake, cli):
+    import msgspec
+
+    from onefleet.wire.api import Page
+
+    view = fake.views["/api/v1/jobs/job-1"]
+    ended = msgspec.structs.replace(view, id="job-2", outcome="failed", exit_code=3)
+    fake.views["/api/v1/jobs"] = Page((view, ended))
+    assert cli("ps", "-q")[1] == "job-1\njob-2\n"
+    assert cli("ps", "-q", "--running")[1] == "job-1\n"
+    assert "failed" in cli("ps")[1]
+
+
+def test_why_names_every_blocker(fake, cli):
+    out = cli("why", "job-1")[1]
+    assert "contention  both devices are held  (held by rep-1)" in out
+    assert "quota       tenant default has 0 of 1 left" in out
