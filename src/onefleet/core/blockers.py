@@ -1,0 +1,200 @@
+"""Every reason that a work does not run, gate by gate, from the state after a pass.
+
+The gates are looked at independently of each other: that one holds a work up hides none of the
+others. Texts are for people; the holders are ids for programs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from onefleet.core.capacity import LEAVING, Capacity, node_memory
+from onefleet.core.feasibility import feasibility
+from onefleet.core.plan import Blocker, Gate
+from onefleet.core.policy import Policy
+from onefleet.core.snapshot import Snapshot
+from onefleet.domain.fleet import DeviceKind, NodeState
+from onefleet.domain.ids import Instant, NodeId
+from onefleet.domain.work import Demand, Phase, Want, Work, WorkKind
+
+#: Holders that a text names; `Blocker.holders` has them all.
+HOLDERS_TOLD = 6
+
+
+class Waiting(NamedTuple):
+    """What the pass found out about a work in the queue that got nothing."""
+
+    ahead: int  # works before it in the queue that want the same kind of device
+    kept: bool  # what is free, and what comes free, is kept for it
+
+
+class Blockers:
+    """Finds the blockers of works. `after`: the snapshot as it is once the plan is applied."""
+
+    def __init__(self, after: Snapshot, capacity: Capacity, policy: Policy, now: Instant) -> None:
+        self._after = after
+        self._capacity = capacity
+        self._policy = policy
+        self._now = now
+        self._holders: dict[tuple[DeviceKind, tuple[NodeId, ...]], tuple[Work, ...]] = {}
+        self._impossible: dict[object, str | None] = {}
+        self._free_after = Capacity(after, now)
+        self._frees: dict[tuple[DeviceKind, tuple[NodeId, ...]], tuple[int, int, int]] = {}
+        self._left = {kind: capacity.free_count(kind) for kind in DeviceKind}
+
+    def of(self, work: Work, waiting: Waiting | None) -> tuple[Blocker, ...]:
+        """All blockers of a work that neither runs nor has ended; never empty."""
+        if work.phase not in (Phase.PENDING, Phase.SUSPENDED):
+            return (self._in_between(work),)
+        found = [
+            *self._admission(work),
+            *self._start(work),
+            *self._feasibility(work),
+            *self._data(work),
+            *self._contention(work, waiting),
+        ]
+        return tuple(found) or (Blocker(Gate.START, "the next pass will place it"),)
+
+    def _in_between(self, work: Work) -> Blocker:
+        since = f"since {_seconds(self._now - work.phase_since)}"
+        where = ", ".join(dict.fromkeys(slot.node_id for slot in work.placement))
+        because = f": {work.reason}" if work.reason else ""
+        doing = {
+            Phase.STARTING: "is being started",
+            Phase.RESTORING: "is being restored from its image",
+            Phase.SAVING: "is being saved",
+            Phase.STOPPING: "is being stopped",
+        }[work.phase]
+        return Blocker(Gate.START, f"{doing} on {where} {since}{because}")
+
+    def _admission(self, work: Work) -> Iterator[Blocker]:
+        if work.want is Want.SUSPEND:
+            yield Blocker(Gate.ADMISSION, "its owner suspended it")
+        held_ms = self._now - work.phase_since
+        if work.phase is Phase.SUSPENDED and held_ms < self._policy.resume_hold_ms:
+            hold = _seconds(self._policy.resume_hold_ms)
+            because = f" ({work.reason})" if work.reason else ""
+            text = f"was suspended {_seconds(held_ms)} ago{because} and stays so for {hold}"
+            yield Blocker(Gate.ADMISSION, text)
+
+    def _start(self, work: Work) -> Iterator[Blocker]:
+        if work.not_before > self._now:
+            pause = _seconds(work.not_before - self._now)
+            failed = f"failed {work.failures} times in a row" if work.failures > 1 else "failed"
+            yield Blocker(Gate.START, f"{failed} ({work.reason}); tried again in {pause}")
+
+    def _feasibility(self, work: Work) -> Iterator[Blocker]:
+        if work.demand not in self._impossible:
+            nodes = self._after.nodes.values()
+            self._impossible[work.demand] = feasibility(work.demand, nodes)
+        impossible = self._impossible[work.demand]
+        if impossible is not None:
+            yield Blocker(Gate.FEASIBILITY, f"cannot run on this fleet: {impossible}")
+
+    def _data(self, work: Work) -> Iterator[Blocker]:
+        for node_id in dict.fromkeys(image_nodes(work) or ()):
+            node = self._after.nodes.get(node_id)
+            if node is None:
+                yield Blocker(Gate.DATA, f"its image lies on node {node_id}, which is gone")
+            elif node.state is not NodeState.READY:
+                text = f"its image lies on node {node_id}, which is {node.state}"
+                yield Blocker(Gate.DATA, text)
+            elif node_id not in self._capacity.rooms:
+                text = f"its image lies on node {node_id}, whose lease ran out"
+                yield Blocker(Gate.DATA, text)
+
+    def _contention(self, work: Work, waiting: Waiting | None) -> Iterator[Blocker]:
+        nodes = image_nodes(work)
+        if waiting is None and self._capacity.fit(work.demand, nodes) is not None:
+            return
+        demand = work.demand
+        places = tuple(dict.fromkeys(nodes)) if nodes else ()
+        needs = f"needs {_devices(demand.workers * demand.devices_min, demand.kind)}"
+        if demand.workers > 1:
+            needs += f" ({demand.workers} workers of {demand.devices_min}, all at once)"
+        if places:
+            needs += f" on {', '.join(places)}, where its image lies"
+        holders = self._holders_of(demand.kind, places)
+        text = f"{needs}, {self._free_text(demand, places)}"
+        if holders:
+            text += f"; held by {self._told(holders)}"
+        yield Blocker(Gate.CONTENTION, text, tuple(holder.id for holder in holders))
+        if waiting is not None:
+            yield from self._queue(waiting, demand.kind, holders)
+
+    def _queue(
+        self, waiting: Waiting, kind: DeviceKind, holders: Sequence[Work]
+    ) -> Iterator[Blocker]:
+        leaving = tuple(holder.id for holder in holders if holder.phase in LEAVING)
+        if waiting.kept and leaving:
+            yield Blocker(Gate.CONTENTION, f"waits until {', '.join(leaving)} made room", leaving)
+        if not waiting.kept and self._free(kind, ())[0] > self._left[kind]:
+            yield Blocker(Gate.CONTENTION, "free devices are kept for work before it in the queue")
+        if waiting.ahead:
+            works = "1 work is" if waiting.ahead == 1 else f"{waiting.ahead} works are"
+            yield Blocker(Gate.CONTENTION, f"{works} before it in the queue")
+
+    def _free_text(self, demand: Demand, places: tuple[NodeId, ...]) -> str:
+        """How much is free, in devices and, where that is the trouble, in memory or on a node."""
+        total, most, most_memory = self._free(demand.kind, places)
+        text = f"{total} free"
+        if total >= demand.workers * demand.devices_min and most < demand.devices_min:
+            text += f", but at most {most} on one node"
+        needed = node_memory(demand)
+        if needed > most_memory:
+            text += f", and {needed} bytes of memory for each worker, "
+            text += f"at most {most_memory} free on a node"
+        return text
+
+    def _free(self, kind: DeviceKind, places: tuple[NodeId, ...]) -> tuple[int, int, int]:
+        """Devices free, the most of them on one node, and the most memory free on one node."""
+        key = (kind, places)
+        if key not in self._frees:
+            rooms = self._free_after.rooms
+            chosen = [rooms[n] for n in places if n in rooms] if places else rooms.values()
+            counts = [room.count(kind) for room in chosen]
+            memory = max((room.memory_free for room in chosen), default=0)
+            self._frees[key] = (sum(counts), max(counts, default=0), memory)
+        return self._frees[key]
+
+    def _holders_of(self, kind: DeviceKind, places: tuple[NodeId, ...]) -> tuple[Work, ...]:
+        key = (kind, places)
+        if key not in self._holders:
+            self._holders[key] = tuple(
+                work
+                for work in self._after.works.values()
+                if work.placement
+                and work.demand.kind is kind
+                and (not places or any(slot.node_id in places for slot in work.placement))
+            )
+        return self._holders[key]
+
+    def _told(self, holders: Sequence[Work]) -> str:
+        told = ", ".join(_label(holder) for holder in holders[:HOLDERS_TOLD])
+        more = len(holders) - HOLDERS_TOLD
+        return f"{told} and {more} more" if more > 0 else told
+
+
+def image_nodes(work: Work) -> tuple[NodeId, ...] | None:
+    """Where it must be placed, by rank: images lie on nodes. None: anywhere."""
+    if work.phase is not Phase.SUSPENDED or work.image is None:
+        return None
+    return work.image.nodes
+
+
+def _label(work: Work) -> str:
+    what = f"{work.tier} {work.kind}, tenant {work.tenant_id}"
+    if work.kind is WorkKind.JOB and not work.suspendable:
+        what += ", cannot be saved"
+    if work.phase is not Phase.RUNNING:
+        what += f", {work.phase}"
+    return f"{work.id} ({what})"
+
+
+def _devices(count: int, kind: DeviceKind) -> str:
+    return f"{count} {kind} device" if count == 1 else f"{count} {kind} devices"
+
+
+def _seconds(duration_ms: int) -> str:
+    return f"{duration_ms / 1000:.1f} s"
