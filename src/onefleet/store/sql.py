@@ -59,11 +59,13 @@ class SqlStore:
         StorageFull.
         """
         store = cls(path)
+        ready = False
         try:
             await store._run(store._prepare)
-        except BaseException:
-            await store.close()
-            raise
+            ready = True
+        finally:
+            if not ready:
+                await store.close()
         return store
 
     async def read(self) -> State:

@@ -1,0 +1,215 @@
+"""The control plane's hub: the store, what is known besides it, and the loop of passes.
+
+Handlers change the state through `Pool.change` alone: read, decide, commit by compare-and-swap,
+and again when somebody else was first. Each commit wakes the long polls and the next pass.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from time import perf_counter_ns
+from typing import Protocol, TypeVar
+
+import structlog
+
+from onefleet.control.demand import Demands
+from onefleet.control.gateway_table import same_content, table_for, with_generation
+from onefleet.control.leases import Sightings
+from onefleet.control.orders import orders_for
+from onefleet.control.reconcile import Inputs, Pass, reconcile
+from onefleet.control.signal import Signal
+from onefleet.control.utilisation import LOOK_BACK_MS, Utilisation
+from onefleet.core.plan import Plan
+from onefleet.core.policy import Policy
+from onefleet.domain.errors import OnefleetError, StaleGeneration
+from onefleet.domain.ids import IdSource, Instant, NodeId
+from onefleet.domain.layout import Layout
+from onefleet.store.base import Commit, State, Store
+from onefleet.wire.agent import NodeOrders
+from onefleet.wire.gateway import RouteTable
+
+#: A pass at least this often, whether anything happened or not.
+PASS_MS = 1_000
+#: At least this long between passes, so that a burst of changes is decided together.
+BATCH_MS = 20
+#: How often a change that lost its race is decided again.
+CAS_TRIES = 16
+#: Held device time is written this often.
+HELD_WRITE_MS = 60_000
+
+ResultT = TypeVar("ResultT")
+
+
+class Clock(Protocol):
+    def now(self) -> Instant: ...
+
+
+@dataclass(frozen=True, slots=True)
+class LastPass:
+    """What the newest pass did. plan: the newest that was made; None before the first."""
+
+    at: Instant
+    took_us: int
+    result: str
+    plan: Plan | None
+
+
+class Pool:
+    """Everything that the handlers and the passes share. Made by `Pool.load`."""
+
+    def __init__(
+        self,
+        store: Store,
+        layout: Layout,
+        clock: Clock,
+        ids: IdSource,
+        policy: Policy,
+        utilisation: Utilisation,
+    ) -> None:
+        self.store = store
+        self.layout = layout
+        self.clock = clock
+        self.ids = ids
+        self.policy = policy
+        self.utilisation = utilisation
+        self.started_at = clock.now()
+        self.sightings = Sightings(self.started_at)
+        self.demands = Demands(self.started_at)
+        self.changed = Signal()
+        self.last_pass = LastPass(Instant(0), 0, "no pass yet", None)
+        self.turns: dict[str, int] = {}
+        self._hint = asyncio.Event()
+        self._rng = random.Random("control/passes")
+        self._orders: dict[NodeId, NodeOrders] = {}
+        self._table: RouteTable | None = None
+        self._held_written_at = self.started_at
+        self._log = structlog.get_logger("control")
+
+    @classmethod
+    async def load(
+        cls, store: Store, layout: Layout, clock: Clock, ids: IdSource, policy: Policy
+    ) -> Pool:
+        """Read everything back before anything is decided."""
+        now = clock.now()
+        past = await store.held(Instant(now - LOOK_BACK_MS))
+        pool = cls(store, layout, clock, ids, policy, Utilisation(now, past))
+        pool.utilisation.advance(await store.read(), now)
+        return pool
+
+    # --- changing the state --------------------------------------------------------------------
+
+    async def commit(self, commit: Commit) -> None:
+        """Write, and wake whoever waits for changes. Raises StaleGeneration, StorageFull."""
+        await self.store.commit(commit)
+        await self._advance()
+
+    async def change(self, decide: Callable[[State, Instant], tuple[Commit, ResultT]]) -> ResultT:
+        """Read, decide and commit until the race is won, a bounded number of times.
+
+        `decide` raises what the caller is told; an empty commit is not written.
+        """
+        for _ in range(CAS_TRIES):
+            state = await self.store.read()
+            commit, result = decide(state, self.clock.now())
+            if not (commit.changes or commit.notes or commit.usage or commit.marks):
+                return result
+            try:
+                await self.commit(replace(commit, parent=state.generation))
+            except StaleGeneration:
+                continue
+            return result
+        raise StaleGeneration(
+            f"others changed the state {CAS_TRIES} times while this change was made",
+            hint="try again",
+            retry_after_ms=200,
+        )
+
+    def hint(self) -> None:
+        """Something that the planner should look at happened."""
+        self._hint.set()
+
+    async def _advance(self) -> None:
+        self.utilisation.advance(await self.store.read(), self.clock.now())
+        self.changed.notify()
+        self.hint()
+
+    # --- passes --------------------------------------------------------------------------------
+
+    async def next_pass(self) -> None:
+        """Run one pass, then wait until another is due: something happened, or a second passed."""
+        self._hint.clear()
+        await self.run_pass()
+        try:
+            await asyncio.wait_for(self._hint.wait(), PASS_MS / 1000)
+        except TimeoutError:
+            return
+        await asyncio.sleep(BATCH_MS / 1000)
+
+    async def run_pass(self) -> None:
+        """One pass. What goes wrong is logged and shown; the next pass tries again."""
+        now = self.clock.now()
+        began = perf_counter_ns()
+        try:
+            done = await self._reconcile(now)
+            await self._write_held(now)
+        except OnefleetError as error:
+            self._log.error("pass failed", what=error.what, why=error.why)
+            self.failed_pass(now, error.what)
+            return
+        self.last_pass = LastPass(now, _us_since(began), done.result, done.plan)
+        if done.committed:
+            self._log.info("pass", took_us=_us_since(began), result=done.result)
+            await self._advance()
+
+    def failed_pass(self, now: Instant, what: str) -> None:
+        """A pass came to nothing; the plan before it stays the newest."""
+        self.last_pass = LastPass(now, 0, f"failed: {what}", self.last_pass.plan)
+
+    async def _reconcile(self, now: Instant) -> Pass:
+        state = await self.store.read()
+        leases = {name: self.sightings.lease_of(name) for name in state.nodes}
+        self.demands.forget(state.deployments)
+        inputs = Inputs(leases=leases, demand=self.demands.now(now))
+        return await reconcile(self.store, self.policy, now, self._rng, ids=self.ids, inputs=inputs)
+
+    async def _write_held(self, now: Instant, *, force: bool = False) -> None:
+        if now - self._held_written_at < HELD_WRITE_MS and not force:
+            return
+        held = self.utilisation.unwritten(now)
+        if held:
+            await self.store.commit(Commit(held=held))
+            self.utilisation.written()
+        self._held_written_at = now
+
+    async def close(self) -> None:
+        """Write what is only in memory, and let go of the store."""
+        await self._write_held(self.clock.now(), force=True)
+        await self.store.close()
+
+    # --- what agents and gateways are told -----------------------------------------------------
+
+    def orders(self, state: State, node_id: NodeId) -> NodeOrders:
+        """The node's orders; their generation is that of the state that last changed them."""
+        fresh = orders_for(state, node_id)
+        known = self._orders.get(node_id)
+        if known is None or known.orders != fresh.orders or known.lease_ms != fresh.lease_ms:
+            self._orders[node_id] = fresh
+        return self._orders[node_id]
+
+    def route_table(self, state: State) -> RouteTable:
+        """The gateway's table; its generation rises when its content changes."""
+        plan = self.last_pass.plan
+        fresh = table_for(state, plan.blockers if plan else {})
+        known = self._table
+        if known is not None and same_content(known, fresh):
+            # Words of why it waits may differ: they are passed on, but wake nobody.
+            fresh = with_generation(fresh, known.generation)
+        self._table = fresh
+        return fresh
+
+
+def _us_since(began_ns: int) -> int:
+    return (perf_counter_ns() - began_ns) // 1000

@@ -1,0 +1,310 @@
+"""What the API shows: flat views of the state, the nodes' reports and the last plan. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from onefleet.control.demand import Demands
+from onefleet.control.gateway_table import Blockers, wait_reason
+from onefleet.control.leases import Sightings
+from onefleet.domain.events import Event, Usage
+from onefleet.domain.fleet import CheckpointMode, Device, Node
+from onefleet.domain.ids import DeploymentId, Instant, WorkId
+from onefleet.domain.jobs import Job
+from onefleet.domain.serving import Deployment, Model, Replica
+from onefleet.domain.tenancy import ApiKey, Tenant
+from onefleet.domain.work import Phase, Want, Work
+from onefleet.store.base import State
+from onefleet.wire.api import (
+    DeploymentView,
+    DeviceView,
+    EventView,
+    JobView,
+    KeyView,
+    ModelView,
+    NodeView,
+    ReplicaView,
+    TenantView,
+    UsageView,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """All that a view may depend on, as of one moment."""
+
+    state: State
+    sightings: Sightings
+    demands: Demands
+    blockers: Blockers
+    now: Instant
+
+
+def tenant_view(tenant: Tenant, state: State) -> TenantView:
+    own = [r for r in state.reservations.values() if r.tenant_id == tenant.id]
+    return TenantView(
+        id=tenant.id,
+        parent=tenant.parent,
+        tokens_per_minute=tenant.tokens_per_minute,
+        requests_per_minute=tenant.requests_per_minute,
+        reservations={r.kind.value: r.devices for r in own},
+        created_at=tenant.created_at,
+    )
+
+
+def key_view(key: ApiKey, text: str | None = None) -> KeyView:
+    return KeyView(
+        id=key.id,
+        tenant=key.tenant_id,
+        name=key.name,
+        role=key.role,
+        hint=key.hint,
+        created_at=key.created_at,
+        revoked_at=key.revoked_at,
+        key=text,
+    )
+
+
+def model_view(model: Model) -> ModelView:
+    return ModelView(
+        id=model.id,
+        family=model.family,
+        purpose=model.purpose,
+        revision=model.revision,
+        format=model.format,
+        size_bytes=model.size_bytes,
+        parameters=model.shape.parameters,
+        context_length=model.shape.context_length,
+        source=model.source,
+        licence=model.licence,
+        created_at=model.created_at,
+    )
+
+
+def deployment_view(deployment: Deployment, scene: Scene) -> DeploymentView:
+    demand = scene.demands.of(deployment.id)
+    ready = _ready(deployment.id, scene.state)
+    state, reason = _deployment_state(deployment, ready, scene)
+    return DeploymentView(
+        id=deployment.id,
+        name=deployment.name,
+        tenant=deployment.tenant_id,
+        model=deployment.model_id,
+        kind=deployment.kind,
+        tier=deployment.tier,
+        engine=deployment.engine,
+        replicas_min=deployment.replicas_min,
+        replicas_max=deployment.replicas_max,
+        replicas_wanted=deployment.replicas_wanted,
+        replicas_ready=ready,
+        devices_per_replica=deployment.devices_per_replica,
+        slots=deployment.slots,
+        context_length=deployment.context_length,
+        memory_bytes=deployment.memory_bytes,
+        active=demand.active,
+        waiting=demand.waiting,
+        state=state,
+        reason=reason,
+        created_at=deployment.created_at,
+    )
+
+
+def is_ready(deployment: Deployment, state: State) -> bool:
+    """Whether a replica of it answers."""
+    return _ready(deployment.id, state) > 0
+
+
+def replica_works(deployment_id: DeploymentId, state: State) -> list[Work]:
+    """The works of a deployment's replicas, by id."""
+    return [
+        state.works[replica.id]
+        for replica in state.replicas.values()
+        if replica.deployment_id == deployment_id
+    ]
+
+
+def _ready(deployment_id: DeploymentId, state: State) -> int:
+    works = replica_works(deployment_id, state)
+    return sum(1 for w in works if w.phase is Phase.RUNNING and w.want is Want.RUN)
+
+
+def _deployment_state(deployment: Deployment, ready: int, scene: Scene) -> tuple[str, str]:
+    if deployment.removed_at is not None:
+        return "removing", "its replicas are being stopped"
+    if ready:
+        return "ready", ""
+    if deployment.replicas_wanted == 0:
+        return "idle", "scaled to zero; the next request starts a replica"
+    reason = wait_reason(scene.state, deployment, scene.blockers)
+    works = replica_works(deployment.id, scene.state)
+    waiting = works and all(w.phase is Phase.PENDING for w in works)
+    blocked = waiting and any(scene.blockers.get(w.id) or w.failures for w in works)
+    return ("blocked" if blocked else "starting"), reason
+
+
+def replica_view(replica: Replica, scene: Scene) -> ReplicaView:
+    work = scene.state.works[replica.id]
+    report = scene.sightings.worker(work.id, 0)
+    return ReplicaView(
+        id=replica.id,
+        deployment=scene.state.deployments[replica.deployment_id].name,
+        phase=work.phase,
+        node=_node_of(work),
+        devices=_devices_of(work),
+        reason=work.reason,
+        memory_bytes=report.memory_bytes if report else 0,
+        created_at=replica.created_at,
+    )
+
+
+def job_view(job: Job, scene: Scene) -> JobView:
+    work = scene.state.works[job.id]
+    mode, why_not = _checkpoint(work, scene)
+    ran_ms = ran_until(work, scene.now)
+    lasted_ms = (work.ended_at or scene.now) - work.submitted_at
+    return JobView(
+        id=job.id,
+        name=job.name,
+        tenant=job.tenant_id,
+        tier=work.tier,
+        command=job.command,
+        want=work.want,
+        phase=work.phase,
+        reason=work.reason or _blocked(work, scene),
+        node=_node_of(work),
+        devices=_devices_of(work),
+        devices_min=work.demand.devices_min,
+        devices_max=work.demand.devices_max,
+        attempts=work.attempts,
+        suspends=work.suspends,
+        lost_ms=work.lost_ms,
+        ran_ms=ran_ms,
+        fraction=round(min(1.0, ran_ms / lasted_ms), 4) if lasted_ms > 0 else 0.0,
+        image_bytes=work.image.size_bytes if work.image else 0,
+        memory_bytes=_memory_of(work, scene),
+        checkpoint=mode,
+        checkpoint_reason=why_not,
+        outcome=work.outcome,
+        exit_code=work.exit_code,
+        why_ended=work.why_ended,
+        submitted_at=work.submitted_at,
+        started_at=work.started_at,
+        ended_at=work.ended_at,
+    )
+
+
+def ran_until(work: Work, now: Instant) -> int:
+    """Milliseconds in RUNNING, the current stretch included."""
+    current = max(now - work.phase_since, 0) if work.phase is Phase.RUNNING else 0
+    return work.ran_ms + current
+
+
+def _blocked(work: Work, scene: Scene) -> str:
+    found = scene.blockers.get(work.id, ())
+    return found[0].text if found and not work.phase.holds_devices else ""
+
+
+def _node_of(work: Work) -> str:
+    return ",".join(dict.fromkeys(slot.node_id for slot in work.placement))
+
+
+def _devices_of(work: Work) -> tuple[str, ...]:
+    return tuple(device for slot in work.placement for device in slot.devices)
+
+
+def _memory_of(work: Work, scene: Scene) -> int:
+    if not work.phase.holds_devices:
+        return 0
+    reports = (scene.sightings.worker(work.id, rank) for rank in range(work.demand.workers))
+    return sum(r.memory_bytes for r in reports if r is not None and r.epoch == work.epoch)
+
+
+def _checkpoint(work: Work, scene: Scene) -> tuple[CheckpointMode, str]:
+    """How it is saved: as its node said, or before it has one as the best node could."""
+    report = scene.sightings.worker(work.id, 0)
+    nodes = scene.state.nodes
+    placed = [nodes[slot.node_id] for slot in work.placement if slot.node_id in nodes]
+    if report is not None and report.checkpoint_mode is not CheckpointMode.NONE:
+        if report.checkpoint_mode is CheckpointMode.CRIU:
+            return CheckpointMode.CRIU, ""
+        reasons = [node.checkpoint_reason for node in placed or nodes.values()]
+        return report.checkpoint_mode, next((r for r in reasons if r), "")
+    order = list(CheckpointMode)
+    best = min(placed or nodes.values(), key=lambda n: order.index(n.checkpoint_mode), default=None)
+    if best is None:
+        return CheckpointMode.NONE, "no node has joined yet"
+    return best.checkpoint_mode, best.checkpoint_reason
+
+
+def node_view(node: Node, scene: Scene) -> NodeView:
+    report = scene.sightings.report_of(node.id)
+    held = holders(scene.state)
+    return NodeView(
+        id=node.id,
+        name=node.name,
+        state=node.state,
+        devices=len(node.devices),
+        devices_used=sum(1 for device in node.devices if device.id in held),
+        memory_bytes=node.memory_bytes,
+        memory_free_bytes=report.memory_free_bytes if report else 0,
+        cpu_busy_permille=report.cpu_busy_permille if report else 0,
+        checkpoint=node.checkpoint_mode,
+        checkpoint_reason=node.checkpoint_reason,
+        lease_expires_at=scene.sightings.lease_of(node.id),
+    )
+
+
+def holders(state: State) -> dict[str, Work]:
+    """The work that holds each held device."""
+    return {
+        device: work
+        for work in state.works.values()
+        for slot in work.placement
+        for device in slot.devices
+    }
+
+
+def device_view(device: Device, node: Node, holder: Work | None, named: bool) -> DeviceView:
+    """named: whether the caller may know what holds it."""
+    return DeviceView(
+        id=device.id,
+        node=node.id,
+        kind=device.kind,
+        product=device.product,
+        memory_bytes=device.memory_bytes,
+        simulated=device.simulated,
+        holder="" if holder is None else holder.id if named else "another tenant's",
+        tier=holder.tier if holder else "",
+    )
+
+
+def event_view(event: Event) -> EventView:
+    return EventView(
+        sequence=event.sequence,
+        at=event.at,
+        kind=event.kind,
+        subject=event.subject,
+        text=event.text,
+    )
+
+
+def usage_view(usage: Usage) -> UsageView:
+    return UsageView(
+        minute=usage.minute,
+        tenant=usage.tenant_id,
+        key=usage.key_id,
+        deployment=usage.deployment_id,
+        requests=usage.requests,
+        prompt_tokens=usage.prompt_tokens,
+        cached_tokens=usage.cached_tokens,
+        completion_tokens=usage.completion_tokens,
+    )
+
+
+def subject_name(state: State, subject: WorkId) -> str:
+    """What people call a job or replica."""
+    job = state.jobs.get(subject)
+    if job is not None:
+        return job.name
+    replica = state.replicas.get(subject)
+    return state.deployments[replica.deployment_id].name if replica else subject
