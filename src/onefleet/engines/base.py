@@ -47,6 +47,8 @@ class Dialect:
     tokenize_field: str  # the field of the request that holds the text
     health_path: str
     idle_close_ms: int  # the engine closes a connection that was idle for this long; 0: never
+    #: Fields (name, JSON text) that the gateway adds to every chat and completion request.
+    generation_fields: tuple[tuple[str, str], ...] = ()
 
 
 class Engine(Protocol):

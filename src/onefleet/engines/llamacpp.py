@@ -37,6 +37,8 @@ class LlamaCpp:
         tokenize_field="content",
         health_path="/health",
         idle_close_ms=5_000,
+        # It notices that nobody waits only while it writes: progress makes it write in the prompt.
+        generation_fields=(("return_progress", "true"),),
     )
 
     def available(self) -> str:
