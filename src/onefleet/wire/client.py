@@ -54,6 +54,17 @@ class Client:
         if internal_token:
             self._headers["x-onefleet-internal"] = internal_token
         self._timeout_s = timeout_s
+        self._live: dict[int, HTTPConnection] = {}
+
+    def abort(self) -> None:
+        """End the calls that other threads have under way: they raise Unreachable."""
+        import socket
+
+        for connection in list(self._live.values()):
+            sock = connection.sock
+            if sock is not None:
+                with suppress(OSError):
+                    sock.shutdown(socket.SHUT_RDWR)
 
     def get(self, path: str, type_: type[T], query: Query | None = None) -> T:
         """Read; the only method that tries again by itself when nothing answers."""
@@ -138,7 +149,7 @@ class Client:
         """Send the request; give the answer's head, or raise what it says. Closed after use."""
         import http.client
 
-        with closing(self._connection()) as connection:
+        with closing(self._connection()) as connection, self._listed(connection):
             try:
                 with suppress(BrokenPipeError):  # it answered before it read the whole body
                     connection.request(
@@ -152,6 +163,15 @@ class Client:
                     retry_after = response.headers.get("retry-after")
                     raise error_of(response.status, _read(response), retry_after)
                 yield response
+
+    @contextmanager
+    def _listed(self, connection: HTTPConnection) -> Iterator[None]:
+        """Known to `abort` for as long as it lasts."""
+        self._live[id(connection)] = connection
+        try:
+            yield
+        finally:
+            del self._live[id(connection)]
 
     def _line(self, response: HTTPResponse) -> bytes:
         import http.client

@@ -1,0 +1,317 @@
+"""Carries out what the worker machine decides: orders become driver calls in a worker's folder."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import assert_never
+
+import structlog
+
+from onefleet.agent import records
+from onefleet.agent.protocol import (
+    Act,
+    Adopted,
+    Discard,
+    Done,
+    Prune,
+    Restore,
+    Save,
+    Start,
+    StatusSeen,
+    Stop,
+    Verb,
+    WorkerKey,
+)
+from onefleet.agent.records import Record
+from onefleet.config import child_environment
+from onefleet.domain.errors import InvalidRequest, OnefleetError, StorageFull
+from onefleet.domain.fleet import CheckpointMode, Device, DeviceKind
+from onefleet.domain.ids import Generation, ImageId
+from onefleet.domain.layout import Layout
+from onefleet.domain.serving import Purpose
+from onefleet.drivers.base import Capability, Driver, WorkerSpec, WorkerState, WorkerStatus
+from onefleet.engines.base import EngineProcess
+from onefleet.engines.catalog import engine
+from onefleet.wire.agent import EngineSpec, JobSpec, Order
+
+log = structlog.get_logger()
+
+#: What a job sees of the environment that the pool was started in; the rest is its owner's own.
+JOB_INHERITS = ("HOME", "LANG", "LC_ALL", "LOGNAME", "PATH", "SHELL", "TMPDIR", "TZ", "USER")
+PORT_FILE = "port"
+#: A command that could not be started, as shells number it.
+CANNOT_START = 127
+
+#: Unpacks the code of a digest into a folder.
+Unpack = Callable[[str, Path], None]
+
+
+class Crew:
+    """This node's drivers and worker folders. Methods may run at once for different workers."""
+
+    def __init__(
+        self,
+        layout: Layout,
+        drivers: Mapping[str, Driver],
+        devices: Sequence[Device],
+        unpack: Unpack,
+    ) -> None:
+        self._layout = layout
+        self._drivers = drivers
+        self._devices = {device.id: device for device in devices}
+        self._unpack = unpack
+        self._records: dict[WorkerKey, Record] = {}
+        self._job_driver = "local"
+        self.capability = Capability(CheckpointMode.NONE, "not tried yet", "")
+
+    async def prepare(self) -> None:
+        """Find out how jobs can be saved here, and clean up after those that are over."""
+        self.capability = await self._drivers["local"].probe()
+        if "criu" in self._drivers:
+            capability = await self._drivers["criu"].probe()
+            if capability.mode is CheckpointMode.CRIU:
+                self._job_driver, self.capability = "criu", capability
+            elif capability.reason:
+                mode, evidence = self.capability.mode, self.capability.evidence
+                self.capability = Capability(mode, capability.reason, evidence)
+        gone = records.forget_oldest(self._layout)
+        log.info("jobs are saved by", driver=self._job_driver, reason=self.capability.reason)
+        if gone:
+            log.info("removed the output of the oldest workers", folders=gone)
+
+    def folder(self, key: WorkerKey) -> Path:
+        return self._layout.worker(key.work_id, key.rank)
+
+    def record(self, key: WorkerKey) -> Record | None:
+        return self._records.get(key)
+
+    def mode(self, key: WorkerKey) -> CheckpointMode:
+        """How this worker can be saved."""
+        record = self._records.get(key)
+        if record is None or record.order.job is None:
+            return CheckpointMode.NONE
+        criu = record.driver == "criu"
+        return CheckpointMode.CRIU if criu else CheckpointMode.COOPERATIVE
+
+    # --- what an agent before this one left ------------------------------------------------------
+
+    async def adopt(self) -> Sequence[Adopted]:
+        """Every worker that is not over, as its driver sees it now."""
+        known: dict[Path, str] = {}
+        for name, driver in sorted(self._drivers.items()):
+            for folder in await driver.adopt(records.root(self._layout)):
+                known[folder] = name
+        found = []
+        for folder, record in records.all_records(self._layout):
+            self._records[record.key] = record
+            status = None
+            if folder in known:
+                status = await self._drivers[record.driver].status(folder)
+            found.append(self._adopted(folder, record, status))
+        return found
+
+    def _adopted(self, folder: Path, record: Record, status: WorkerStatus | None) -> Adopted:
+        log.info("adopted", worker=folder.name, state=status.state if status else "only files")
+        return Adopted(
+            record.key,
+            is_job=record.order.job is not None,
+            epoch=record.epoch,
+            grace_ms=record.order.grace_ms,
+            state=status.state if status else None,
+            exit_code=status.exit_code if status else None,
+            reason=status.reason if status else "",
+            image=record.image,
+            images=records.images(folder),
+            image_bytes=status.image_bytes if status else record.image_bytes,
+        )
+
+    async def status(self, key: WorkerKey, epoch: Generation) -> tuple[StatusSeen, WorkerStatus]:
+        """What is true of a worker now."""
+        record = self._records[key]
+        try:
+            status = await self._drivers[record.driver].status(self.folder(key))
+        except OnefleetError as error:
+            status = WorkerStatus(WorkerState.ENDED, reason=error.what)
+        seen = StatusSeen(key, epoch, status.state, status.exit_code, status.reason)
+        return seen, status
+
+    # --- effects ---------------------------------------------------------------------------------
+
+    async def perform(self, act: Act) -> Done:
+        """Do it; the outcome, good or bad, as the event that answers it."""
+        try:
+            return await self._perform(act)
+        except OnefleetError as error:
+            code = CANNOT_START if isinstance(error, InvalidRequest) else None
+            text = f"{error.what}: {error.why}" if error.why else error.what
+        except OSError as error:
+            full = StorageFull(f"no space left in {self._layout.root}").what
+            code, text = None, full if error.errno == 28 else str(error)
+        log.warning("failed", verb=act.verb, worker=self.folder(act.key).name, reason=text)
+        return Done(act.key, act.verb, error=text, exit_code=code)
+
+    async def _perform(self, act: Act) -> Done:
+        log.info(act.verb, worker=self.folder(act.key).name)
+        match act:
+            case Start(order=order):
+                return await self._start(act, order)
+            case Restore(order=order, image=image):
+                return await self._restore(act, order, image)
+            case Save(image=image):
+                return await self._save(act, image)
+            case Stop(grace_ms=grace_ms):
+                return await self._stop(act, grace_ms)
+            case Prune(keep=keep):
+                await asyncio.to_thread(records.prune, self.folder(act.key), keep)
+            case Discard():
+                await asyncio.to_thread(records.retire, self.folder(act.key))
+                self._records.pop(act.key, None)
+            case _:
+                assert_never(act)
+        return Done(act.key, act.verb)
+
+    async def _start(self, act: Start, order: Order) -> Done:
+        driver = self._job_driver if order.job else "local"
+        spec = await asyncio.to_thread(self._spec, act.key, order)
+        (spec.folder / PORT_FILE).unlink(missing_ok=True)
+        record = Record(
+            work_id=order.work_id, rank=order.rank, epoch=order.epoch, driver=driver, order=order
+        )
+        await self._keep(record)
+        await self._drivers[driver].start(spec)
+        return Done(act.key, act.verb)
+
+    async def _restore(self, act: Restore, order: Order, image: ImageId) -> Done:
+        before = self._records.get(act.key)
+        driver = before.driver if before else self._job_driver
+        folder = self.folder(act.key)
+        if image not in records.images(folder):
+            return Done(act.key, Verb.RESTORE, error=f"image {image} is not on this node")
+        spec = await asyncio.to_thread(self._spec, act.key, order)
+        record = Record(
+            work_id=order.work_id, rank=order.rank, epoch=order.epoch, driver=driver, order=order,
+            image=image, image_bytes=before.image_bytes if before else 0,
+        )  # fmt: skip
+        await self._keep(record)
+        await self._drivers[driver].restore(spec, folder / records.IMAGES / image)
+        return Done(act.key, act.verb)
+
+    async def _save(self, act: Save, image: ImageId) -> Done:
+        record = self._records[act.key]
+        folder = self.folder(act.key)
+        await self._keep(_with(record, image, 0))
+        (folder / records.IMAGES).mkdir(exist_ok=True)
+        saved = await self._drivers[record.driver].save(folder, folder / records.IMAGES / image)
+        await self._keep(_with(record, image, saved.size_bytes))
+        log.info("saved", worker=folder.name, bytes=saved.size_bytes, frozen_ms=saved.frozen_ms)
+        return Done(act.key, act.verb, image_bytes=saved.size_bytes)
+
+    async def _stop(self, act: Stop, grace_ms: int) -> Done:
+        record = self._records[act.key]
+        driver, folder = self._drivers[record.driver], self.folder(act.key)
+        await driver.stop(folder, grace_ms)
+        status = await driver.status(folder)
+        return Done(act.key, act.verb, exit_code=status.exit_code)
+
+    async def _keep(self, record: Record) -> None:
+        folder = self.folder(record.key)
+        await asyncio.to_thread(records.write, folder, record)
+        self._records[record.key] = record
+
+    # --- from an order to a process --------------------------------------------------------------
+
+    def _spec(self, key: WorkerKey, order: Order) -> WorkerSpec:
+        """What the driver is to start. Makes the worker's folder and unpacks its code."""
+        folder = self.folder(key)
+        work = folder / records.WORK
+        if not work.is_dir():
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            fresh = folder / f".{records.WORK}.new"
+            records.prune(fresh, ())
+            fresh.mkdir(exist_ok=True)
+            if order.job is not None and order.job.code is not None:
+                self._unpack(order.job.code, fresh)
+            fresh.rename(work)
+        held = [self._devices[d] for d in order.devices if d in self._devices]
+        if len(held) != len(order.devices):
+            raise InvalidRequest(
+                f"this node has not all of the devices {', '.join(order.devices)}",
+                why=f"it has {', '.join(self._devices)}",
+            )
+        if order.job is not None:
+            command, environment = self._job(key, order, order.job, folder, held)
+        else:
+            assert order.engine is not None, f"an order for {key} is of a job or of an engine"
+            command, environment = self._engine(order.engine, folder, held)
+        return WorkerSpec(
+            folder=folder,
+            command=command,
+            work=work,
+            environment=tuple(sorted(environment.items())),
+            cpus=tuple(d.index for d in held if d.kind is DeviceKind.CPU and not d.simulated),
+            network=order.job.network if order.job else "host",
+            grace_ms=order.grace_ms,
+        )
+
+    def _job(
+        self, key: WorkerKey, order: Order, job: JobSpec, folder: Path, held: Sequence[Device]
+    ) -> tuple[tuple[str, ...], dict[str, str]]:
+        inherited = child_environment()
+        checkpoint = folder / records.CHECKPOINT
+        checkpoint.mkdir(exist_ok=True)
+        environment = {name: inherited[name] for name in JOB_INHERITS if name in inherited}
+        # Last in the path: "python" works where the machine has none of its own.
+        own = os.path.dirname(sys.executable)
+        environment["PATH"] = f"{environment.get('PATH', os.defpath)}:{own}"
+        environment |= {
+            "OMP_NUM_THREADS": str(max(len(held), 1)),
+            "PYTHONUNBUFFERED": "1",
+            **_visible(held),
+            **dict(job.environment),
+            "ONEFLEET_JOB_ID": str(key.work_id),
+            "ONEFLEET_JOB_NAME": job.name,
+            "ONEFLEET_CHECKPOINT_DIR": str(checkpoint),
+            "RANK": str(order.rank),
+            "WORLD_SIZE": str(job.workers),
+        }
+        return job.command, environment
+
+    def _engine(
+        self, spec: EngineSpec, folder: Path, held: Sequence[Device]
+    ) -> tuple[tuple[str, ...], dict[str, str]]:
+        adapter = engine(spec.engine)
+        process = EngineProcess(
+            model_id=spec.model_id,
+            served_name=spec.served_name,
+            purpose=Purpose(spec.purpose),
+            path=Path(spec.path),
+            slots=spec.slots,
+            context_length=spec.context_length,
+            threads=max(len(held), 1),
+            port_file=folder / PORT_FILE,
+            cache_folder=folder / "cache",
+            options=tuple(sorted(spec.options.items())),
+        )
+        reason = adapter.available()
+        if reason:
+            raise InvalidRequest(f"engine {spec.engine} cannot run on this node", why=reason)
+        process.cache_folder.mkdir(exist_ok=True)
+        environment = child_environment({**_visible(held), **dict(adapter.environment(process))})
+        return adapter.command(process), environment
+
+
+def _visible(held: Sequence[Device]) -> dict[str, str]:
+    """Which GPUs a process may see; none unless it was given some."""
+    gpus = [str(d.index) for d in held if d.kind is DeviceKind.GPU and not d.simulated]
+    return {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": ",".join(gpus)}
+
+
+def _with(record: Record, image: ImageId, image_bytes: int) -> Record:
+    return Record(
+        work_id=record.work_id, rank=record.rank, epoch=record.epoch, driver=record.driver,
+        order=record.order, image=image, image_bytes=image_bytes,
+    )  # fmt: skip

@@ -1,0 +1,345 @@
+"""The agent's process: keeps the worker machine fed with orders and observations.
+
+Three loops on one event loop. `_sync` tells the control plane what is true and takes its orders;
+the call is held there until there is something new, and is broken off when there is something new
+here. `_look` asks the drivers what became of the workers. Each effect of the machine runs as a
+task of its own and comes back as an event.
+
+The end of this process leaves the workers running: their supervisors hold them, and the next
+agent adopts them. Only a drain ends them: SIGUSR1 saves the jobs, ends the replicas and then
+exits; a second SIGUSR1 takes all grace away.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+
+import structlog
+
+from onefleet.agent import readiness
+from onefleet.agent.crew import PORT_FILE, Crew, Unpack
+from onefleet.agent.devices import CpuMeter, DeviceProbe, default_probes, discover, memory_bytes
+from onefleet.agent.protocol import (
+    Act,
+    Drain,
+    Event,
+    OrdersReceived,
+    Ready,
+    Report,
+    Stop,
+    Tick,
+    WorkerKey,
+)
+from onefleet.agent.worker_machine import Worker, WorkerMachine
+from onefleet.domain.errors import OnefleetError
+from onefleet.domain.fleet import Device
+from onefleet.domain.ids import Generation, Instant, NodeId
+from onefleet.domain.layout import Layout
+from onefleet.drivers.base import Driver, WorkerStatus
+from onefleet.engines.catalog import engine
+from onefleet.engines.launch import read_port_file
+from onefleet.wire import internal
+from onefleet.wire.agent import NodeOrders, NodeReport, WorkerReport
+from onefleet.wire.client import Client
+
+log = structlog.get_logger()
+
+#: How long the control plane may hold a sync with nothing new.
+SYNC_WAIT_MS = 3_000
+#: Between syncs that failed.
+RETRY_S = 0.5
+#: Between looks at the workers.
+LOOK_S = 0.2
+#: Changes that come together are told together.
+GATHER_S = 0.01
+#: How long a drain may take: the longest save that is sensible, and a stop's grace.
+DRAIN_LIMIT_S = 120.0
+#: How long the last report of a drain may take.
+FAREWELL_S = 2.0
+
+
+class Agent:
+    """One node's agent. Made and run on one event loop."""
+
+    def __init__(self, node_name: str, crew: Crew, client: Client, devices: Sequence[Device]):
+        self.machine = WorkerMachine()
+        self._name = node_name
+        self._crew = crew
+        self._client = client
+        self._devices = tuple(devices)
+        self._meter = CpuMeter()
+        self._statuses: dict[WorkerKey, WorkerStatus] = {}
+        self._watches: dict[WorkerKey, tuple[Generation, asyncio.Task[None]]] = {}
+        self._acts: set[asyncio.Task[None]] = set()
+        self._changed = asyncio.Event()
+        self._draining = asyncio.Event()
+        self._rest = asyncio.Event()
+        self._failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._hurry = False
+
+    async def run(self) -> None:
+        """Adopt what is here, then go on until drained or cancelled."""
+        await self._crew.prepare()
+        for found in await self._crew.adopt():
+            self._feed(found)
+        await self._first_health()
+        loops = [asyncio.create_task(self._sync()), asyncio.create_task(self._look())]
+        drain = asyncio.create_task(self._drain())
+        try:
+            done, _ = await asyncio.wait(
+                (*loops, drain, self._failed), return_when=asyncio.FIRST_COMPLETED
+            )
+            for task in done:
+                task.result()
+        finally:
+            self._client.abort()
+            watches = [task for _, task in self._watches.values()]
+            for task in (*loops, drain, *watches):
+                task.cancel()
+            await asyncio.gather(*loops, drain, *watches, return_exceptions=True)
+
+    def drain(self) -> None:
+        """Begin to drain; the second call takes all grace away."""
+        if not self._draining.is_set():
+            log.info("draining: jobs are saved, replicas ended")
+            self._draining.set()
+            return
+        self._hurry = True
+        for worker in self.machine.workers():
+            if isinstance(worker.doing, Stop):
+                self._spawn_act(Stop(worker.key, 0), answered=False)
+
+    # --- events in, effects out ------------------------------------------------------------------
+
+    def _feed(self, event: Event) -> None:
+        effects = self.machine.handle(event, _now())
+        for effect in effects:
+            if isinstance(effect, Report):
+                self._changed.set()
+            else:
+                if self._hurry and isinstance(effect, Stop):
+                    effect = Stop(effect.key, 0)
+                self._spawn_act(effect)
+        self._tend_watches()
+        if self.machine.at_rest:
+            self._rest.set()
+        else:
+            self._rest.clear()
+
+    def _spawn_act(self, act: Act, answered: bool = True) -> None:
+        task = asyncio.create_task(self._perform(act, answered))
+        self._acts.add(task)
+        task.add_done_callback(self._acts.discard)
+        task.add_done_callback(self._fail_with)
+
+    def _fail_with(self, task: asyncio.Task[None]) -> None:
+        """A defect in a task ends the agent: the next one adopts everything and is whole again."""
+        if not task.cancelled() and (error := task.exception()) and not self._failed.done():
+            self._failed.set_exception(error)
+
+    async def _perform(self, act: Act, answered: bool) -> None:
+        done = await self._crew.perform(act)
+        if answered:
+            self._feed(done)
+
+    def _tend_watches(self) -> None:
+        """Every engine that may be alive is watched under its epoch, and no other."""
+        wanted = {
+            w.key: w.ran
+            for w in self.machine.workers()
+            if w.alive and not w.is_job and w.doing is None
+        }
+        for key, (epoch, task) in list(self._watches.items()):
+            if wanted.get(key) != epoch:
+                task.cancel()
+                del self._watches[key]
+        for key, epoch in wanted.items():
+            record = self._crew.record(key)
+            if key in self._watches or record is None or record.order.engine is None:
+                continue
+            port_file = self._crew.folder(key) / PORT_FILE
+            path = engine(record.order.engine.engine).dialect.health_path
+            watch = readiness.watch(key, epoch, port_file, path, self._feed)
+            task = asyncio.create_task(watch)
+            task.add_done_callback(self._fail_with)
+            self._watches[key] = (epoch, task)
+
+    async def _first_health(self) -> None:
+        """Adopted engines that answer are told as running in the very first report."""
+        for worker in self.machine.workers():
+            record = self._crew.record(worker.key)
+            if worker.is_job or not worker.alive or record is None or record.order.engine is None:
+                continue
+            address = read_port_file(self._crew.folder(worker.key) / PORT_FILE)
+            path = engine(record.order.engine.engine).dialect.health_path
+            if address and await readiness.answers(*address, path, limit_s=1.0):
+                self._feed(Ready(worker.key, worker.ran, *address))
+
+    # --- the loops -------------------------------------------------------------------------------
+
+    async def _look(self) -> None:
+        while True:
+            for worker in list(self.machine.workers()):
+                await self._look_at(worker)
+            deadline = self.machine.next_deadline()
+            if deadline is not None and _now() >= deadline:
+                self._feed(Tick())
+            await asyncio.sleep(LOOK_S)
+
+    async def _look_at(self, worker: Worker) -> None:
+        if worker.doing is not None or self._crew.record(worker.key) is None:
+            return
+        if not worker.alive:
+            self._statuses.pop(worker.key, None)
+            return
+        seen, status = await self._crew.status(worker.key, worker.ran)
+        self._statuses[worker.key] = status
+        self._feed(seen)
+
+    async def _sync(self) -> None:
+        failures = 0
+        while True:
+            self._changed.clear()
+            try:
+                orders = await self._call(self._report(SYNC_WAIT_MS))
+            except OnefleetError as error:
+                if failures == 0:
+                    log.warning("the control plane does not answer", reason=error.what)
+                failures += 1
+                await self._pause()
+                continue
+            if orders is None:  # broken off: there is news
+                continue
+            if failures:
+                log.info("the control plane answers again", failures=failures)
+                failures = 0
+            self._feed(OrdersReceived(orders))
+
+    async def _pause(self) -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(RETRY_S):
+                await self._changed.wait()
+        await asyncio.sleep(GATHER_S)
+
+    async def _call(self, report: NodeReport) -> NodeOrders | None:
+        """The orders, or None when there was news first and the call was broken off."""
+        call = asyncio.create_task(
+            asyncio.to_thread(self._client.post, "/internal/agent/sync", report, NodeOrders)
+        )
+        changed = asyncio.create_task(self._changed.wait())
+        try:
+            await asyncio.wait((call, changed), return_when=asyncio.FIRST_COMPLETED)
+            if call.done():
+                return call.result()
+            await asyncio.sleep(GATHER_S)
+            while not call.done():
+                self._client.abort()
+                await asyncio.wait((call,), timeout=GATHER_S)
+            with suppress(OnefleetError):
+                return call.result()
+            return None
+        finally:
+            changed.cancel()
+            if not call.done():
+                self._client.abort()
+                call.cancel()
+
+    async def _drain(self) -> None:
+        """Wait for the word, then until nothing runs here; then say so once more."""
+        await self._draining.wait()
+        self._feed(Drain())
+        with suppress(TimeoutError):
+            async with asyncio.timeout(DRAIN_LIMIT_S):
+                await self._rest.wait()
+        for worker in self.machine.workers():
+            if worker.alive:
+                log.error("could not be ended", worker=self._crew.folder(worker.key).name)
+        with suppress(OnefleetError, TimeoutError):
+            async with asyncio.timeout(FAREWELL_S):
+                await asyncio.to_thread(
+                    self._client.post, "/internal/agent/sync", self._report(0), NodeOrders
+                )
+        log.info("drained")
+
+    # --- the report ------------------------------------------------------------------------------
+
+    def _report(self, wait_ms: int) -> NodeReport:
+        total, free = memory_bytes()
+        capability = self._crew.capability
+        return NodeReport(
+            node_id=node_id(self._name),
+            name=self._name,
+            devices=self._devices,
+            memory_bytes=total,
+            memory_free_bytes=free,
+            cpu_busy_permille=self._meter.busy_permille(),
+            checkpoint_mode=capability.mode,
+            checkpoint_reason=capability.reason,
+            seen=self.machine.generation,
+            wait_ms=wait_ms,
+            workers=tuple(
+                self._worker_report(w) for w in self.machine.workers() if w.observed is not None
+            ),
+            sent_at=Instant(time.time_ns() // 1_000_000),
+        )
+
+    def _worker_report(self, worker: Worker) -> WorkerReport:
+        assert worker.observed is not None
+        status = self._statuses.get(worker.key)
+        return WorkerReport(
+            work_id=worker.key.work_id,
+            rank=worker.key.rank,
+            epoch=worker.ran,
+            observed=worker.observed,
+            reason=worker.reason,
+            exit_code=worker.exit_code,
+            image=worker.image,
+            image_bytes=worker.image_bytes,
+            memory_bytes=status.memory_bytes if status else 0,
+            cpu_ms=status.cpu_ms if status else 0,
+            host=worker.host if worker.alive else "",
+            port=worker.port if worker.alive else 0,
+            checkpoint_mode=self._crew.mode(worker.key),
+        )
+
+
+def node_id(name: str) -> NodeId:
+    """A node keeps its id over restarts: it is made of its name."""
+    return NodeId(f"node-{name}")
+
+
+def run(
+    layout: Layout,
+    node_name: str,
+    drivers: Mapping[str, Driver],
+    unpack: Unpack,
+    probes: Sequence[DeviceProbe] | None = None,
+) -> None:
+    """Be the agent of this node until SIGTERM (workers run on) or SIGUSR1 (drain)."""
+    layout.agent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    address = internal.read(layout.internal_file)
+    client = Client(address.url, internal_token=address.token, timeout_s=SYNC_WAIT_MS / 1000 + 10)
+    devices = discover(node_id(node_name), default_probes() if probes is None else probes)
+    crew = Crew(layout, drivers, devices, unpack)
+    with suppress(asyncio.CancelledError):
+        asyncio.run(_main(node_name, crew, client, devices))
+
+
+async def _main(node_name: str, crew: Crew, client: Client, devices: Sequence[Device]) -> None:
+    agent = Agent(node_name, crew, client, devices)
+    loop = asyncio.get_running_loop()
+    task = asyncio.current_task()
+    assert task is not None
+    loop.add_signal_handler(signal.SIGTERM, task.cancel)
+    loop.add_signal_handler(signal.SIGINT, task.cancel)
+    loop.add_signal_handler(signal.SIGUSR1, agent.drain)
+    await agent.run()
+
+
+def _now() -> Instant:
+    """Any clock that never goes back; leases are measured with it."""
+    return Instant(time.monotonic_ns() // 1_000_000)

@@ -1,0 +1,140 @@
+"""What the agent must know of a worker after its own death: one small file in the worker's folder.
+
+Written before the driver call that it is about, so that a restarted agent knows at least what may
+be true; what is true the driver says. A folder without the file is of a worker that is over: its
+output stays for a while, for its owner.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+import structlog
+
+from onefleet.agent.protocol import WorkerKey
+from onefleet.domain.ids import Generation, ImageId, WorkId
+from onefleet.domain.layout import Layout
+from onefleet.wire.agent import Order
+
+log = structlog.get_logger()
+
+#: The record's name; drivers have files of their own beside it.
+RECORD = "agent.json"
+IMAGES = "images"
+WORK = "work"
+CHECKPOINT = "checkpoint"
+#: What stays of a worker that is over: its output, what its program wrote, and what it saved of
+#: itself, from which it goes on if it is started afresh.
+KEPT = ("stdout", "stderr", WORK, CHECKPOINT)
+#: How many such folders stay; the oldest go first.
+RETIRED_MAX = 200
+
+
+class Record(msgspec.Struct, frozen=True, kw_only=True):
+    """order: what its process was last started or restored with. image: what it was last saved
+    as, or is being saved as. driver: the one that its process belongs to."""
+
+    work_id: WorkId
+    rank: int
+    epoch: Generation
+    driver: str
+    order: Order
+    image: ImageId | None = None
+    image_bytes: int = 0
+
+    @property
+    def key(self) -> WorkerKey:
+        return WorkerKey(self.work_id, self.rank)
+
+
+def write(folder: Path, record: Record) -> None:
+    """Replace the record as a whole and make it durable. Raises OSError."""
+    temporary = folder / f".{RECORD}.new"
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with open(descriptor, "wb") as file:
+        file.write(msgspec.json.encode(record))
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, folder / RECORD)
+
+
+def read(folder: Path) -> Record | None:
+    """The record, or None where there is none. One that cannot be read is taken for none."""
+    try:
+        return msgspec.json.decode((folder / RECORD).read_bytes(), type=Record)
+    except FileNotFoundError:
+        return None
+    except (msgspec.DecodeError, OSError) as error:
+        log.error("a worker's record cannot be read", folder=str(folder), reason=str(error))
+        return None
+
+
+def root(layout: Layout) -> Path:
+    """Where the workers' folders are."""
+    return layout.agent / "workers"
+
+
+def all_records(layout: Layout) -> Sequence[tuple[Path, Record]]:
+    """Every worker that is not over, by folder name."""
+    found = []
+    for folder in _folders(root(layout)):
+        record = read(folder)
+        if record is not None and layout.worker(record.work_id, record.rank) == folder:
+            found.append((folder, record))
+    return found
+
+
+def images(folder: Path) -> tuple[ImageId, ...]:
+    """The whole images in a worker's folder, oldest first. Drivers name one when it is whole."""
+    found = [f for f in _folders(folder / IMAGES) if not f.name.endswith(".partial")]
+    return tuple(ImageId(f.name) for f in sorted(found, key=lambda f: (f.stat().st_mtime_ns, f)))
+
+
+def prune(folder: Path, keep: Sequence[ImageId]) -> None:
+    """Remove the images but for `keep`."""
+    for image in _folders(folder / IMAGES):
+        if image.name not in keep:
+            shutil.rmtree(image, ignore_errors=True)
+
+
+def retire(folder: Path) -> None:
+    """Remove what was needed to run it. The record goes last, so that a torn try is repeated."""
+    if not folder.is_dir():
+        return
+    for entry in sorted(folder.iterdir()):
+        if entry.name not in (*KEPT, RECORD):
+            _remove(entry)
+    for name in (WORK, CHECKPOINT):
+        if not any((folder / name).glob("*")):
+            _remove(folder / name)
+    (folder / RECORD).unlink(missing_ok=True)
+    if not any(folder.iterdir()):
+        folder.rmdir()
+
+
+def forget_oldest(layout: Layout, limit: int = RETIRED_MAX) -> int:
+    """Remove the oldest folders of workers that are over, beyond the limit. Returns how many."""
+    over = [f for f in _folders(root(layout)) if not (f / RECORD).exists()]
+    over.sort(key=lambda f: (f.stat().st_mtime_ns, f.name))
+    gone = over[: max(len(over) - limit, 0)]
+    for folder in gone:
+        _remove(folder)
+    return len(gone)
+
+
+def _folders(parent: Path) -> list[Path]:
+    try:
+        return sorted(f for f in parent.iterdir() if f.is_dir() and not f.is_symlink())
+    except FileNotFoundError:
+        return []
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
