@@ -23,10 +23,10 @@ def explain(work: Work, blockers: Mapping[WorkId, tuple[Blocker, ...]]) -> Expla
     if work.phase is Phase.ENDED:
         outcome = work.outcome.value if work.outcome else "ended"
         return Explanation(f"{work.id} {outcome}: {work.why_ended}", ())
-    if work.phase is Phase.RUNNING:
-        where = ", ".join(f"{s.node_id} ({' '.join(s.devices)})" for s in work.placement)
-        return Explanation(f"{work.id} runs on {where}", ())
     found = blockers.get(work.id, ())
+    if work.phase is Phase.RUNNING and not found:
+        where = " ".join(device for slot in work.placement for device in slot.devices)
+        return Explanation(f"{work.id} runs on {where}", ())
     if not found:
         return Explanation(f"{work.id} is {work.phase}; the next pass will look at it", ())
     more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""

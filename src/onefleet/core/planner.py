@@ -40,7 +40,7 @@ from onefleet.core.plan import (
 from onefleet.core.plan_check import check_plan
 from onefleet.core.policy import Policy
 from onefleet.core.preemption import Victims
-from onefleet.core.snapshot import Snapshot
+from onefleet.core.snapshot import Snapshot, usable
 from onefleet.domain.fleet import DeviceKind, Node, NodeState
 from onefleet.domain.ids import Instant, NodeId, WorkId
 from onefleet.domain.work import Demand, Phase, Want, Work, WorkKind
@@ -97,6 +97,7 @@ class _Pass:
         self.nodes = dict(snapshot.nodes)
         self.decisions: dict[int, Decision] = {}
         self.steps: list[StepReport] = []
+        self.absent: dict[WorkId, NodeId] = {}
         self.waiting: dict[WorkId, Waiting] = {}
         self.placed: dict[WorkId, int] = {}  # to the number of the decision
         self.contended: dict[DeviceKind, int] = {}
@@ -116,13 +117,18 @@ class _Pass:
                 fenced += 1
         lost = 0
         for work in self.snapshot.works.values():
-            for slot in work.placement:
-                node_or_none = self.nodes.get(slot.node_id)
-                if node_or_none is None or node_or_none.state is NodeState.LOST:
-                    self._decide(Lose(work.id, f"node {slot.node_id}, where it ran, is lost"))
-                    lost += 1
-                    break
-        self._report("fence", f"{fenced} nodes given up, {lost} works lost with them")
+            missing = self._missing_node(work)
+            if missing is None:
+                continue
+            if self._waits_for(work, missing):
+                self.absent[work.id] = missing
+            else:
+                self._decide(Lose(work.id, f"node {missing}, where it ran, is lost"))
+                lost += 1
+        text = f"{fenced} nodes given up, {lost} works lost with them"
+        if self.absent:
+            text += f", {len(self.absent)} jobs wait for their node, as no other could run them"
+        self._report("fence", text)
 
     def drop_images(self) -> None:
         """Give up images on nodes that have been away for too long."""
@@ -228,10 +234,35 @@ class _Pass:
             for work in self.works.values()
             if work.phase not in (Phase.RUNNING, Phase.ENDED)
         }
+        for work_id, node_id in self.absent.items():
+            text = f"its node {node_id} is lost; it is waited for, as no other node could run it"
+            blockers[work_id] = (Blocker(Gate.START, text), *blockers.get(work_id, ()))
         self._report("explain", f"{len(blockers)} works do not run")
         return blockers
 
     # --- what the steps are made of ------------------------------------------------------------
+
+    def _missing_node(self, work: Work) -> NodeId | None:
+        """The first node that it runs on and that is lost."""
+        for slot in work.placement:
+            node = self.nodes.get(slot.node_id)
+            if node is None or node.state is NodeState.LOST:
+                return slot.node_id
+        return None
+
+    def _waits_for(self, work: Work, node_id: NodeId) -> bool:
+        """Whether its lost node is waited for, so that nothing of its run is thrown away.
+
+        A job that no other node could run gains nothing from being given up; its agent saved it
+        when its lease ran out, or both sleep together.
+        """
+        node = self.nodes.get(node_id)
+        if node is None or work.kind is WorkKind.REPLICA or work.want is Want.STOP:
+            return False
+        if self.now - node.lease_expires_at >= self.policy.image_wait_ms:
+            return False
+        others = [node for node in self.nodes.values() if usable(node, self.now)]
+        return feasibility(work.demand, others) is not None
 
     def _decide(self, decision: Decision) -> None:
         self.decisions[len(self.decisions)] = decision

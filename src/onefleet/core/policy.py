@@ -17,7 +17,8 @@ class Policy:
     resume_hold_ms: suspended work stays so for this long, so that work does not bounce.
     patience_ms: for this long younger work may pass a bigger, older one of its tier; then devices
     are kept free for it.
-    image_wait_ms: an image on a lost or draining node is waited for this long, then given up.
+    image_wait_ms: a lost node is waited for this long by the images on it, and by jobs that no
+    other node could run; then they are given up.
     idle_ms: a deployment without a request for this long may lose a replica.
     scale_up_waiting: held requests a ready replica, from which on one more is wanted.
     save_fixed_ms, save_bytes_per_ms, replica_start_ms: what suspending work costs, to choose the

@@ -1,0 +1,234 @@
+"""The lifecycle's table and the rules of its events."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from tests.fleets import NOW, a_job, a_replica, placed, suspended
+
+from onefleet.core import lifecycle
+from onefleet.core.lifecycle import (
+    ATTEMPTS_MAX,
+    LOSSES_MAX,
+    RESTORE_TRIES_MAX,
+    STABLE_MS,
+    TRANSITIONS,
+    IllegalTransition,
+    ImageLost,
+    Lost,
+    Placed,
+    ProcessEnded,
+    Restored,
+    RestoreFailed,
+    Saved,
+    SaveFailed,
+    SaveOrdered,
+    Started,
+    StopOrdered,
+    WantChanged,
+    apply,
+    backoff_ms,
+    diagram,
+    progress_ms,
+)
+from onefleet.domain.ids import Instant
+from onefleet.domain.work import Outcome, Phase, Want, Work
+
+
+def later(ms: int) -> Instant:
+    return Instant(NOW + ms)
+
+
+def restoring(work: Work, at: Instant = NOW) -> Work:
+    assert work.image is not None
+    slots = placed(a_job("x"), *((node, "0") for node in work.image.nodes)).placement
+    return apply(work, Placed(slots, restore=True), at)
+
+
+def test_a_job_runs_and_succeeds_exactly_with_exit_code_0() -> None:
+    running = placed(a_job("j"), ("n1", "0"))
+    assert (running.phase, running.epoch, running.attempts) == (Phase.RUNNING, 1, 1)
+    done = apply(running, ProcessEnded(0, ""), later(500))
+    assert (done.outcome, done.exit_code, done.ran_ms) == (Outcome.SUCCEEDED, 0, 500)
+    assert done.placement == () and done.ended_at == later(500) and done.why_ended
+    failed = apply(running, ProcessEnded(3, ""), later(500))
+    assert (failed.outcome, failed.exit_code) == (Outcome.FAILED, 3)
+    assert failed.why_ended == "exited with code 3"
+
+
+def test_a_job_that_could_not_start_fails_for_good() -> None:
+    starting = placed(a_job("j"), ("n1", "0"), running=False)
+    ended = apply(starting, ProcessEnded(127, "no such command"), NOW)
+    assert (ended.outcome, ended.why_ended) == (Outcome.FAILED, "no such command")
+
+
+def test_a_save_keeps_the_run_and_the_image_before() -> None:
+    first = suspended(a_job("j"), "n1", at=NOW)
+    assert first.image is not None and first.image.ran_ms == 0 and first.suspends == 1
+    again = apply(restoring(first), Restored(), later(10))
+    saving = apply(again, SaveOrdered("room"), later(2_010))
+    assert saving.reason == "room" and saving.phase.holds_devices
+    saved = apply(saving, Saved(replace(first.image, id=lifecycle.image_id(saving))), later(2_100))
+    assert saved.image is not None and saved.image.ran_ms == 2_000 == progress_ms(saved)
+    assert saved.image_before == first.image and saved.suspends == 2 and saved.epoch == 2
+
+
+def test_a_failed_save_leaves_it_running_and_waits_before_the_next() -> None:
+    saving = apply(placed(a_job("j"), ("n1", "0")), SaveOrdered("room"), later(100))
+    running = apply(saving, SaveFailed("disk full"), later(200))
+    assert running.phase is Phase.RUNNING and running.reason == "not saved: disk full"
+    assert running.not_before == later(200) + backoff_ms(1) and running.placement
+    twice = apply(apply(running, SaveOrdered("room"), later(300)), SaveFailed("x"), later(300))
+    assert twice.failures == 2 and twice.not_before == later(300) + backoff_ms(2)
+
+
+def test_a_failed_restore_is_tried_again_then_falls_back_then_starts_afresh() -> None:
+    first = suspended(a_job("j"), "n1", at=NOW)
+    running = apply(restoring(first), Restored(), NOW)
+    saving = apply(running, SaveOrdered("room"), later(3_000))
+    newer = replace(first.image, id=lifecycle.image_id(saving))  # type: ignore[type-var]
+    work = apply(saving, Saved(newer), later(3_000))
+    assert newer is not None and first.image is not None
+    seen = []
+    for _ in range(2 * RESTORE_TRIES_MAX):
+        work = apply(restoring(work, later(9_000)), RestoreFailed("bad page"), later(9_000))
+        seen.append((work.phase, work.image and work.image.id, work.lost_ms))
+    older_id = first.image.id
+    assert seen == [
+        (Phase.SUSPENDED, newer.id, 0),
+        (Phase.SUSPENDED, older_id, 3_000),
+        (Phase.SUSPENDED, older_id, 3_000),
+        (Phase.PENDING, None, 3_000),
+    ]
+    assert "could not be restored: bad page" in work.reason
+    assert work.not_before > later(9_000)
+
+
+def test_a_lost_job_without_an_image_starts_afresh_a_bounded_number_of_times() -> None:
+    work = a_job("j")
+    for attempt in range(1, ATTEMPTS_MAX):
+        work = apply(placed(work, ("n1", "0")), Lost("n1 is lost"), later(1_000))
+        assert (work.phase, work.attempts) == (Phase.PENDING, attempt)
+        assert work.lost_ms == attempt * 1_000 == work.ran_ms
+        assert work.reason == "n1 is lost; 1000 ms of its run are lost"
+    work = apply(placed(work, ("n1", "0")), Lost("n1 is lost"), later(1_000))
+    assert work.outcome is Outcome.FAILED and "gave up after 8 starts" in work.why_ended
+
+
+def test_a_loss_voids_late_reports_and_goes_back_to_the_image() -> None:
+    running = apply(restoring(suspended(a_job("j"), "n1", at=NOW)), Restored(), NOW)
+    lost = apply(running, Lost("n1 is lost"), later(700))
+    assert lost.phase is Phase.SUSPENDED and lost.epoch == running.epoch + 1
+    assert lost.lost_ms == 700 and progress_ms(lost) == 0
+    for _ in range(LOSSES_MAX - 1):
+        lost = apply(apply(restoring(lost), Restored(), NOW), Lost("again"), NOW)
+    assert lost.phase is Phase.PENDING and lost.image is None
+
+
+def test_a_job_whose_supervisor_died_is_not_to_blame() -> None:
+    running = placed(a_job("j"), ("n1", "0"))
+    assert apply(running, ProcessEnded(None, "supervisor died"), NOW).phase is Phase.PENDING
+
+
+def test_a_lost_image_falls_back() -> None:
+    work = suspended(a_job("j"), "n1")
+    assert work.image is not None
+    with_older = replace(work, image_before=replace(work.image, ran_ms=0))
+    assert apply(with_older, ImageLost("gone"), NOW).phase is Phase.SUSPENDED
+    assert apply(work, ImageLost("gone"), NOW).phase is Phase.PENDING
+
+
+def test_a_replica_that_ends_unasked_comes_back_after_a_growing_pause() -> None:
+    work = a_replica("r")
+    for failures in range(1, 9):
+        running = placed(work, ("n1", "0"))
+        work = apply(running, ProcessEnded(1, "segfault"), NOW)
+        assert work.phase is Phase.PENDING and work.failures == failures
+        assert work.not_before - NOW == min(1_000 * 2 ** (failures - 1), 60_000)
+    steady = apply(placed(work, ("n1", "0")), ProcessEnded(1, "segfault"), later(STABLE_MS))
+    assert steady.failures == 1
+    lost = apply(placed(work, ("n1", "0")), Lost("n1"), NOW)
+    assert lost.phase is Phase.PENDING and lost.epoch == placed(work, ("n1", "0")).epoch + 1
+
+
+def test_a_replica_that_made_room_waits_without_blame() -> None:
+    running = placed(a_replica("r"), ("n1", "0"))
+    stopping = apply(running, StopOrdered("makes room"), NOW)
+    back = apply(stopping, ProcessEnded(143, ""), NOW)
+    assert back.phase is Phase.PENDING and back.failures == 0 and back.not_before == 0
+    assert back.reason == "makes room"
+
+
+@pytest.mark.parametrize("make", [a_job, a_replica])
+def test_what_its_owner_stops_is_cancelled_wherever_it_is(make: object) -> None:
+    assert callable(make)
+    for work in (make("w"), placed(make("w"), ("n1", "0"))):
+        wanted = apply(work, WantChanged(Want.STOP), NOW)
+        stopped = apply(wanted, StopOrdered("cancelled by its owner"), NOW)
+        if stopped.phase is Phase.STOPPING:
+            stopped = apply(stopped, ProcessEnded(143, ""), NOW)
+        assert (stopped.outcome, stopped.why_ended) == (
+            Outcome.CANCELLED,
+            "cancelled by its owner",
+        )
+        with pytest.raises(IllegalTransition, match="WantChanged"):
+            apply(stopped, WantChanged(Want.RUN), NOW)
+        with pytest.raises(IllegalTransition):
+            apply(wanted, WantChanged(Want.RUN), NOW)
+
+
+def test_what_is_to_be_stopped_and_is_lost_or_ends_first_is_over_too() -> None:
+    for work in (a_job("j"), a_replica("r")):
+        wanted = apply(placed(work, ("n1", "0")), WantChanged(Want.STOP), NOW)
+        assert apply(wanted, Lost("n1"), NOW).outcome is Outcome.CANCELLED
+    replica = apply(placed(a_replica("r"), ("n1", "0")), WantChanged(Want.STOP), NOW)
+    assert apply(replica, ProcessEnded(1, "crash"), NOW).outcome is Outcome.CANCELLED
+
+
+def test_rules_of_events_are_kept() -> None:
+    job = a_job("j", workers=2)
+    slots = placed(job, ("n1", "0"), ("n1", "1")).placement
+    with pytest.raises(IllegalTransition) as raised:
+        apply(job, Placed(slots[:1], restore=False), NOW)
+    assert "whole or not" in raised.value.why
+    with pytest.raises(IllegalTransition):
+        apply(job, Placed(slots, restore=True), NOW)
+    with pytest.raises(IllegalTransition):
+        apply(placed(a_replica("r"), ("n1", "0")), SaveOrdered("room"), NOW)
+    saving = apply(placed(job, ("n1", "0"), ("n1", "1")), SaveOrdered("room"), NOW)
+    image = suspended(a_job("k"), "n1").image
+    assert image is not None
+    with pytest.raises(IllegalTransition):
+        apply(saving, Saved(image), NOW)
+
+
+def test_every_pair_that_the_table_does_not_name_is_refused() -> None:
+    samples = (
+        Started(),
+        Restored(),
+        SaveFailed("x"),
+        Lost("x"),
+        ProcessEnded(0, ""),
+        ImageLost(""),
+    )
+    works = {w.phase: w for w in (a_job("j"), placed(a_job("j"), ("n1", "0")))}
+    for phase, work in works.items():
+        for event in samples:
+            if (phase, type(event)) not in TRANSITIONS:
+                with pytest.raises(IllegalTransition):
+                    apply(work, event, NOW)
+
+
+def test_the_diagram_shows_the_table() -> None:
+    text = diagram()
+    assert text.startswith("stateDiagram-v2\n    [*] --> pending\n")
+    assert "    running --> saving: SaveOrdered\n" in text
+    assert text.count("-->") == 2 + sum(
+        len(targets) for (_, event), targets in TRANSITIONS.items() if event is not WantChanged
+    )
+
+
+def test_time_that_steps_back_costs_nothing() -> None:
+    running = placed(a_job("j"), ("n1", "0"))
+    assert apply(running, ProcessEnded(0, ""), Instant(NOW - 5)).ran_ms == 0
