@@ -30,10 +30,12 @@ class Capability:
 class WorkerSpec:
     """What to start. The folder belongs to this worker alone and outlives its processes.
 
-    stdout and stderr are append files in the folder that survive a save. `work` is the current
-    directory of the command. cpus: the cores that it may use (affinity). cell: give it pid, mount
-    and net namespaces of its own (only the transparent driver does); network "host" leaves it the
-    machine's network.
+    stdout and stderr are append files of these names in the folder; they survive a save. `work` is
+    the current directory of the command; the transparent driver shows it as /job. environment: the
+    command's whole environment; PATH and ONEFLEET_CHECKPOINT_DIR (`checkpoint` in the folder) are
+    set where it has none. cpus: the cores that it may use (affinity); empty: all. network, for the
+    transparent driver: "cell" gives it a loopback of its own and nothing else, "host" leaves it the
+    machine's network. grace_ms: how long a cooperative save may take.
     """
 
     folder: Path

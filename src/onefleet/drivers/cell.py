@@ -1,0 +1,187 @@
+"""A cell: the pid, mount and network namespaces that one worker lives in.
+
+Inside a cell a worker's process ids, ports and shared memory are its own, so that it can be saved
+here and restored elsewhere, or later, without meeting anybody else's. criu runs inside, too, and
+then sees no foreign namespace at all, which keeps its images small and its work short.
+
+The cell's root is assembled from the machine's top-level folders, plus two that exist only here:
+/job (the work folder) and /.onefleet (the worker's folder). So a worker sees the same paths
+wherever its folder lies, and nothing is created on the machine's own root. /proc and /dev/shm
+are the cell's own.
+
+The first process of a cell never forks (it would take process ids that an image needs) and dies
+with the supervisor; the kernel ends everything in a cell with its first process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from collections.abc import Callable
+from typing import NoReturn
+
+from onefleet.domain.errors import Unsupported
+from onefleet.drivers import linux, process_tree
+
+#: Where a worker finds its work folder and its own folder.
+JOB = "/job"
+OWN = "/.onefleet"
+#: The process id of a worker's root inside its cell: far from those that criu uses.
+ROOT_PID = 100
+
+_SHM = "/dev/shm"  # noqa: S108  (the cell's own, made here)
+_ASSEMBLY = "/proc"  # its old contents are not needed in there, and it exists everywhere
+_NOT_CARRIED = ("proc", "job", ".onefleet", "lost+found")
+
+
+class Cell:
+    """The namespaces of one worker, made by and for this process (the supervisor).
+
+    After the constructor every child of this process is born in the cell's pid namespace; `run`
+    also puts it into the mount and network namespaces. There is one cell a supervisor.
+
+    folder, work: absolute paths on the machine. last_pid: the process id after which the next
+    one is given. Raises Unsupported when the machine does not allow it.
+    """
+
+    def __init__(self, folder: str, work: str, network: str, last_pid: int) -> None:
+        self.ending = False
+        report, answer = os.pipe()
+        try:
+            linux.unshare(linux.NEW_PIDS)
+        except OSError as error:
+            raise _unsupported(str(error)) from error
+        self.init = os.fork()
+        if self.init == 0:
+            os.close(report)
+            _become_init(folder, work, network, last_pid, answer)
+        os.close(answer)
+        with os.fdopen(report, encoding="utf-8") as lines:
+            said = lines.read()
+        if said != "ready":
+            self.destroy()
+            raise _unsupported(said or "the cell's first process died at once")
+        kinds = [("mnt", linux.NEW_MOUNTS)]
+        if network != "host":
+            kinds.append(("net", linux.NEW_NETWORK))
+        self._namespaces = [
+            (os.open(f"/proc/{self.init}/ns/{name}", os.O_RDONLY | os.O_CLOEXEC), kind)
+            for name, kind in kinds
+        ]
+
+    def run(self, body: Callable[[], NoReturn]) -> int:
+        """Fork a child that runs `body` inside the cell; its pid as the machine sees it."""
+        pid = os.fork()
+        if pid == 0:
+            try:
+                for namespace, kind in self._namespaces:
+                    linux.enter(namespace, kind)
+                body()
+            finally:
+                os._exit(126)
+        return pid
+
+    @property
+    def shm(self) -> str:
+        """The cell's /dev/shm as the machine reaches it."""
+        return f"/proc/{self.init}/root{_SHM}"
+
+    def pids(self) -> list[int]:
+        """Process ids, as the cell sees them, of all that lives in it but its first process."""
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            names = os.listdir(f"/proc/{self.init}/root/proc")
+            return sorted(int(n) for n in names if n.isdecimal() and n != "1")
+        return []
+
+    def living(self) -> list[int]:
+        """`pids` without zombies."""
+        proc = f"/proc/{self.init}/root/proc"
+        return [p for p in self.pids() if process_tree.stat_fields(p, proc)[:1] not in ([], ["Z"])]
+
+    def strangers(self) -> list[int]:
+        """Process ids, as the cell sees them, that do not descend from the worker's root."""
+        proc = f"/proc/{self.init}/root/proc"
+        parents = {p: int(process_tree.stat_fields(p, proc)[1]) for p in self.living()}
+        found: list[int] = []
+        for pid in sorted(parents):
+            ancestor = pid
+            while ancestor != ROOT_PID and ancestor in parents:
+                ancestor = parents[ancestor]
+            if ancestor != ROOT_PID:
+                found.append(pid)
+        return found
+
+    def destroy(self) -> None:
+        """End everything in the cell. Its children of this process are left to be reaped."""
+        if not self.ending:
+            self.ending = True
+            os.kill(self.init, signal.SIGKILL)
+
+
+def _unsupported(why: str) -> Unsupported:
+    return Unsupported(
+        "the worker's cell could not be made",
+        why=why,
+        hint="run as root on Linux with pid, mount and network namespaces allowed",
+    )
+
+
+def _become_init(folder: str, work: str, network: str, last_pid: int, report: int) -> NoReturn:
+    """Set the namespaces up from inside, say so, then wait for the end."""
+    try:
+        linux.die_with_parent(signal.SIGKILL)
+        signal.set_wakeup_fd(-1)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, signal.SIG_DFL)
+        # Ignored, so that the kernel reaps whatever is orphaned to this process.
+        signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+        linux.unshare(linux.NEW_MOUNTS | (linux.NEW_NETWORK if network != "host" else 0))
+        _assemble_root(folder, work)
+        if network != "host":
+            linux.loopback_up()
+        with open("/proc/sys/kernel/ns_last_pid", "w", encoding="ascii") as file:
+            file.write(str(last_pid))
+        linux.name_process("onefleet-cell")
+        os.write(report, b"ready")
+    except OSError as error:
+        os.write(report, str(error).encode())
+        os._exit(1)
+    os.closerange(0, 1024)
+    while True:
+        signal.pause()
+
+
+def _assemble_root(folder: str, work: str) -> None:
+    """Build the cell's root on a small tmpfs, bind the machine's folders into it, move there."""
+    linux.mount("", "/", flags=linux.MS_REC | linux.MS_SLAVE)
+    source_folder, source_work = (os.open(p, os.O_PATH | os.O_DIRECTORY) for p in (folder, work))
+    entries = sorted(e.name for e in os.scandir("/") if e.name not in _NOT_CARRIED)
+    linux.mount("onefleet", _ASSEMBLY, "tmpfs", linux.MS_NOSUID, "mode=755,size=1m")
+    for name in entries:
+        _carry(f"/{name}", f"{_ASSEMBLY}/{name}")
+    os.mkdir(f"{_ASSEMBLY}/proc")
+    hardened = linux.MS_NOSUID | linux.MS_NODEV | linux.MS_NOEXEC
+    linux.mount("proc", f"{_ASSEMBLY}/proc", "proc", hardened)
+    for source, name in ((source_work, JOB), (source_folder, OWN)):
+        # By descriptor: the path may lie under a folder that is covered by now.
+        os.mkdir(_ASSEMBLY + name)
+        os.fchdir(source)
+        linux.mount(".", _ASSEMBLY + name, flags=linux.MS_BIND | linux.MS_REC)
+        os.close(source)
+    shared = linux.MS_NOSUID | linux.MS_NODEV
+    linux.mount("shm", _ASSEMBLY + _SHM, "tmpfs", shared, "mode=1777")
+    os.chdir(_ASSEMBLY)
+    linux.pivot_here()
+
+
+def _carry(source: str, target: str) -> None:
+    """Show one top-level entry of the machine in the cell, as it is."""
+    if os.path.islink(source):
+        os.symlink(os.readlink(source), target)
+    elif os.path.isdir(source):
+        os.mkdir(target)
+        linux.mount(source, target, flags=linux.MS_BIND | linux.MS_REC)
+    elif os.path.isfile(source):
+        os.close(os.open(target, os.O_CREAT | os.O_WRONLY))
+        linux.mount(source, target, flags=linux.MS_BIND)

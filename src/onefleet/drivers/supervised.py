@@ -1,0 +1,293 @@
+"""The agent's side of a supervisor: what both real drivers share.
+
+Everything about a worker is in its folder, so a driver keeps nothing in memory: a restarted agent
+sees the same. An operation that is called again while it runs, or after it is done, finds that out
+from the state file and does no harm.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from onefleet.domain import errors
+from onefleet.drivers import image as images
+from onefleet.drivers import process_tree
+from onefleet.drivers import supervisor_files as files
+from onefleet.drivers.base import SavedImage, WorkerSpec, WorkerState, WorkerStatus
+
+#: How long a supervisor may take to answer: a start or restore of the largest image, a save.
+_ANSWER_LIMIT_S = 900.0
+_STOP_MARGIN_S = 60.0
+_POLL_S = 0.02
+
+
+class SupervisedDriver:
+    """Starts a supervisor a worker and speaks to it. `name` and what goes into the order differ."""
+
+    name = ""
+
+    def _order(self) -> dict[str, Any]:
+        """What this driver's supervisor needs to know besides the spec."""
+        return {}
+
+    async def start(self, spec: WorkerSpec) -> None:
+        """See Driver.start."""
+        if (await self._state_of(spec.folder)) in _ALIVE:
+            return
+        await self._launch(spec, "start", None)
+
+    async def restore(self, spec: WorkerSpec, image: Path) -> None:
+        """See Driver.restore."""
+        if (await self._state_of(spec.folder)) in _ALIVE:
+            return
+        await self._launch(spec, "restore", image)
+
+    async def save(self, folder: Path, image: Path) -> SavedImage:
+        """See Driver.save."""
+        self._require(folder)
+        answer = await self._ask(folder, {"op": "save", "image": str(image)}, _ANSWER_LIMIT_S)
+        if answer is not None and not answer["ok"]:
+            raise _raised(answer["error"])
+        state = await self._settled(folder)
+        if state.get("state") != WorkerState.SAVED or state.get("image") != str(image):
+            raise errors.Conflict(
+                f"the worker in {folder} was not saved",
+                why=f"it is {state.get('state')}: {state.get('reason') or 'it does not run'}",
+                hint="start it, or restore it, first",
+            )
+        manifest = await asyncio.to_thread(images.read, str(image))
+        return SavedImage(
+            folder=image,
+            size_bytes=images.total_bytes(manifest),
+            frozen_ms=int(state.get("frozen_ms", 0)),
+            files=tuple((path, size) for path, size, *_ in manifest["writable"]),
+        )
+
+    async def stop(self, folder: Path, grace_ms: int) -> None:
+        """See Driver.stop. A worker that does not run, or is saved, stays as it is."""
+        self._require(folder)
+        limit_s = grace_ms / 1000 + _STOP_MARGIN_S
+        answer = await self._ask(folder, {"op": "stop", "grace_ms": grace_ms}, limit_s)
+        if answer is not None and not answer["ok"]:
+            raise _raised(answer["error"])
+        await self._settled(folder)
+
+    async def status(self, folder: Path) -> WorkerStatus:
+        """See Driver.status."""
+        self._require(folder)
+        return await asyncio.to_thread(_status, folder)
+
+    async def adopt(self, root: Path) -> Sequence[Path]:
+        """See Driver.adopt."""
+        return await asyncio.to_thread(_workers, root, self.name)
+
+    async def _launch(self, spec: WorkerSpec, action: str, image: Path | None) -> None:
+        if not spec.command:
+            raise errors.InvalidRequest("the command is empty", hint="give a program to run")
+        order = self._common_order(spec, action, image) | self._order()
+        folder = Path(order["folder"])
+        try:
+            await asyncio.to_thread(_prepare, folder, order)
+        except OSError as error:
+            raise _storage_error(folder, error) from error
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-P", "-m", "onefleet.drivers.supervisor", str(folder)),
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        try:
+            async with asyncio.timeout(_ANSWER_LIMIT_S):
+                said, complaint = await process.communicate()
+        except TimeoutError as error:
+            raise errors.TimedOut(
+                f"the supervisor of {folder} did not answer within {_ANSWER_LIMIT_S:.0f} s"
+            ) from error
+        finally:
+            if process.returncode is None:
+                with contextlib.suppress(ProcessLookupError):
+                    process.kill()
+        if not said:
+            why = complaint.decode(errors="replace").strip().rpartition("\n")[2]
+            raise errors.InternalError(
+                f"the supervisor of {folder} died as it started", why=why, hint=f"see {folder}"
+            )
+        answer = json.loads(said)
+        if not answer["ok"]:
+            raise _raised(answer["error"])
+
+    def _common_order(self, spec: WorkerSpec, action: str, image: Path | None) -> dict[str, Any]:
+        return {
+            "driver": self.name,
+            "folder": str(spec.folder.absolute()),
+            "action": action,
+            "image": None if image is None else str(image.absolute()),
+            "command": list(spec.command),
+            "work": str(spec.work.absolute()),
+            "environment": _environment(spec),
+            "cpus": list(spec.cpus),
+            "network": spec.network,
+            "grace_ms": spec.grace_ms,
+        }
+
+    async def _ask(
+        self, folder: Path, command: Mapping[str, Any], limit_s: float
+    ) -> dict[str, Any] | None:
+        """The supervisor's answer; None when there is none, or it ended before it answered."""
+        here = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            # Through /proc: a socket's path may have 107 bytes, a folder's has no such limit.
+            path = f"/proc/self/fd/{here}/{files.SOCKET}"
+            async with asyncio.timeout(limit_s):
+                reader, writer = await asyncio.open_unix_connection(path, limit=files.LINE_LIMIT)
+                try:
+                    writer.write(json.dumps(command).encode() + b"\n")
+                    line = await reader.readline()
+                finally:
+                    writer.close()
+        except TimeoutError as error:
+            raise errors.TimedOut(
+                f"the supervisor of {folder} did not answer within {limit_s:.0f} s",
+                hint="ask for its status",
+            ) from error
+        except (FileNotFoundError, ConnectionError):
+            return None
+        finally:
+            os.close(here)
+        answer: dict[str, Any] | None = json.loads(line) if line else None
+        return answer
+
+    async def _state_of(self, folder: Path) -> WorkerState | None:
+        if not (folder / files.ORDER).exists():
+            return None
+        status = await asyncio.to_thread(_status, folder)
+        return status.state
+
+    async def _settled(self, folder: Path) -> dict[str, Any]:
+        """The state file, once no operation is under way. Raises TimeoutError."""
+        async with asyncio.timeout(_ANSWER_LIMIT_S):
+            while True:
+                state = await asyncio.to_thread(_read_state, folder)
+                if state.get("state") not in _MOVING:
+                    return state
+                await asyncio.sleep(_POLL_S)
+
+    def _require(self, folder: Path) -> None:
+        if not (folder / files.ORDER).exists():
+            raise errors.NotFound(f"there is no worker in {folder}", hint="start one there")
+
+
+_ALIVE = (
+    WorkerState.STARTING,
+    WorkerState.RUNNING,
+    WorkerState.SAVING,
+    WorkerState.RESTORING,
+    WorkerState.STOPPING,
+)
+_MOVING = (
+    WorkerState.STARTING,
+    WorkerState.SAVING,
+    WorkerState.RESTORING,
+    WorkerState.STOPPING,
+)
+
+
+def _prepare(folder: Path, order: dict[str, Any]) -> None:
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    (folder / files.CHECKPOINT).mkdir(exist_ok=True)
+    files.write_json(str(folder / files.ORDER), order)
+
+
+def _environment(spec: WorkerSpec) -> dict[str, str]:
+    checkpoint = str(spec.folder.absolute() / files.CHECKPOINT)
+    return {"PATH": os.defpath, "ONEFLEET_CHECKPOINT_DIR": checkpoint, **dict(spec.environment)}
+
+
+def _storage_error(folder: Path, error: OSError) -> errors.OnefleetError:
+    free = 0
+    with contextlib.suppress(OSError):
+        free = shutil.disk_usage(folder.parent).free
+    return errors.StorageFull(
+        f"worker folder {folder} could not be written ({free} bytes free)",
+        why=str(error),
+        hint="free some space, or choose another data folder",
+    )
+
+
+def _read_state(folder: Path) -> dict[str, Any]:
+    """The state file, corrected when its supervisor is gone. Blocking."""
+    path = str(folder / files.STATE)
+    try:
+        alive = files.is_locked(str(folder / files.LOCK))
+        state = files.read_json(path)
+    except ValueError:
+        return {"state": WorkerState.ENDED, "reason": "its state file cannot be read"}
+    if alive or state.get("state") in (WorkerState.ENDED, WorkerState.SAVED):
+        return state
+    if not state:
+        return {"state": WorkerState.ENDED, "reason": "it was never started"}
+    lost = f"its supervisor (pid {state.get('supervisor')}) was killed, and it was ended with that"
+    target = state.get("image")
+    if state["state"] == WorkerState.SAVING and target and _is_whole(target):
+        return {**state, "state": WorkerState.SAVED, "pid": None, "image_bytes": _size(target)}
+    if state["state"] == WorkerState.RESTORING:
+        return {**state, "state": WorkerState.SAVED, "pid": None, "reason": lost}
+    return {**state, "state": WorkerState.ENDED, "pid": None, "exit_code": 137, "reason": lost}
+
+
+def _is_whole(image: str) -> bool:
+    try:
+        images.read(image)
+    except errors.OnefleetError:
+        return False
+    return True
+
+
+def _size(image: str) -> int:
+    return images.total_bytes(images.read(image))
+
+
+def _status(folder: Path) -> WorkerStatus:
+    state = _read_state(folder)
+    pid = state.get("pid")
+    cpu_ms = int(state.get("cpu_ms", 0))
+    memory = 0
+    if pid is not None:
+        members = process_tree.tree(pid)
+        memory = process_tree.memory_bytes(members)
+        cpu_ms = int(state.get("cpu_before_ms", 0)) + process_tree.cpu_ms(members)
+    return WorkerStatus(
+        state=WorkerState(state["state"]),
+        pid=pid,
+        exit_code=state.get("exit_code"),
+        reason=str(state.get("reason", "")),
+        image_bytes=int(state.get("image_bytes", 0)),
+        memory_bytes=memory,
+        cpu_ms=cpu_ms,
+    )
+
+
+def _workers(root: Path, name: str) -> list[Path]:
+    found: list[Path] = []
+    if not root.is_dir():
+        return found
+    for folder in sorted(root.iterdir()):
+        with contextlib.suppress(ValueError, NotADirectoryError):
+            if files.read_json(str(folder / files.ORDER)).get("driver") == name:
+                found.append(folder)
+    return found
+
+
+def _raised(told: dict[str, str]) -> errors.OnefleetError:
+    """The supervisor's error as the class that it was there."""
+    kind = getattr(errors, told["kind"], errors.UpstreamFailed)
+    error: errors.OnefleetError = kind(told["what"], why=told["why"], hint=told["hint"])
+    return error
