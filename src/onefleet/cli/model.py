@@ -7,8 +7,10 @@ from pathlib import Path
 import click
 
 from onefleet.cli.kinds import MODEL
+from onefleet.cli.model_add import add_model
 from onefleet.cli.options import Acting, Reading, acting, confirm, reading
 from onefleet.cli.pool import connect
+from onefleet.cli.progress import Bar
 from onefleet.wire.api import DeploymentView, ModelView, NewModel, Page
 from onefleet.wire.client import segment
 
@@ -34,7 +36,9 @@ def add(act: Acting, source: str, name: str | None) -> None:
     if ":" not in source or Path(source).exists():
         source = str(Path(source).absolute())
     pool = connect(act.data_dir, ADD_TIMEOUT_S)
-    act.done(MODEL, pool.post("/api/v1/models", NewModel(source=source, name=name), ModelView))
+    with Bar(act.screen, f"adding {source}") as bar:
+        added = add_model(pool, NewModel(source=source, name=name), bar)
+    act.done(MODEL, added)
 
 
 @model.command(name="list")

@@ -62,8 +62,11 @@ def _scalar(value: object) -> str:
             return "null"
         case bool():
             return "true" if value else "false"
-        case int() | float():
-            return json.dumps(value)
+        case float():
+            text = json.dumps(value)  # 1e-05 is a string to YAML 1.1: it wants the point
+            return text if "." in text else text.replace("e", ".0e")
+        case int():
+            return str(value)
         case dict():
             return "{}"
         case list() | tuple():

@@ -183,6 +183,7 @@ class FakePool:
         self.logs = {"stdout": "step 1\nstep 2\n", "stderr": "a warning\n"}
         self.ended = True
         self.chat: list[str] = []
+        self.model_error: api.ErrorDetail | None = None
         self.views: dict[str, Any] = {
             "/api/v1/status": STATUS,
             "/api/v1/jobs": api.Page((JOB,)),
@@ -257,6 +258,13 @@ def _handler(fake: FakePool) -> type[BaseHTTPRequestHandler]:
             elif path == "/v1/chat/completions":
                 lines = "".join(f"data: {line}\n\n" for line in fake.chat)
                 self._send(200, lines.encode(), "text/event-stream")
+            elif (self.command, path) == ("POST", "/api/v1/models"):
+                step = api.ModelLine(progress=api.Progress(step="fetching", done=1, total=2))
+                last = api.ModelLine(model=MODEL)
+                if fake.model_error is not None:
+                    last = api.ModelLine(error=fake.model_error)
+                lines = b"\n".join(map(msgspec.json.encode, (step, last)))
+                self._send(200, lines, "application/x-ndjson")
             elif path.endswith("/logs"):
                 self._send(200, msgspec.json.encode(fake.log(query)))
             else:

@@ -234,3 +234,14 @@ def test_an_answer_that_breaks_off_is_never_taken_for_whole(fake, cli):
     fake.chat = [CHUNK % "Hel", '{"error":{"message":"the engine died","code":"upstream_failed"}}']
     code, _, err = cli("chat", "smollm2", "x")
     assert code == 1 and "the engine died" in err
+
+
+@pytest.mark.parametrize(("code", "exit_code"), [("not_found", 3), ("storage_full", 1), ("x", 1)])
+def test_an_error_while_a_model_is_added(fake, cli, code, exit_code):
+    from onefleet.wire.api import ErrorDetail
+
+    fake.model_error = ErrorDetail(
+        message="no such file", type="caller", param="source", code=code, why="w", hint="h"
+    )
+    got, out, err = cli("model", "add", "/nowhere.gguf")
+    assert (got, out, err) == (exit_code, "", "error: no such file\nwhy: w\ntry: h\n")

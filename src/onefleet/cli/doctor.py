@@ -1,0 +1,50 @@
+"""``onefleet doctor``: prove what this machine can do, and say how to mend the rest."""
+
+from __future__ import annotations
+
+import click
+
+from onefleet.cli.doctor_checks import FAIL, Check, run_checks
+from onefleet.cli.options import Reading, reading
+from onefleet.cli.output import Column, Kind
+from onefleet.cli.progress import Bar
+from onefleet.config import settings
+
+CHECK: Kind[Check] = Kind(
+    "Check",
+    lambda c: c.id,
+    (
+        Column("CHECK", lambda c: c.id),
+        Column("RESULT", lambda c: c.result),
+        Column("TOOK", lambda c: f"{c.took_ms} ms", wide=True, right=True),
+        Column("EVIDENCE", lambda c: c.evidence + (f"; fix: {c.fix}" if c.fix else "")),
+    ),
+)
+
+
+@click.command()
+@click.option("--fix", is_flag=True, help="First make the managed copy of criu, if it is missing.")
+@reading
+def doctor(view: Reading, fix: bool) -> int:
+    """Check this machine: each check with its result, its evidence and the fix.
+
+    criu is proved by saving and restoring a real program, the engine by a real answer. Exits 1
+    if a check fails. It needs no running pool.
+    """
+    chosen = settings(view.data_dir)
+    if fix:
+        from onefleet.drivers.criu_setup import setup_criu
+
+        with Bar(view.screen, "getting criu") as bar:
+            setup_criu(chosen.layout.criu, chosen.criu, lambda what, part: bar.to(part, what))
+    failed = False
+
+    def look() -> list[Check]:
+        nonlocal failed
+        with Bar(view.screen, "checking") as bar:
+            checks = list(run_checks(chosen, lambda name: bar.say(f"checking {name}")))
+        failed = any(c.result == FAIL for c in checks)
+        return checks
+
+    view.many(CHECK, look)
+    return 1 if failed else 0
