@@ -85,11 +85,6 @@ class Sightings:
         places = [(o.work_id, o.rank, o.epoch) for o in orders.orders]
         self._ordered[orders.node_id] = {place: known.get(place, first) for place in places}
 
-    def forget(self, node_id: NodeId) -> None:
-        """The node was given up: what it last said counts no more."""
-        self._reports.pop(node_id, None)
-        self._ordered.pop(node_id, None)
-
     def _vanished(self, report: NodeReport, state: State, now: Instant) -> tuple[WorkId, ...]:
         """Works of this node that it was told of long enough ago and does not know."""
         reported = {(w.work_id, w.rank, w.epoch): True for w in report.workers}

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, replace
 from time import perf_counter_ns
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import structlog
 
@@ -22,11 +22,13 @@ from onefleet.control.orders import orders_for
 from onefleet.control.reconcile import Inputs, Pass, reconcile
 from onefleet.control.signal import Signal
 from onefleet.control.utilisation import LOOK_BACK_MS, Utilisation
+from onefleet.control.views import Scene
 from onefleet.core.plan import Plan
 from onefleet.core.policy import Policy
-from onefleet.domain.errors import OnefleetError, StaleGeneration
+from onefleet.domain.errors import OnefleetError, Overloaded, StaleGeneration
 from onefleet.domain.ids import IdSource, Instant, NodeId
 from onefleet.domain.layout import Layout
+from onefleet.domain.serving import Model
 from onefleet.store.base import Commit, State, Store
 from onefleet.wire.agent import NodeOrders
 from onefleet.wire.gateway import RouteTable
@@ -37,6 +39,8 @@ PASS_MS = 1_000
 BATCH_MS = 20
 #: How often a change that lost its race is decided again.
 CAS_TRIES = 16
+#: Models that may be added at one time.
+TASKS_MAX = 4
 #: Held device time is written this often.
 HELD_WRITE_MS = 60_000
 
@@ -57,6 +61,17 @@ class LastPass:
     plan: Plan | None
 
 
+class AddModel(Protocol):
+    """Brings a model into the pool's folder: fetches, verifies and describes it. Runs in a thread.
+
+    tell: (step, done, total) of what takes long. Raises OnefleetError.
+    """
+
+    def __call__(
+        self, source: str, name: str | None, tell: Callable[[str, int, int], None]
+    ) -> Model: ...
+
+
 class Pool:
     """Everything that the handlers and the passes share. Made by `Pool.load`."""
 
@@ -68,6 +83,7 @@ class Pool:
         ids: IdSource,
         policy: Policy,
         utilisation: Utilisation,
+        add_model: AddModel,
     ) -> None:
         self.store = store
         self.layout = layout
@@ -75,12 +91,15 @@ class Pool:
         self.ids = ids
         self.policy = policy
         self.utilisation = utilisation
+        self.add_model = add_model
+        self._tasks: dict[asyncio.Task[Any], None] = {}
         self.started_at = clock.now()
         self.sightings = Sightings(self.started_at)
         self.demands = Demands(self.started_at)
         self.changed = Signal()
         self.last_pass = LastPass(Instant(0), 0, "no pass yet", None)
-        self.turns: dict[str, int] = {}
+        self.closing = False
+        self._turns: dict[str, int] = {}
         self._hint = asyncio.Event()
         self._rng = random.Random("control/passes")
         self._orders: dict[NodeId, NodeOrders] = {}
@@ -90,12 +109,18 @@ class Pool:
 
     @classmethod
     async def load(
-        cls, store: Store, layout: Layout, clock: Clock, ids: IdSource, policy: Policy
+        cls,
+        store: Store,
+        layout: Layout,
+        clock: Clock,
+        ids: IdSource,
+        policy: Policy,
+        add_model: AddModel,
     ) -> Pool:
         """Read everything back before anything is decided."""
         now = clock.now()
         past = await store.held(Instant(now - LOOK_BACK_MS))
-        pool = cls(store, layout, clock, ids, policy, Utilisation(now, past))
+        pool = cls(store, layout, clock, ids, policy, Utilisation(now, past), add_model)
         pool.utilisation.advance(await store.read(), now)
         return pool
 
@@ -188,6 +213,39 @@ class Pool:
         """Write what is only in memory, and let go of the store."""
         await self._write_held(self.clock.now(), force=True)
         await self.store.close()
+
+    def background(self, work: Coroutine[Any, Any, ResultT]) -> asyncio.Task[ResultT]:
+        """Run something that outlives the call that asked for it."""
+        if len(self._tasks) >= TASKS_MAX:
+            work.close()
+            raise Overloaded(f"{TASKS_MAX} models are being added already", retry_after_ms=5_000)
+        task = asyncio.ensure_future(work)
+        self._tasks[task] = None
+        task.add_done_callback(self._tasks.pop)
+        return task
+
+    def stop_waiting(self) -> None:
+        """The process goes down: whoever is held is answered now."""
+        self.closing = True
+        self.changed.notify()
+
+    # --- what the handlers look at -------------------------------------------------------------
+
+    def scene(self, state: State) -> Scene:
+        """All that a view may depend on, now."""
+        plan = self.last_pass.plan
+        blockers = plan.blockers if plan else {}
+        return Scene(state, self.sightings, self.demands, blockers, self.clock.now())
+
+    def take_turn(self, peer: str) -> tuple[str, int]:
+        """A peer's newest call has the turn; an older one that is still held lets go of it."""
+        self._turns[peer] = self._turns.get(peer, 0) + 1
+        self.changed.notify()
+        return peer, self._turns[peer]
+
+    def has_turn(self, turn: tuple[str, int]) -> bool:
+        """Whether this call is still its peer's newest, and may be held on."""
+        return self._turns[turn[0]] == turn[1] and not self.closing
 
     # --- what agents and gateways are told -----------------------------------------------------
 

@@ -36,6 +36,7 @@ class State:
     """Everything that the control plane knows, as of one generation. Mappings iterate by id.
 
     marks: named counters, such as the last usage batch that was taken from a gateway.
+    newest_event: the sequence of the newest event, 0 before the first.
     """
 
     generation: Generation
@@ -49,6 +50,7 @@ class State:
     jobs: Mapping[WorkId, Job]
     works: Mapping[WorkId, Work]
     marks: Mapping[str, int] = field(default_factory=dict)
+    newest_event: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +82,8 @@ class Commit:
     """What is written together or not at all.
 
     parent: when given, the state's generation must still be this one (a plan names its parent).
-    usage and held are added to what is there; marks replace the counters that they name.
+    usage and held are added to what is there; marks replace the counters that they name, and a
+    mark of 0 removes its counter.
     """
 
     changes: Sequence[Put | Delete] = ()

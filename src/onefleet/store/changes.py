@@ -61,8 +61,10 @@ class Tables:
         generation: Generation = NO_GENERATION,
         records: Iterable[Record] = (),
         marks: Mapping[str, int] | None = None,
+        newest_event: int = 0,
     ) -> None:
         self.generation = generation
+        self.newest_event = newest_event
         self._marks = dict(sorted((marks or {}).items()))
         self._live: dict[str, dict[str, Record]] = {name: {} for name in TABLES.values()}
         for record in records:
@@ -93,7 +95,7 @@ class Tables:
             staged[place] = Written(*place, old, new)
         return tuple(staged.values())
 
-    def apply(self, written: Iterable[Written], marks: Mapping[str, int]) -> Generation:
+    def apply(self, commit: Commit, written: Iterable[Written]) -> Generation:
         """Make a checked commit true; return the new generation."""
         for change in written:
             table = self._live[change.table]
@@ -102,8 +104,10 @@ class Tables:
             else:
                 table[change.id] = change.new
             self._views.pop(change.table, None)
-        if marks:
-            self._marks = dict(sorted({**self._marks, **marks}.items()))
+        if commit.marks:
+            marks = {**self._marks, **commit.marks}
+            self._marks = {name: value for name, value in sorted(marks.items()) if value}
+        self.newest_event += len(commit.notes)
         self._state = None
         self.generation = Generation(self.generation + 1)
         return self.generation
@@ -113,7 +117,10 @@ class Tables:
         if self._state is None:
             views = {name: self._view(name) for name in TABLES.values()}
             self._state = State(
-                generation=self.generation, marks=MappingProxyType(self._marks), **cast(Any, views)
+                generation=self.generation,
+                marks=MappingProxyType(self._marks),
+                newest_event=self.newest_event,
+                **cast(Any, views),
             )
         return self._state
 

@@ -21,7 +21,6 @@ class MemoryStore:
     def __init__(self) -> None:
         self._tables = Tables()
         self._events: deque[Event] = deque(maxlen=EVENTS_KEPT)
-        self._sequence = 0
         self._usage: Sequence[Usage] = ()
         self._held: Sequence[Held] = ()
 
@@ -30,10 +29,8 @@ class MemoryStore:
 
     async def commit(self, commit: Commit) -> Generation:
         written = self._tables.check(commit)
-        for note in commit.notes:
-            self._sequence += 1
-            event = Event(self._sequence, note.at, note.kind, note.subject, note.text)
-            self._events.append(event)
+        for sequence, note in enumerate(commit.notes, self._tables.newest_event + 1):
+            self._events.append(Event(sequence, note.at, note.kind, note.subject, note.text))
         if commit.usage:
             usage = add_up((*self._usage, *commit.usage))
             oldest = usage[-1].minute - MINUTES_KEPT_MS
@@ -42,7 +39,7 @@ class MemoryStore:
             held = add_up_held((*self._held, *commit.held))
             oldest = held[-1].minute - MINUTES_KEPT_MS
             self._held = tuple(one for one in held if one.minute >= oldest)
-        return self._tables.apply(written, commit.marks)
+        return self._tables.apply(commit, written)
 
     async def events(self, after: int, limit: int) -> Sequence[Event]:
         oldest = self._events[0].sequence if self._events else 1

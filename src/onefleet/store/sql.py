@@ -49,7 +49,6 @@ class SqlStore:
         self._engine: Engine = open_engine(path)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="store")
         self._tables = Tables()
-        self._sequence = 0
 
     @classmethod
     async def open(cls, path: Path) -> SqlStore:
@@ -122,8 +121,9 @@ class SqlStore:
                     code="storage_damaged",
                 ) from error
         marks = {row.name: row.value for row in connection.execute(select(schema.marks))}
-        self._sequence = meta["event_sequence"]
-        self._tables = Tables(Generation(meta["generation"]), records, marks)
+        self._tables = Tables(
+            Generation(meta["generation"]), records, marks, newest_event=meta["event_sequence"]
+        )
 
     def _read(self) -> State:
         with self._transaction() as connection:
@@ -145,9 +145,8 @@ class SqlStore:
                 _add_usage(connection, commit.usage)
                 _add_held(connection, commit.held)
                 for name, value in sorted(commit.marks.items()):
-                    _upsert_mark(connection, name, value)
-            self._sequence += len(commit.notes)
-            return self._tables.apply(written, commit.marks)
+                    _set_mark(connection, name, value)
+            return self._tables.apply(commit, written)
         raise StaleGeneration(
             f"other processes wrote {RELOADS} times in a row between reading and writing",
             hint="try again",
@@ -159,7 +158,7 @@ class SqlStore:
         done = connection.execute(
             update(schema.meta)
             .where(schema.meta.c.generation == generation)
-            .values(generation=generation + 1, event_sequence=self._sequence + notes)
+            .values(generation=generation + 1, event_sequence=self._tables.newest_event + notes)
         )
         return done.rowcount == 1
 
@@ -174,10 +173,10 @@ class SqlStore:
                 "subject": note.subject,
                 "text": note.text,
             }
-            for sequence, note in enumerate(notes, self._sequence + 1)
+            for sequence, note in enumerate(notes, self._tables.newest_event + 1)
         ]
         connection.execute(insert(schema.events), rows)
-        oldest = self._sequence + len(notes) - EVENTS_KEPT
+        oldest = self._tables.newest_event + len(notes) - EVENTS_KEPT
         if oldest > 0:
             connection.execute(delete(schema.events).where(schema.events.c.sequence <= oldest))
 
@@ -264,8 +263,11 @@ def _forget_old_minutes(connection: Connection, table: Table, added: int) -> Non
     connection.execute(delete(table).where(table.c.minute < newest - MINUTES_KEPT_MS))
 
 
-def _upsert_mark(connection: Connection, name: str, value: int) -> None:
+def _set_mark(connection: Connection, name: str, value: int) -> None:
     table = schema.marks
+    if value == 0:
+        connection.execute(delete(table).where(table.c.name == name))
+        return
     done = connection.execute(update(table).where(table.c.name == name).values(value=value))
     if done.rowcount == 0:
         connection.execute(insert(table), {"name": name, "value": value})

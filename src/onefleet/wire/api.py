@@ -8,7 +8,7 @@ schemas serve the command line, the console and users' scripts.
     GET  /api/v1/status
     POST /api/v1/tenants             GET /api/v1/tenants
     POST /api/v1/keys                GET /api/v1/keys             DELETE /api/v1/keys/{id}
-    POST /api/v1/models              GET /api/v1/models[/{id}]    DELETE /api/v1/models/{id}
+    POST /api/v1/models[?progress=true]  GET /api/v1/models[/{id}]  DELETE /api/v1/models/{id}
     POST /api/v1/deployments         GET /api/v1/deployments[/{name}]  DELETE .../{name}
     POST /api/v1/code                (a tar of the code folder; answers its digest)
     POST /api/v1/jobs                GET /api/v1/jobs[/{id or name}]
@@ -20,6 +20,9 @@ schemas serve the command line, the console and users' scripts.
     GET  /api/v1/usage?since=MS
     GET  /api/v1/events?after=N&limit=N&wait_ms=N
     GET  /api/v1/plan                (the last pass: its decisions and step reports)
+
+With ``progress=true`` the answer to adding a model is JSON lines of `ModelLine`, the last of which
+holds the model or the error; without it, the model.
 """
 
 from __future__ import annotations
@@ -147,6 +150,22 @@ class ModelView(msgspec.Struct, frozen=True, kw_only=True):
     source: str
     licence: str
     created_at: int
+
+
+class Progress(msgspec.Struct, frozen=True, kw_only=True):
+    """How far a step is. total 0: not known."""
+
+    step: str
+    done: int
+    total: int
+
+
+class ModelLine(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One line while a model is added; exactly one field is set."""
+
+    progress: Progress | None = None
+    model: ModelView | None = None
+    error: ErrorDetail | None = None
 
 
 class DeploymentView(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,0 +1,229 @@
+"""Status, events, usage, utilisation, the last plan, and why something does not run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import msgspec
+
+from onefleet import __version__
+from onefleet.control import views
+from onefleet.control.api.deployments import find_deployment
+from onefleet.control.api.jobs import find_job
+from onefleet.control.auth import Caller
+from onefleet.control.call import Call
+from onefleet.core.explain import explain
+from onefleet.core.plan import Blocker, describe
+from onefleet.domain.errors import NotFound, Unreachable
+from onefleet.domain.events import Event
+from onefleet.domain.fleet import NodeState
+from onefleet.domain.ids import DeploymentId, Instant, TenantId, WorkId
+from onefleet.domain.jobs import Job
+from onefleet.domain.serving import Deployment
+from onefleet.domain.work import Phase
+from onefleet.store.base import State
+from onefleet.wire.api import (
+    BlockerView,
+    EventView,
+    Page,
+    PlanView,
+    StatusView,
+    StepView,
+    UsageView,
+    UtilisationView,
+    WhyView,
+)
+
+#: The longest that a reading call is held.
+WAIT_MS_MAX = 25_000
+EVENTS_A_PAGE = 1_000
+#: Events that are searched for the history of one subject, and how many of it are shown.
+HISTORY_SEARCHED = 2_000
+HISTORY_SHOWN = 20
+
+
+async def status(call: Call) -> StatusView:
+    pool = call.pool
+    state = await pool.store.read()
+    now = pool.clock.now()
+    jobs = [state.works[name] for name in state.jobs]
+    live = [d for d in state.deployments.values() if d.removed_at is None]
+    heard = pool.demands.seen_at()
+    ready = [n for n in state.nodes.values() if n.state is NodeState.READY]
+    return StatusView(
+        version=__version__,
+        generation=state.generation,
+        started_at=pool.started_at,
+        nodes_ready=sum(1 for n in ready if pool.sightings.lease_of(n.id) > now),
+        nodes=len(state.nodes),
+        devices=sum(len(n.devices) for n in state.nodes.values()),
+        devices_used=len(views.holders(state)),
+        deployments=len(live),
+        deployments_ready=sum(1 for d in live if views.is_ready(d, state)),
+        jobs_running=sum(1 for w in jobs if w.phase.holds_devices),
+        jobs_waiting=sum(1 for w in jobs if w.phase is Phase.PENDING),
+        jobs_suspended=sum(1 for w in jobs if w.phase is Phase.SUSPENDED),
+        gateway_seen_s=-1.0 if heard is None else (now - heard) / 1000,
+        last_pass_at=pool.last_pass.at,
+        last_pass_result=pool.last_pass.result,
+    )
+
+
+async def events(call: Call) -> Page[EventView]:
+    """Events after a sequence; held for `wait_ms` while there are none that the caller sees."""
+    after = call.integer("after", 0)
+    limit = call.integer("limit", EVENTS_A_PAGE, 1, EVENTS_A_PAGE)
+    wait_ms = call.integer("wait_ms", 0, 0, WAIT_MS_MAX)
+    pool = call.pool
+    until = pool.clock.now() + wait_ms
+    async with pool.changed.held():
+        while True:
+            version = pool.changed.version
+            found = await pool.store.events(after, limit)
+            state = await pool.store.read()
+            seen = [e for e in found if _sees_event(call.caller, state, e)]
+            left_ms = until - pool.clock.now()
+            if seen or (left_ms <= 0 and not found) or pool.closing:
+                return Page(tuple(views.event_view(event) for event in seen))
+            if found:
+                after = found[-1].sequence  # none of these is the caller's: look further
+                continue
+            await pool.changed.wait(version, left_ms)
+
+
+def _sees_event(caller: Caller, state: State, event: Event) -> bool:
+    if caller.is_admin:
+        return True
+    tenant_id = _tenant_of(state, event.subject)
+    return tenant_id is not None and caller.sees(tenant_id)
+
+
+def _tenant_of(state: State, subject: str) -> TenantId | None:
+    work = state.works.get(WorkId(subject))
+    if work is not None:
+        return work.tenant_id
+    deployment = state.deployments.get(DeploymentId(subject))
+    return deployment.tenant_id if deployment else None
+
+
+async def usage(call: Call) -> Page[UsageView]:
+    since = Instant(call.integer("since", 0))
+    found = await call.pool.store.usage(since)
+    seen = (u for u in found if call.caller.sees(TenantId(u.tenant_id)))
+    return Page(tuple(views.usage_view(one) for one in seen))
+
+
+async def utilisation(call: Call) -> UtilisationView:
+    since = Instant(call.integer("since", 0))
+    totals = call.pool.utilisation.totals(since, call.pool.clock.now())
+    return UtilisationView(
+        since=totals.since,
+        until=totals.until,
+        capacity_device_ms=totals.capacity_device_ms,
+        held_device_ms=dict(totals.held_device_ms),
+        suspends=totals.suspends,
+        resumes=totals.resumes,
+    )
+
+
+async def last_plan(call: Call) -> PlanView:
+    last = call.pool.last_pass
+    if last.plan is None:
+        raise NotFound("there was no planning pass yet", why=last.result, hint="try again")
+    return PlanView(
+        parent=last.plan.parent,
+        planned_at=last.plan.planned_at,
+        took_us=last.took_us,
+        decisions=tuple(describe(decision) for decision in last.plan.decisions),
+        steps=tuple(StepView(step=step.step, text=step.text) for step in last.plan.steps),
+    )
+
+
+async def why(call: Call) -> WhyView:
+    """Why a job or a deployment does not run: every blocker by name."""
+    state = await call.pool.store.read()
+    plan = call.pool.last_pass.plan
+    blockers = plan.blockers if plan else {}
+    name = call.path("name")
+    try:
+        job = find_job(state, call.caller, name)
+    except NotFound:
+        found = find_deployment(state, call.caller, name)
+        if found is None:
+            raise NotFound(
+                f'there is no job or deployment "{name[:80]}"',
+                hint="onefleet ps, onefleet deployment list",
+            ) from None
+        return await _why_deployment(call, state, found, blockers)
+    return await _why_job(call, state, job, blockers)
+
+
+async def _why_job(
+    call: Call, state: State, job: Job, blockers: Mapping[WorkId, tuple[Blocker, ...]]
+) -> WhyView:
+    work = state.works[job.id]
+    told = explain(work, blockers)
+    return WhyView(
+        id=job.id,
+        name=job.name,
+        phase=work.phase,
+        summary=told.summary,
+        blockers=tuple(_blocker_view(b) for b in told.blockers),
+        history=await _history(call, state, (job.id,)),
+    )
+
+
+async def _why_deployment(
+    call: Call,
+    state: State,
+    deployment: Deployment,
+    blockers: Mapping[WorkId, tuple[Blocker, ...]],
+) -> WhyView:
+    works = views.replica_works(deployment.id, state)
+    view = views.deployment_view(deployment, call.pool.scene(state))
+    ready = f"{view.replicas_ready} of {view.replicas_wanted} replicas ready"
+    found = [b for w in works for b in blockers.get(w.id, ())] if view.state != "ready" else []
+    return WhyView(
+        id=deployment.id,
+        name=deployment.name,
+        phase=view.state,
+        summary=f"{deployment.name} is {view.state}, {ready}"
+        + (f": {view.reason}" if view.reason else ""),
+        blockers=tuple(_blocker_view(b) for b in dict.fromkeys(found)),
+        history=await _history(call, state, (deployment.id, *(w.id for w in works))),
+    )
+
+
+def _blocker_view(blocker: Blocker) -> BlockerView:
+    return BlockerView(gate=blocker.gate, text=blocker.text, holders=blocker.holders)
+
+
+async def _history(call: Call, state: State, subjects: Sequence[str]) -> tuple[str, ...]:
+    after = max(0, state.newest_event - HISTORY_SEARCHED)
+    found = await call.pool.store.events(after, HISTORY_SEARCHED)
+    own = [event for event in found if event.subject in subjects]
+    return tuple(_line(event) for event in own[-HISTORY_SHOWN:])
+
+
+def _line(event: Event) -> str:
+    return f"{event.at} {event.kind}" + (f": {event.text}" if event.text else "")
+
+
+class Health(msgspec.Struct, frozen=True):
+    """Whether the process answers, and whether it knows its state and runs its passes."""
+
+    status: str
+
+
+async def health(call: Call) -> Health:
+    """It answers, so it lives."""
+    return Health("ok")
+
+
+async def ready(call: Call) -> Health:
+    """Ready once a pass was run on the loaded state. Raises Unreachable before."""
+    if call.pool.last_pass.plan is None:
+        raise Unreachable(
+            "the control plane is starting", why=call.pool.last_pass.result, retry_after_ms=1_000
+        )
+    return Health("ok")

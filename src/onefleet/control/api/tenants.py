@@ -1,0 +1,161 @@
+"""Tenants, their reservations, and keys."""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import replace
+
+from onefleet.control import views
+from onefleet.control.auth import digest_of, last_admin
+from onefleet.control.call import Call, good_name, good_text, one_of, within
+from onefleet.domain.errors import Conflict, Infeasible, NotFound, QuotaExceeded
+from onefleet.domain.fleet import DeviceKind
+from onefleet.domain.ids import Instant, KeyId, ReservationId, TenantId
+from onefleet.domain.tenancy import ApiKey, Reservation, Role, Tenant
+from onefleet.store.base import Commit, Note, Put, State
+from onefleet.wire.api import KeyView, NewKey, NewTenant, Page, TenantView
+
+TENANTS_MAX = 10_000
+KEYS_MAX = 100_000
+RATE_MAX = 10**12
+RESERVED_MAX = 100_000
+
+#: Bytes of chance in a key.
+KEY_BYTES = 24
+
+
+def must_exist(state: State, tenant_id: TenantId) -> None:
+    """Raise NotFound unless there is such a tenant."""
+    if tenant_id not in state.tenants:
+        raise NotFound(
+            f'there is no tenant "{tenant_id[:80]}"',
+            hint=f"onefleet tenant create {tenant_id[:80]}",
+            param="tenant",
+        )
+
+
+async def create_tenant(call: Call) -> TenantView:
+    new = await call.body(NewTenant)
+    tenant_id = TenantId(good_name(new.id, "id"))
+    for param, rate in (
+        ("tokens_per_minute", new.tokens_per_minute),
+        ("requests_per_minute", new.requests_per_minute),
+    ):
+        if rate is not None:
+            within(rate, 0, RATE_MAX, param)
+
+    def decide(state: State, now: Instant) -> tuple[Commit, TenantView]:
+        if tenant_id in state.tenants:
+            raise Conflict(f'there is a tenant "{tenant_id}" already', param="id")
+        if len(state.tenants) >= TENANTS_MAX:
+            raise QuotaExceeded(f"there are {TENANTS_MAX} tenants already, which is the limit")
+        parent = TenantId(new.parent) if new.parent else None
+        if parent is not None:
+            must_exist(state, parent)
+        tenant = Tenant(tenant_id, parent, new.tokens_per_minute, new.requests_per_minute, now)
+        reserved = _reservations(new, call, state, now)
+        puts = [Put(tenant), *(Put(r) for r in reserved)]
+        note = Note(now, "tenant.created", tenant.id, "")
+        view = TenantView(
+            id=tenant.id,
+            parent=parent,
+            tokens_per_minute=tenant.tokens_per_minute,
+            requests_per_minute=tenant.requests_per_minute,
+            reservations={r.kind.value: r.devices for r in reserved},
+            created_at=now,
+        )
+        return Commit(changes=puts, notes=[note]), view
+
+    return await call.pool.change(decide)
+
+
+def _reservations(new: NewTenant, call: Call, state: State, now: Instant) -> list[Reservation]:
+    found = []
+    for name, devices in sorted(new.reservations.items()):
+        kind = one_of(DeviceKind, name, "reservations")
+        if not within(devices, 0, RESERVED_MAX, f"reservations.{name}"):
+            continue
+        _must_be_free(state, kind, devices)
+        reservation_id = ReservationId(call.pool.ids.new("res"))
+        found.append(Reservation(reservation_id, TenantId(new.id), kind, devices, now))
+    return found
+
+
+def _must_be_free(state: State, kind: DeviceKind, devices: int) -> None:
+    """Raise Infeasible when the fleet has not so many devices that are not reserved."""
+    if not state.nodes:
+        return  # nobody knows yet what the fleet has
+    total = sum(1 for n in state.nodes.values() for d in n.devices if d.kind is kind)
+    taken = sum(r.devices for r in state.reservations.values() if r.kind is kind)
+    if devices > total - taken:
+        raise Infeasible(
+            f"{devices} {kind} devices cannot be guaranteed",
+            why=f"the fleet has {total}, and {taken} are reserved already",
+            hint=f"reserve {max(total - taken, 0)} at most",
+            param=f"reservations.{kind}",
+        )
+
+
+async def list_tenants(call: Call) -> Page[TenantView]:
+    state = await call.pool.store.read()
+    seen = (t for t in state.tenants.values() if call.caller.sees(t.id))
+    ordered = sorted(seen, key=lambda t: (t.created_at, t.id))
+    return Page(tuple(views.tenant_view(t, state) for t in ordered))
+
+
+async def create_key(call: Call) -> KeyView:
+    new = await call.body(NewKey)
+    role = one_of(Role, new.role, "role")
+    name = good_text(new.name, 100, "name")
+    text = new_key_text()
+
+    def decide(state: State, now: Instant) -> tuple[Commit, KeyView]:
+        must_exist(state, TenantId(new.tenant))
+        if len(state.keys) >= KEYS_MAX:
+            raise QuotaExceeded(f"there are {KEYS_MAX} keys already, which is the limit")
+        key_id = KeyId(call.pool.ids.new("key"))
+        key = new_key(key_id, TenantId(new.tenant), name, role, text, now)
+        note = Note(now, "key.created", key.id, f"role {role} of tenant {new.tenant}")
+        return Commit(changes=[Put(key)], notes=[note]), views.key_view(key, text)
+
+    return await call.pool.change(decide)
+
+
+def new_key_text() -> str:
+    """The text of a fresh key."""
+    return "of-" + secrets.token_hex(KEY_BYTES)
+
+
+def new_key(
+    key_id: KeyId, tenant_id: TenantId, name: str, role: Role, text: str, now: Instant
+) -> ApiKey:
+    """The record of a key; its text is not in it."""
+    return ApiKey(key_id, tenant_id, name, role, digest_of(text), text[-4:], now)
+
+
+async def list_keys(call: Call) -> Page[KeyView]:
+    state = await call.pool.store.read()
+    ordered = sorted(state.keys.values(), key=lambda k: (k.created_at, k.id))
+    return Page(tuple(views.key_view(key) for key in ordered))
+
+
+async def revoke_key(call: Call) -> KeyView:
+    key_id = KeyId(call.path("id"))
+
+    def decide(state: State, now: Instant) -> tuple[Commit, KeyView]:
+        key = state.keys.get(key_id)
+        if key is None:
+            raise NotFound(f'there is no key "{key_id[:80]}"', hint="onefleet key list")
+        if key.revoked_at is not None:
+            return Commit(), views.key_view(key)
+        if last_admin(state, key):
+            raise Conflict(
+                f"{key_id} is the last administrator's key",
+                why="without it nobody could administer this pool",
+                hint="make another first: onefleet key create --role admin",
+            )
+        revoked = replace(key, revoked_at=now)
+        note = Note(now, "key.revoked", key.id, "")
+        return Commit(changes=[Put(revoked)], notes=[note]), views.key_view(revoked)
+
+    return await call.pool.change(decide)

@@ -1,0 +1,76 @@
+"""Every route of the control plane in one table: method, path, who may use it, handler."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+import msgspec
+from starlette.responses import Response
+
+from onefleet.control.api import (
+    code,
+    deployments,
+    fleet,
+    internal,
+    jobs,
+    logs,
+    models,
+    reading,
+    tenants,
+)
+from onefleet.control.auth import Permission
+from onefleet.control.call import Call
+
+Handler = Callable[[Call], Awaitable[msgspec.Struct | Response]]
+
+
+@dataclass(frozen=True, slots=True)
+class ApiRoute:
+    """One line of the table. status: of an answer that is not an error."""
+
+    method: str
+    path: str
+    permission: Permission
+    handler: Handler
+    status: int = 200
+
+
+_MEMBER, _ADMIN, _INTERNAL = Permission.MEMBER, Permission.ADMIN, Permission.INTERNAL
+
+ROUTES: tuple[ApiRoute, ...] = (
+    ApiRoute("GET", "/api/v1/status", _MEMBER, reading.status),
+    ApiRoute("POST", "/api/v1/tenants", _ADMIN, tenants.create_tenant, 201),
+    ApiRoute("GET", "/api/v1/tenants", _MEMBER, tenants.list_tenants),
+    ApiRoute("POST", "/api/v1/keys", _ADMIN, tenants.create_key, 201),
+    ApiRoute("GET", "/api/v1/keys", _ADMIN, tenants.list_keys),
+    ApiRoute("DELETE", "/api/v1/keys/{id}", _ADMIN, tenants.revoke_key),
+    ApiRoute("POST", "/api/v1/models", _ADMIN, models.add_model, 201),
+    ApiRoute("GET", "/api/v1/models", _MEMBER, models.list_models),
+    ApiRoute("GET", "/api/v1/models/{id:path}", _MEMBER, models.show_model),
+    ApiRoute("DELETE", "/api/v1/models/{id:path}", _ADMIN, models.remove_model),
+    ApiRoute("POST", "/api/v1/deployments", _MEMBER, deployments.create_deployment, 201),
+    ApiRoute("GET", "/api/v1/deployments", _MEMBER, deployments.list_deployments),
+    ApiRoute("GET", "/api/v1/deployments/{name}", _MEMBER, deployments.show_deployment),
+    ApiRoute("DELETE", "/api/v1/deployments/{name}", _MEMBER, deployments.remove_deployment),
+    ApiRoute("POST", "/api/v1/code", _MEMBER, code.upload_code, 201),
+    ApiRoute("POST", "/api/v1/jobs", _MEMBER, jobs.submit_job, 201),
+    ApiRoute("GET", "/api/v1/jobs", _MEMBER, jobs.list_jobs),
+    ApiRoute("GET", "/api/v1/jobs/{id}", _MEMBER, jobs.show_job),
+    ApiRoute("POST", "/api/v1/jobs/{id}/suspend", _MEMBER, jobs.suspend_job),
+    ApiRoute("POST", "/api/v1/jobs/{id}/resume", _MEMBER, jobs.resume_job),
+    ApiRoute("POST", "/api/v1/jobs/{id}/cancel", _MEMBER, jobs.cancel_job),
+    ApiRoute("GET", "/api/v1/jobs/{id}/logs", _MEMBER, logs.job_logs),
+    ApiRoute("GET", "/api/v1/nodes", _MEMBER, fleet.list_nodes),
+    ApiRoute("GET", "/api/v1/devices", _MEMBER, fleet.list_devices),
+    ApiRoute("GET", "/api/v1/replicas", _MEMBER, fleet.list_replicas),
+    ApiRoute("GET", "/api/v1/why/{name}", _MEMBER, reading.why),
+    ApiRoute("GET", "/api/v1/utilisation", _MEMBER, reading.utilisation),
+    ApiRoute("GET", "/api/v1/usage", _MEMBER, reading.usage),
+    ApiRoute("GET", "/api/v1/events", _MEMBER, reading.events),
+    ApiRoute("GET", "/api/v1/plan", _ADMIN, reading.last_plan),
+    ApiRoute("POST", "/internal/agent/sync", _INTERNAL, internal.agent_sync),
+    ApiRoute("POST", "/internal/gateway/sync", _INTERNAL, internal.gateway_sync),
+    ApiRoute("GET", "/health", Permission.OPEN, reading.health),
+    ApiRoute("GET", "/ready", Permission.OPEN, reading.ready),
+)
