@@ -1,0 +1,190 @@
+"""A stream, passed on as it comes: whole events, in the bytes that the engine wrote.
+
+Only what must differ is touched: usage is always asked for and shown only to those who asked, in
+one event of its own before the end; an engine's progress events stay inside; an engine's error or
+death becomes one error event, and nothing after it says that the answer was whole.
+"""
+
+from __future__ import annotations
+
+from time import perf_counter
+
+import msgspec
+
+from onefleet.domain.errors import OnefleetError
+from onefleet.gateway import replies, sse
+from onefleet.gateway.exchange import EngineExchange
+from onefleet.gateway.usage import UsageSum, legacy_logprobs
+from onefleet.wire.openai import ChunkSummary
+
+_decode_summary = msgspec.json.Decoder(ChunkSummary).decode
+_decode_fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+_encode = msgspec.json.Encoder().encode
+_NO_CHOICES = msgspec.Raw(b"[]")
+
+
+class StreamRelay(EngineExchange):
+    """A streamed chat or completion answer. shows_usage: the client asked for usage."""
+
+    __slots__ = (
+        "_chunked",
+        "_cutter",
+        "_done",
+        "_events",
+        "_last_usage",
+        "converts_logprobs",
+        "shows_each_usage",
+        "shows_usage",
+        "usage",
+    )
+
+    def prepare(self, usage: UsageSum, shows: bool, shows_each: bool, legacy: bool) -> None:
+        """shows_each: usage in every event as the engine gives it. legacy: /v1/completions
+        logprobs, which some engines give in the shape of chat."""
+        self.usage = usage
+        self.shows_usage = shows
+        self.shows_each_usage = shows_each
+        self.converts_logprobs = legacy
+        self._chunked = not self.request.http10
+        if not self._chunked:
+            self.request.keep_alive = False
+        self.restart()
+
+    def restart(self) -> None:
+        self._cutter = sse.EventCutter()
+        self._events = 0
+        self._done = False
+        self._last_usage = b""
+        self.usage.clear()
+
+    def answer(self, data: bytes, ended: bool) -> None:
+        if self._done:
+            out = b""
+        else:
+            events = self._cutter.whole(data) if data else b""
+            if not events:
+                out = b""
+            elif sse.is_plain(events) and not self.converts_logprobs:
+                self._events += events.count(b"\n\n")
+                out = events
+            else:
+                looked_at = self._looked_at(events)
+                if looked_at is None:
+                    return
+                out = looked_at
+        if self._cutter.waiting > self.gateway.limits.event_bytes:
+            limit = self.gateway.limits.event_bytes
+            self.broken(f"an event of the stream is over the limit event_bytes of {limit}")
+        elif ended:
+            self._end(out)
+        elif out:
+            self._send(out)
+
+    def used(self) -> tuple[int, int, int]:
+        if self.usage.known:
+            return self.usage.counts()
+        if not self._events:
+            return 0, 0, 0
+        return self.prompt_estimate, 0, self._events
+
+    def cut(self, error: OnefleetError) -> None:
+        event = replies.error_event(error)
+        self.client.write(replies.chunk(event) + replies.LAST_CHUNK if self._chunked else event)
+
+    def probe(self) -> bytes | None:
+        if not self._sent:
+            return None
+        return replies.chunk(b":\n\n") if self._chunked else b":\n\n"
+
+    # --- inside
+
+    def _send(self, out: bytes) -> None:
+        if self._chunked:
+            out = b"%x\r\n%b\r\n" % (len(out), out)
+        if not self._sent:
+            out = self._head() + out
+        self.client.transport.write(out)
+
+    def _head(self) -> bytes:
+        self._sent = True
+        self.first_at = perf_counter()
+        self.gateway.metrics.answered(200)
+        return replies.stream_head(self.request.request_id, self.answer_headers(), self._chunked)
+
+    def _end(self, out: bytes) -> None:
+        """The engine's answer is over."""
+        if not self._done:
+            if out:
+                self._send(out)
+            self.broken("it ended the stream before the answer was whole")
+            return
+        if self._chunked:
+            out = replies.chunk(out) + replies.LAST_CHUNK if out else replies.LAST_CHUNK
+        if out:
+            self.client.write(out if self._sent else self._head() + out)
+        self.succeed()
+
+    def _looked_at(self, events: bytes) -> bytes | None:
+        """The events of a read that holds something which must be looked at, as they go on.
+
+        None: the exchange has ended by an error, or another engine was asked.
+        """
+        out = []
+        for event in sse.split(events):
+            data = sse.payload(event)
+            if not data or data == b"null":
+                continue
+            if data == b"[DONE]":
+                self._done = True
+                if self.shows_usage and self._last_usage:
+                    out.append(self._last_usage)
+                self.bill()
+                out.append(sse.DONE)
+                break
+            kept = self._judged(event, data)
+            if kept is None:
+                return None
+            if kept:
+                self._events += 1
+                out.append(kept)
+        return b"".join(out)
+
+    def _judged(self, event: bytes, data: bytes) -> bytes | None:
+        """One event as it goes on; empty: it does not. None as in `_looked_at`."""
+        try:
+            summary = _decode_summary(data)
+        except msgspec.MsgspecError as error:
+            self.broken(f"an event of the stream is not what it should be: {error}")
+            return None
+        if summary.error is not None:
+            self.faulted(summary.error)
+            return None
+        if summary.prompt_progress is not None:
+            return b""
+        if summary.usage is None:
+            return legacy_logprobs(data, event) if self.converts_logprobs else event
+        if not summary.choices or not self.shows_each_usage:
+            self.usage.add(summary.usage, bool(summary.choices) and self.shows_each_usage)
+            self._last_usage = self._usage_event(event, data, bool(summary.choices))
+        else:
+            self.usage.replace(summary.usage)
+        if not summary.choices:
+            return b""
+        if self.shows_each_usage:
+            return event
+        fields = _decode_fields(data)
+        del fields["usage"]
+        fields.pop("timings", None)
+        stripped = _encode(fields)
+        event = b"data: %b\n\n" % stripped
+        return legacy_logprobs(stripped, event) if self.converts_logprobs else event
+
+    def _usage_event(self, event: bytes, data: bytes, has_choices: bool) -> bytes:
+        """The one usage event that a client who asked for it gets before the end."""
+        if not has_choices and self.usage.single:
+            return event
+        fields = _decode_fields(data)
+        fields["choices"] = _NO_CHOICES
+        fields["usage"] = msgspec.Raw(_encode(self.usage.total()))
+        fields.pop("timings", None)
+        return b"data: %b\n\n" % _encode(fields)
