@@ -32,6 +32,7 @@ from onefleet.domain.work import Demand, Image, Phase, Slot, Want, Work, WorkKin
 
 GIB = 1 << 30
 NOW = Instant(1_000_000)
+START = Instant(0)
 
 
 def a_node(name: str, devices: int = 4, **changes: Any) -> Node:
@@ -121,7 +122,7 @@ def placed(work: Work, *slots: tuple[str, str], at: Instant = NOW, running: bool
     return lifecycle.apply(work, lifecycle.Started(), at) if running else work
 
 
-def suspended(work: Work, *nodes: str, at: Instant = Instant(0), size_bytes: int = GIB) -> Work:
+def suspended(work: Work, *nodes: str, at: Instant = START, size_bytes: int = GIB) -> Work:
     """The work as it is after a run and a save, its image on these nodes, by rank."""
     count = work.demand.devices_min
     devices = " ".join(str(i) for i in range(count))
