@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import assert_never
 
 import structlog
 
-from onefleet.agent import records
+from onefleet.agent import code, records
 from onefleet.agent.protocol import (
     Act,
     Adopted,
@@ -46,9 +47,6 @@ PORT_FILE = "port"
 #: A command that could not be started, as shells number it.
 CANNOT_START = 127
 
-#: Unpacks the code of a digest into a folder.
-Unpack = Callable[[str, Path], None]
-
 
 class Crew:
     """This node's drivers and worker folders. Methods may run at once for different workers."""
@@ -58,12 +56,10 @@ class Crew:
         layout: Layout,
         drivers: Mapping[str, Driver],
         devices: Sequence[Device],
-        unpack: Unpack,
     ) -> None:
         self._layout = layout
         self._drivers = drivers
         self._devices = {device.id: device for device in devices}
-        self._unpack = unpack
         self._records: dict[WorkerKey, Record] = {}
         self._job_driver = "local"
         self.capability = Capability(CheckpointMode.NONE, "not tried yet", "")
@@ -146,13 +142,13 @@ class Crew:
         try:
             return await self._perform(act)
         except OnefleetError as error:
-            code = CANNOT_START if isinstance(error, InvalidRequest) else None
+            exit_code = CANNOT_START if isinstance(error, InvalidRequest) else None
             text = f"{error.what}: {error.why}" if error.why else error.what
         except OSError as error:
             full = StorageFull(f"no space left in {self._layout.root}").what
-            code, text = None, full if error.errno == 28 else str(error)
+            exit_code, text = None, full if error.errno == errno.ENOSPC else str(error)
         log.warning("failed", verb=act.verb, worker=self.folder(act.key).name, reason=text)
-        return Done(act.key, act.verb, error=text, exit_code=code)
+        return Done(act.key, act.verb, error=text, exit_code=exit_code)
 
     async def _perform(self, act: Act) -> Done:
         log.info(act.verb, worker=self.folder(act.key).name)
@@ -234,7 +230,7 @@ class Crew:
             records.prune(fresh, ())
             fresh.mkdir(exist_ok=True)
             if order.job is not None and order.job.code is not None:
-                self._unpack(order.job.code, fresh)
+                code.unpack(self._layout, order.job.code, fresh)
             fresh.rename(work)
         held = [self._devices[d] for d in order.devices if d in self._devices]
         if len(held) != len(order.devices):

@@ -21,7 +21,7 @@ from contextlib import suppress
 import structlog
 
 from onefleet.agent import readiness
-from onefleet.agent.crew import PORT_FILE, Crew, Unpack
+from onefleet.agent.crew import PORT_FILE, Crew
 from onefleet.agent.devices import CpuMeter, DeviceProbe, default_probes, discover, memory_bytes
 from onefleet.agent.protocol import (
     Act,
@@ -316,7 +316,6 @@ def run(
     layout: Layout,
     node_name: str,
     drivers: Mapping[str, Driver],
-    unpack: Unpack,
     probes: Sequence[DeviceProbe] | None = None,
 ) -> None:
     """Be the agent of this node until SIGTERM (workers run on) or SIGUSR1 (drain)."""
@@ -324,9 +323,31 @@ def run(
     address = internal.read(layout.internal_file)
     client = Client(address.url, internal_token=address.token, timeout_s=SYNC_WAIT_MS / 1000 + 10)
     devices = discover(node_id(node_name), default_probes() if probes is None else probes)
-    crew = Crew(layout, drivers, devices, unpack)
+    crew = Crew(layout, drivers, devices)
     with suppress(asyncio.CancelledError):
         asyncio.run(_main(node_name, crew, client, devices))
+
+
+def sweep(layout: Layout, drivers: Mapping[str, Driver]) -> bool:
+    """Save the jobs and end the replicas that no agent holds. Whether nothing of them is left."""
+    return asyncio.run(_sweep(Crew(layout, drivers, ())))
+
+
+async def _sweep(crew: Crew) -> bool:
+    machine = WorkerMachine()
+    effects = [e for found in await crew.adopt() for e in machine.handle(found, _now())]
+    effects.extend(machine.handle(Drain(), _now()))
+    deadline = time.monotonic() + DRAIN_LIMIT_S
+    while not machine.at_rest and time.monotonic() < deadline:
+        acts = [e for e in effects if not isinstance(e, Report)]
+        events: list[Event] = list(await asyncio.gather(*(crew.perform(act) for act in acts)))
+        for worker in machine.workers():
+            if worker.alive and worker.doing is None:
+                events.append((await crew.status(worker.key, worker.ran))[0])
+        effects = [e for event in events for e in machine.handle(event, _now())]
+        effects.extend(machine.handle(Tick(), _now()))
+        await asyncio.sleep(0 if effects else LOOK_S)
+    return machine.at_rest
 
 
 async def _main(node_name: str, crew: Crew, client: Client, devices: Sequence[Device]) -> None:
