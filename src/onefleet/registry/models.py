@@ -153,7 +153,7 @@ def _simulated(source: Source, name: str, now: Instant) -> Model:
 
 def _family(found: GgufFacts) -> str:
     """The model's own name without size and variant, else its architecture."""
-    words = re.split(r"[\s_/-]+", found.name.lower())
+    words = re.split(r"[\s_-]+", found.name.rpartition("/")[2].lower())
     return words[0] if words[0] else found.shape.architecture
 
 
