@@ -399,7 +399,7 @@ def main(arguments: list[str]) -> int:
         os.close(say)
         os.waitpid(child, 0)
         with os.fdopen(answer, encoding="utf-8") as lines:
-            sys.stdout.write(lines.read())
+            sys.stdout.write(lines.readline())
         return 0
     os.close(answer)
     os.setsid()
