@@ -18,9 +18,9 @@ from typing import Any
 
 import msgspec
 
-from onefleet.cli.quantities import size
 from onefleet.config import DEFAULT_HOST, DEFAULT_PORT, Settings
 from onefleet.domain.errors import OnefleetError
+from onefleet.domain.quantities import size
 
 PASS, WARN, FAIL, SKIP = "pass", "warn", "fail", "skip"
 

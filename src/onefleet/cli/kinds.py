@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import shlex
+import time
 from collections.abc import Sequence
 
 from onefleet.cli.output import Column, Kind, pairs
-from onefleet.cli.quantities import age, duration, percent, size, span
+from onefleet.domain import quantities
+from onefleet.domain.quantities import duration, percent, size, span
 from onefleet.wire.api import (
     DeploymentView,
     DeviceView,
@@ -22,6 +24,11 @@ from onefleet.wire.api import (
 
 def _holds(devices: Sequence[str]) -> str:
     return ",".join(d.rpartition("/")[2] for d in devices) or "-"
+
+
+def age(at_ms: int | None) -> str:
+    """How long ago, on this machine's clock."""
+    return quantities.age(at_ms, int(time.time() * 1000))
 
 
 def _limit(count: int | None) -> str:

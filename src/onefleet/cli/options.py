@@ -18,7 +18,7 @@ import click
 from onefleet.cli.boundary import COLOR_KEY, debug_option, say
 from onefleet.cli.output import FORMATS, Kind, Terminal, render_list, render_one, terminal
 from onefleet.cli.pool import connect
-from onefleet.cli.quantities import parse_span
+from onefleet.domain.quantities import parse_span
 
 if TYPE_CHECKING:
     from onefleet.wire.client import Client

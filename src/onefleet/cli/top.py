@@ -13,8 +13,8 @@ from onefleet.cli.kinds import DEPLOYMENT, DEVICE, JOB, STATUS
 from onefleet.cli.options import Reading, reading
 from onefleet.cli.output import API_VERSION, Kind, Terminal, table
 from onefleet.cli.plain_yaml import dump
-from onefleet.cli.quantities import percent, size
 from onefleet.cli.watch import PERIOD_S, watch_one
+from onefleet.domain.quantities import percent, size
 from onefleet.wire.api import (
     DeploymentView,
     DeviceView,

@@ -17,7 +17,6 @@ from onefleet.cli.boundary import say
 from onefleet.cli.options import Acting, acting
 from onefleet.cli.pool import connect
 from onefleet.cli.progress import Bar
-from onefleet.cli.quantities import size
 from onefleet.cli.run import send_code
 from onefleet.cli.speech import speak
 from onefleet.cli.tour_burst import QUESTIONS, Burst, ask_all
@@ -25,6 +24,7 @@ from onefleet.cli.tour_pool import MODEL, PREMIUM, PREMIUM_TENANT, SHARED, TourP
 from onefleet.cli.tour_training import FOLDER, Output, Training, choose_training, output
 from onefleet.config import settings
 from onefleet.domain.errors import InternalError, OnefleetError, Unsupported
+from onefleet.domain.quantities import size
 from onefleet.wire.api import DeviceView, EventView, JobView, NewDeployment, NewJob, UtilisationView
 from onefleet.wire.client import Client, segment
 

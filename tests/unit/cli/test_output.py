@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from onefleet.cli.output import Column, Terminal, table
 from onefleet.cli.plain_yaml import dump
-from onefleet.cli.quantities import age, duration, parse_span, percent, size, span
 from onefleet.cli.watch import changes, watch_many
+from onefleet.domain.quantities import age, duration, parse_span, percent, size, span
 
 COLUMNS = (
     Column("A", lambda v: v[0]),
@@ -72,7 +72,7 @@ def test_quantities():
         "3m05s",
         "2h10m",
     ]
-    assert (age(None), age(1_000, 500), age(1_000, 64_500)) == ("-", "0s", "1m03s")
+    assert (age(None, 1), age(1_000, 500), age(1_000, 64_500)) == ("-", "0s", "1m03s")
     assert (percent(1, 3), percent(1, 0)) == ("33 %", "-")
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 _UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
 
 
@@ -29,12 +27,12 @@ def duration(ms: int) -> str:
     return f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{seconds:02d}s"
 
 
-def age(at_ms: int | None, now_ms: int | None = None) -> str:
-    """How long ago; a dash for never."""
+def age(at_ms: int | None, now_ms: int) -> str:
+    """How long ago, in whole seconds; a dash for never."""
     if not at_ms:
         return "-"
-    now = int(time.time() * 1000) if now_ms is None else now_ms
-    return duration(max(now - at_ms, 0) // 1000 * 1000) if now - at_ms >= 1000 else "0s"
+    passed = max(now_ms - at_ms, 0) // 1000 * 1000
+    return duration(passed).replace(".0s", "s") if passed else "0s"
 
 
 def span(low: int, high: int) -> str:
