@@ -113,13 +113,11 @@ def code_folder(command: tuple[str, ...], folder: Path) -> Path | None:
 
 def send_code(pool: Client, folder: Path) -> str:
     """Package a folder, give it to the pool, and return its digest."""
-    import tempfile
+    import io
 
-    from onefleet.registry.code import package
+    from onefleet.registry.code import pack
 
-    with tempfile.TemporaryFile() as file:
-        package(folder, file)
-        sent = pool.upload("/api/v1/code", file, CodeView)
+    sent = pool.upload("/api/v1/code", io.BytesIO(pack(folder).data), CodeView)
     say(f"code: {sent.files} files of {folder}, {sent.size_bytes} bytes")
     return sent.digest
 

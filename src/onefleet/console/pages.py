@@ -89,7 +89,7 @@ def environment() -> Environment:
     return made
 
 
-def render(template: str, status: int = 200, **values: Any) -> HTMLResponse:
+def render(template: str, http_status: int = 200, **values: Any) -> HTMLResponse:
     """Fill a template. Ages are of now, by the pool's own clock."""
     now = time.time_ns() // 1_000_000
     text = (
@@ -101,7 +101,7 @@ def render(template: str, status: int = 200, **values: Any) -> HTMLResponse:
             **values,
         )
     )
-    return HTMLResponse(text, status, HEADERS)
+    return HTMLResponse(text, http_status, HEADERS)
 
 
 def page(look: Look) -> Callable[[Request], Awaitable[Response]]:
