@@ -12,7 +12,7 @@ from typing import assert_never
 
 import structlog
 
-from onefleet.agent import code, records
+from onefleet.agent import records
 from onefleet.agent.protocol import (
     Act,
     Adopted,
@@ -31,12 +31,13 @@ from onefleet.agent.records import Record
 from onefleet.config import child_environment
 from onefleet.domain.errors import InvalidRequest, OnefleetError, StorageFull
 from onefleet.domain.fleet import CheckpointMode, Device, DeviceKind
-from onefleet.domain.ids import Generation, ImageId
+from onefleet.domain.ids import Digest, Generation, ImageId
 from onefleet.domain.layout import Layout
 from onefleet.domain.serving import Purpose
 from onefleet.drivers.base import Capability, Driver, WorkerSpec, WorkerState, WorkerStatus
 from onefleet.engines.base import EngineProcess
 from onefleet.engines.catalog import engine
+from onefleet.registry import code
 from onefleet.wire.agent import EngineSpec, JobSpec, Order
 
 log = structlog.get_logger()
@@ -226,12 +227,10 @@ class Crew:
         work = folder / records.WORK
         if not work.is_dir():
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            fresh = folder / f".{records.WORK}.new"
-            records.prune(fresh, ())
-            fresh.mkdir(exist_ok=True)
             if order.job is not None and order.job.code is not None:
-                code.unpack(self._layout, order.job.code, fresh)
-            fresh.rename(work)
+                code.unpack(self._layout, Digest(order.job.code), work)
+            else:
+                work.mkdir()
         held = [self._devices[d] for d in order.devices if d in self._devices]
         if len(held) != len(order.devices):
             raise InvalidRequest(

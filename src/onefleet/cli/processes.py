@@ -14,12 +14,16 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import structlog
 
 from onefleet.domain.layout import Layout
 
-#: Lets each test of a whole pool have nodes of its own name; one machine is one node.
+if TYPE_CHECKING:
+    from starlette.routing import BaseRoute
+
+#: One machine is one node; its name makes its id.
 DEFAULT_NODE = "local"
 
 
@@ -71,19 +75,18 @@ def _control(layout: Layout, chosen: argparse.Namespace) -> int:
     return 0
 
 
-def _console_routes() -> Sequence[object]:
-    try:
-        from onefleet.console.routes import routes
-    except ModuleNotFoundError:
-        return ()
+def _console_routes() -> Sequence[BaseRoute]:
+    from onefleet.console.routes import routes
+
     return routes()
 
 
 def _gateway(layout: Layout, chosen: argparse.Namespace) -> int:
     from onefleet.gateway.process import run
+    from onefleet.wire import internal
 
-    run(chosen.fd, layout)
-    return 0
+    control = internal.read(layout.internal_file)
+    return run(layout, control.host, control.port, control.token, listen_fd=chosen.fd)
 
 
 def _agent(layout: Layout, chosen: argparse.Namespace) -> int:

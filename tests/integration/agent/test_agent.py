@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import tarfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,6 +21,7 @@ from onefleet.domain.fleet import CheckpointMode
 from onefleet.domain.ids import DeviceId, Generation, ImageId, WorkId
 from onefleet.domain.layout import Layout
 from onefleet.drivers.local import LocalDriver
+from onefleet.registry import code
 from onefleet.wire.agent import EngineSpec, JobSpec, Observed, Order, OrderVerb, WorkerReport
 
 RUN, SAVE, STOP, KEEP = OrderVerb.RUN, OrderVerb.SAVE, OrderVerb.STOP, OrderVerb.KEEP
@@ -161,19 +161,19 @@ def test_a_command_that_does_not_exist(bench: Bench) -> None:
 
 
 def test_the_code_folder_is_where_it_runs(bench: Bench, tmp_path: Path) -> None:
-    (tmp_path / "hello.py").write_text("print('from the code folder')")
-    bench.layout.blobs.mkdir(parents=True)
-    with tarfile.open(bench.layout.blobs / "abc", "w") as archive:
-        archive.add(tmp_path / "hello.py", "hello.py")
-    bench.control.order(job(sys.executable, "hello.py", code="sha256:abc"))
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "hello.py").write_text("print('from the code folder')")
+    digest = code.store(code.pack(source), bench.layout)
+    bench.control.order(job(sys.executable, "hello.py", code=digest))
     assert bench.wait(Observed.ENDED).exit_code == 0
     assert " ".join(bench.stdout()) == "from the code folder"
 
 
 def test_code_that_the_pool_does_not_have(bench: Bench) -> None:
-    bench.control.order(job("true", code="sha256:none"))
+    bench.control.order(job("true", code="sha256:" + "0" * 64))
     ended = bench.wait(Observed.ENDED)
-    assert "none" in ended.reason and ended.exit_code is None
+    assert "sha256:000" in ended.reason and ended.exit_code is None
 
 
 def test_a_stop_ends_it_and_tells_the_code(bench: Bench) -> None:
