@@ -62,6 +62,10 @@ class Call:
 
     async def body(self, type_: type[T], limit: int = JSON_BYTES_MAX) -> T:
         """The JSON body, checked against its schema. Raises InvalidRequest, TooLarge."""
+        return decoded(await self.raw(limit), type_)
+
+    async def raw(self, limit: int) -> bytes:
+        """The body as it came. Raises TooLarge naming the limit."""
         raw = bytearray()
         async for chunk in self.request.stream():
             raw += chunk
@@ -69,7 +73,7 @@ class Call:
                 raise TooLarge(
                     f"the body is over the limit of {limit} bytes", hint="send less in one call"
                 )
-        return decoded(bytes(raw), type_)
+        return bytes(raw)
 
 
 def decoded(raw: bytes, type_: type[T]) -> T:

@@ -1,20 +1,28 @@
-"""Completes what a person asked of a deployment, before anything is downloaded or started.
+"""Completes what a person asked of a deployment, before anything is started.
 
-The engine follows from the model's format, the context length from the model and the fleet; what
-can never fit is refused with what would.
+The engine follows from the model's format; slots, context length and memory from the memory plan;
+what can never fit is refused with what would.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from onefleet.control.replicas import demand_of
 from onefleet.core.feasibility import feasibility
+from onefleet.core.memory_plan import NodeRoom, plan_memory
 from onefleet.domain.errors import Infeasible, InvalidRequest, Unsupported
 from onefleet.domain.fleet import Node
 from onefleet.domain.serving import Deployment, Model
 from onefleet.engines import catalog
+
+
+def rooms(nodes: Iterable[Node]) -> Sequence[NodeRoom]:
+    """The nodes as the memory plan sees them: what they have when they are empty."""
+    return tuple(
+        NodeRoom(node.id, node.name, node.memory_bytes, node.memory_bytes) for node in nodes
+    )
 
 
 def fitted(asked: Deployment, model: Model, nodes: Iterable[Node]) -> Deployment:
@@ -23,23 +31,30 @@ def fitted(asked: Deployment, model: Model, nodes: Iterable[Node]) -> Deployment
     Raises InvalidRequest for an engine that cannot run this model, Unsupported for one that
     cannot run on this machine, Infeasible when no node of the fleet could hold a replica.
     """
-    engine = _engine(asked.engine, model)
     fleet = tuple(nodes)
-    slots = asked.slots or 4
-    context = asked.context_length or min(model.shape.context_length, 8192)
+    engine = _engine(asked.engine, model)
+    plan = plan_memory(
+        model.shape,
+        model.purpose,
+        model.size_bytes,
+        rooms(fleet),
+        slots=asked.slots,
+        context_length=asked.context_length,
+    )
     sized = replace(
         asked,
         engine=engine,
-        slots=slots,
-        context_length=context,
-        memory_bytes=model.size_bytes,
+        slots=plan.slots,
+        context_length=plan.context_length,
+        memory_bytes=plan.total_bytes,
     )
     why = feasibility(demand_of(sized, fleet), fleet) if fleet else None
     if why is not None:
         raise Infeasible(
             f"{model.id} can never run on this fleet",
             why=why,
-            hint="choose a smaller model or context length; see: onefleet device list",
+            hint="ask for fewer devices for each replica; see: onefleet device list",
+            param="devices_per_replica",
         )
     return sized
 
@@ -53,7 +68,15 @@ def _engine(name: str, model: Model) -> str:
             hint=f"name one with --engine: {', '.join(sorted(catalog.ENGINES))}",
             param="engine",
         )
-    missing = catalog.engine(chosen).available()
+    engine = catalog.engine(chosen)
+    if catalog.BY_FORMAT.get(model.format, chosen) != chosen:
+        raise InvalidRequest(
+            f'the engine "{chosen}" cannot run {model.id}',
+            why=f'its format is "{model.format}"',
+            hint=f"leave the engine out: it is {catalog.BY_FORMAT[model.format]}",
+            param="engine",
+        )
+    missing = engine.available()
     if missing:
         raise Unsupported(f'the engine "{chosen}" cannot run here', why=missing)
     return chosen

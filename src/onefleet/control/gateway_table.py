@@ -97,16 +97,17 @@ def wait_reason(state: State, deployment: Deployment, blockers: Blockers) -> str
     return "no replica is there yet"
 
 
-def same_content(left: RouteTable, right: RouteTable) -> bool:
-    """Whether a gateway that has the one can serve without the other."""
-    return _without_words(left) == _without_words(right)
+def same_content(known: RouteTable, fresh: RouteTable, generation: Generation) -> bool:
+    """Whether a gateway that has the known table needs the fresh one, made at `generation`.
+
+    Words that changed while the state did not are no reason: a table of the same generation
+    would not be looked at.
+    """
+    if known.generation == generation:
+        return True
+    return with_generation(known, generation) == with_generation(fresh, generation)
 
 
 def with_generation(table: RouteTable, generation: Generation) -> RouteTable:
     """The table under another generation."""
     return msgspec.structs.replace(table, generation=generation)
-
-
-def _without_words(table: RouteTable) -> tuple[object, ...]:
-    deployments = tuple(msgspec.structs.replace(d, wait_reason="") for d in table.deployments)
-    return (table.keys, table.tenants, deployments)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, replace
 from time import perf_counter_ns
 from typing import Any, Protocol, TypeVar
@@ -26,6 +26,7 @@ from onefleet.control.views import Scene
 from onefleet.core.plan import Plan
 from onefleet.core.policy import Policy
 from onefleet.domain.errors import OnefleetError, Overloaded, StaleGeneration
+from onefleet.domain.fleet import Node
 from onefleet.domain.ids import IdSource, Instant, NodeId
 from onefleet.domain.layout import Layout
 from onefleet.domain.serving import Model
@@ -41,6 +42,8 @@ BATCH_MS = 20
 CAS_TRIES = 16
 #: Models that may be added at one time.
 TASKS_MAX = 4
+#: Code folders that are taken at one time, each held in memory; further ones wait.
+UPLOADS_MAX = 2
 #: Held device time is written this often.
 HELD_WRITE_MS = 60_000
 
@@ -61,14 +64,16 @@ class LastPass:
     plan: Plan | None
 
 
+#: Called with (bytes done, bytes in all; 0: not known), from any thread.
+Tell = Callable[[int, int], None]
+
+
 class AddModel(Protocol):
-    """Brings a model into the pool's folder: fetches, verifies and describes it. Runs in a thread.
+    """Brings a model into the pool's folder: checks that it fits one of the nodes, fetches,
+    verifies and describes it. Raises OnefleetError."""
 
-    tell: (step, done, total) of what takes long. Raises OnefleetError.
-    """
-
-    def __call__(
-        self, source: str, name: str | None, tell: Callable[[str, int, int], None]
+    async def __call__(
+        self, source: str, name: str | None, nodes: Sequence[Node], tell: Tell
     ) -> Model: ...
 
 
@@ -98,6 +103,9 @@ class Pool:
         self.demands = Demands(self.started_at)
         self.changed = Signal()
         self.last_pass = LastPass(Instant(0), 0, "no pass yet", None)
+        #: Held while a model's file is checked and its record written, or it is deleted.
+        self.model_files = asyncio.Lock()
+        self.uploads = asyncio.Semaphore(UPLOADS_MAX)
         self.closing = False
         self._turns: dict[str, int] = {}
         self._hint = asyncio.Event()
@@ -262,8 +270,8 @@ class Pool:
         plan = self.last_pass.plan
         fresh = table_for(state, plan.blockers if plan else {})
         known = self._table
-        if known is not None and same_content(known, fresh):
-            # Words of why it waits may differ: they are passed on, but wake nobody.
+        if known is not None and same_content(known, fresh, state.generation):
+            # Words of why it waits may differ: they alone do not raise the state's generation.
             fresh = with_generation(fresh, known.generation)
         self._table = fresh
         return fresh

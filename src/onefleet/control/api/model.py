@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-import re
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from pathlib import Path
 
 import msgspec
 from starlette.responses import Response, StreamingResponse
 
 from onefleet.control import views
-from onefleet.control.call import Call, good_name, good_text
+from onefleet.control.call import Call, good_text
 from onefleet.control.errors import detail_of
 from onefleet.control.pool import Pool
 from onefleet.control.replicas import model_in_use
 from onefleet.domain.errors import Conflict, InvalidRequest, NotFound, OnefleetError
 from onefleet.domain.ids import Instant, ModelId
 from onefleet.domain.serving import Model
+from onefleet.registry import models
 from onefleet.store.base import Commit, Delete, Note, Put, State
 from onefleet.wire.api import ModelLine, ModelView, NewModel, Page, Progress
 
@@ -51,7 +52,7 @@ async def add_model(call: Call) -> ModelView | Response:
         raise InvalidRequest(
             'the "source" is empty', hint="onefleet model add demo:smollm2", param="source"
         )
-    name = None if new.name is None else _good_model_name(new.name)
+    name = None if new.name is None else good_text(new.name, NAME_CHARACTERS_MAX, "name")
     streamed = call.choice("progress", {"true": True, "false": False}, "false")
     steps = Steps()
     task = call.pool.background(_add(call.pool, source, name, steps))
@@ -61,13 +62,15 @@ async def add_model(call: Call) -> ModelView | Response:
 
 
 async def _add(pool: Pool, source: str, name: str | None, steps: Steps) -> Model:
-    """Fetch and describe it in a thread, then record it."""
+    """Fetch and describe it, then record it."""
     loop = asyncio.get_running_loop()
 
-    def tell(step: str, done: int, total: int) -> None:
-        loop.call_soon_threadsafe(steps.put, Progress(step=step, done=done, total=total))
+    def tell(done: int, total: int) -> None:
+        step = Progress(step=f"adding {source}", done=done, total=total)
+        loop.call_soon_threadsafe(steps.put, step)
 
-    added = await asyncio.to_thread(pool.add_model, source, name, tell)
+    nodes = tuple((await pool.store.read()).nodes.values())
+    added = await pool.add_model(source, name, nodes, tell)
 
     def decide(state: State, now: Instant) -> tuple[Commit, Model]:
         known = state.models.get(added.id)
@@ -84,7 +87,12 @@ async def _add(pool: Pool, source: str, name: str | None, steps: Steps) -> Model
         note = Note(now, "model.added", model.id, f"{model.size_bytes} bytes from {model.source}")
         return Commit([Put(model)], [note]), model
 
-    return await pool.change(decide)
+    async with pool.model_files:
+        if added.path and not Path(added.path).exists():
+            raise Conflict(
+                f'the file of "{added.id}" was removed while it was added', hint="add it again"
+            )
+        return await pool.change(decide)
 
 
 class Steps:
@@ -119,13 +127,6 @@ def _line(line: ModelLine) -> bytes:
     return msgspec.json.encode(line) + b"\n"
 
 
-def _good_model_name(text: str) -> str:
-    """Model names may hold what sources do: "demo:smollm2", "org/name"."""
-    for part in re.split("[/:]", text):
-        good_name(part, "name")
-    return good_text(text, NAME_CHARACTERS_MAX, "name")
-
-
 async def list_models(call: Call) -> Page[ModelView]:
     state = await call.pool.store.read()
     ordered = sorted(state.models.values(), key=lambda m: (m.created_at, m.id))
@@ -138,7 +139,7 @@ async def show_model(call: Call) -> ModelView:
 
 
 async def remove_model(call: Call) -> ModelView:
-    """Forget a model that nothing serves. Its file stays until no model has its digest."""
+    """Forget a model that nothing serves, and delete its file unless another model has the same."""
 
     def decide(state: State, now: Instant) -> tuple[Commit, Model]:
         model = find_model(state, call.path("id"))
@@ -152,4 +153,9 @@ async def remove_model(call: Call) -> ModelView:
         note = Note(now, "model.removed", model.id, "")
         return Commit([Delete(model)], [note]), model
 
-    return views.model_view(await call.pool.change(decide))
+    removed = await call.pool.change(decide)
+    async with call.pool.model_files:
+        left = (await call.pool.store.read()).models.values()
+        used = [model.revision for model in left]
+        await asyncio.to_thread(models.remove_model, removed, call.pool.layout, used)
+    return views.model_view(removed)
