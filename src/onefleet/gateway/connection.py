@@ -13,14 +13,12 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections import deque
 from typing import Protocol, cast
 
-import httptools
-
-from onefleet.domain.errors import InvalidRequest, OnefleetError, Overloaded, TooLarge, Unsupported
+from onefleet.domain.errors import OnefleetError, Overloaded
 from onefleet.gateway import replies
 from onefleet.gateway.limits import GatewayLimits
+from onefleet.gateway.reader import BrokenBody, RequestReader
 from onefleet.gateway.request import Request
 
 #: TCP_CLOSE of Linux's tcp_states.h: the first byte of struct tcp_info of a reset connection.
@@ -31,7 +29,6 @@ _PROBE_SECONDS = (0.005, 0.03)
 
 _INTERIM = b"HTTP/1.1 102 Processing\r\n\r\n"
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
-_VERSIONS = ("1.1", "1.0")
 
 
 class Exchange(Protocol):
@@ -87,48 +84,33 @@ class ClientConnection(asyncio.Protocol):
     __slots__ = (
         "_ahead",
         "_busy",
+        "_drained",
         "_eof",
         "_exchange",
-        "_fatal",
-        "_head_bytes",
-        "_headers",
-        "_in_head",
-        "_incoming",
-        "_last",
         "_lingering",
         "_mark",
-        "_parser",
         "_paused_at",
-        "_queue",
-        "_raw",
+        "_reader",
         "_reading",
         "_request",
         "_running",
         "_service",
         "_started",
         "_tls",
-        "_url",
         "transport",
     )
 
     def __init__(self, service: Service) -> None:
         self._service = service
         self.transport: asyncio.Transport = cast(asyncio.Transport, None)
-        self._parser = httptools.HttpRequestParser(self)
-        self._queue: deque[Request] = deque()
-        self._incoming: Request | None = None  # its body is being read
+        self._reader = RequestReader(service.limits, service.judge)
         self._request: Request | None = None  # it is being answered
         self._exchange: Exchange | None = None
         self._busy = self._running = False
         self._ahead = bytearray()
         self._reading = True
-        self._eof = self._last = self._tls = False
-        self._lingering = False
-        self._fatal: OnefleetError | None = None
-        self._in_head = False
-        self._head_bytes = self._raw = 0
-        self._url = b""
-        self._headers: list[tuple[bytes, bytes]] = []
+        self._eof = self._tls = self._lingering = False
+        self._drained = 0
         self._started = self._mark = service.now
         self._paused_at = 0
 
@@ -152,8 +134,8 @@ class ClientConnection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._service.left(self)
-        self._last = self._lingering = True
-        self._queue.clear()
+        self._reader.last = self._lingering = True
+        self._reader.queue.clear()
         exchange, self._exchange = self._exchange, None
         self._busy = False
         if exchange is not None:
@@ -162,25 +144,25 @@ class ClientConnection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         self._mark = self._service.now
         if self._lingering:
-            self._raw += len(data)
-            if self._raw > self._service.limits.linger_bytes:
+            self._drained += len(data)
+            if self._drained > self._service.limits.linger_bytes:
                 self.transport.abort()
             return
-        if self._last:
+        if self._reader.last:
             return
-        if self._busy and self._incoming is None:
+        if self._busy and self._reader.incoming is None:
             self._ahead += data
             if len(self._ahead) > self._service.limits.pipeline_bytes and self._reading:
                 self.hold_reading()
             return
         self._parse(data)
-        if not self._busy or self._queue:
+        if not self._busy or self._reader.queue:
             self._run()
 
     def eof_received(self) -> bool:
         self._eof = True
-        waiting = self._busy or any(request.complete for request in self._queue)
-        if self._lingering or self._tls or not waiting or self._incoming is not None:
+        waiting = self._busy or any(request.complete for request in self._reader.queue)
+        if self._lingering or self._tls or not waiting or self._reader.incoming is not None:
             return False
         return not self._busy or self._probe()
 
@@ -193,88 +175,6 @@ class ClientConnection(asyncio.Protocol):
         self._paused_at = 0
         if self._exchange is not None:
             self._exchange.resume()
-
-    # --- the parser's side
-
-    def on_message_begin(self) -> None:
-        self._in_head = True
-        self._head_bytes = 0
-        self._url = b""
-        self._headers = []
-        self._started = self._service.now
-
-    def on_url(self, url: bytes) -> None:
-        self._url = self._url + url if self._url else url
-        limit = self._service.limits.url_bytes
-        if len(self._url) > limit and self._fatal is None:
-            self._url = b"/"
-            self._fatal = replies.UrlTooLong(
-                "the URL is too long", why=f"the limit url_bytes is {limit}"
-            )
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        if self._in_head:  # a trailer carries nothing that counts
-            self._headers.append((name, value))
-
-    def on_headers_complete(self) -> None:
-        self._in_head = False
-        self._raw = 0
-        if self._fatal is not None or self._last:
-            return
-        parser = self._parser
-        path, _, query = self._url.partition(b"?")
-        if not path.startswith(b"/"):
-            path = _path_of(path)
-        request = Request(parser.get_method(), path, query)
-        version = parser.get_http_version()
-        request.http10 = version == "1.0"
-        request.keep_alive = parser.should_keep_alive()
-        if not request.keep_alive:
-            self._last = True
-        self._incoming = request
-        self._queue.append(request)
-        headers = self._headers
-        request.read_headers(headers)
-        error = _head_error(request, version, len(headers), self._service.limits)
-        if error is not None:
-            request.refusal = error
-            request.closes = True
-            return
-        if parser.should_upgrade() and request.length != 0:
-            request.refusal = Unsupported("this server upgrades to no other protocol")
-            request.closes = True
-            return
-        self._service.judge(request)
-        length = request.length
-        if length is not None and length > request.body_limit and request.refusal is None:
-            request.refusal = _too_large(request)
-        if request.refusal is not None and (
-            length is None or length > self._service.limits.drain_bytes or request.expects
-        ):
-            request.closes = True
-
-    def on_body(self, data: bytes) -> None:
-        request = self._incoming
-        if request is None:
-            return
-        request.size += len(data)
-        if request.refusal is not None:
-            return
-        if request.size > request.body_limit:
-            request.parts.clear()
-            request.closes = True
-            request.refusal = _too_large(request)
-        elif request.sink is not None:
-            request.sink.feed(data)
-        else:
-            request.parts.append(data)
-
-    def on_message_complete(self) -> None:
-        request, self._incoming = self._incoming, None
-        if request is not None:
-            request.complete = True
-            if request.sink is not None:
-                request.sink.fed()
 
     # --- what exchanges use
 
@@ -292,7 +192,7 @@ class ClientConnection(asyncio.Protocol):
             return
         request.sink = None
         if not keep or not request.keep_alive or not request.complete:
-            self._shut(not request.complete or bool(self._ahead) or bool(self._queue))
+            self._shut(not request.complete or bool(self._ahead) or bool(self._reader.queue))
         else:
             self._run()
 
@@ -310,51 +210,14 @@ class ClientConnection(asyncio.Protocol):
     # --- inside
 
     def _parse(self, data: bytes) -> None:
+        reader = self._reader
         try:
-            self._parser.feed_data(data)
-        except httptools.HttpParserUpgrade as upgrade:
-            # Another protocol is only offered: HTTP/1.1 goes on after the head.
-            rest = data[upgrade.args[0] :]
-            if rest and not self._last:
-                self._parse(rest)
-            return
-        except httptools.HttpParserError as error:
-            if not self._last:
-                self._malformed(error)
-        if self._fatal is None:
-            self._bound(len(data))
-        if self._fatal is not None and not self._last:
-            request = self._incoming
-            if request is None or request.refusal is not None:
-                request = Request(b"GET", b"/", b"")
-                self._queue.append(request)
-            request.refusal, request.closes, request.keep_alive = self._fatal, True, False
-            self._last = True
-
-    def _bound(self, read: int) -> None:
-        """Bound what a parser keeps of a head, or of the trailers and chunk heads of a body."""
-        limit = self._service.limits.header_bytes
-        if self._in_head:
-            self._head_bytes += read
-            over = self._head_bytes > limit
-        elif self._incoming is not None and self._incoming.length is None:
-            self._raw += read
-            over = self._raw > 9 * self._incoming.size + 2 * limit
-        else:
-            return
-        if over:
-            self._fatal = replies.HeadTooLarge(
-                "the headers are too large", why=f"the limit header_bytes is {limit}"
-            )
-
-    def _malformed(self, error: Exception) -> None:
-        sink = self._incoming.sink if self._incoming is not None else None
-        if sink is not None:
-            self.transport.abort()  # the rest of a body that was passed on is not to be had
-            return
-        self._fatal = InvalidRequest(
-            "this is not HTTP/1.1", why=str(error) or "it could not be parsed", code="bad_request"
-        )
+            reader.parse(data)
+        except BrokenBody:
+            self.transport.abort()
+        if reader.started:
+            reader.started = False
+            self._started = self._service.now
 
     def _run(self) -> None:
         """Answer what can be answered, in order, without recursion."""
@@ -363,7 +226,7 @@ class ClientConnection(asyncio.Protocol):
         self._running = True
         while not self._lingering:
             self._begin_next()
-            if self._busy or not self._ahead or self._last:
+            if self._busy or not self._ahead or self._reader.last:
                 break
             data = bytes(self._ahead)
             self._ahead.clear()
@@ -375,7 +238,7 @@ class ClientConnection(asyncio.Protocol):
             self.go_on_reading()
 
     def _begin_next(self) -> None:
-        queue = self._queue
+        queue = self._reader.queue
         while queue and not self._busy and not self._lingering:
             request = queue[0]
             if request.refusal is not None:
@@ -405,8 +268,7 @@ class ClientConnection(asyncio.Protocol):
     def _shut(self, linger: bool) -> None:
         """Send what is written and close. linger: the client may still be sending; it would not
         get the answer if the connection were closed under what it sends."""
-        self._last = True
-        self._raw = 0
+        self._reader.last = True
         if self._eof or self._tls or not linger or not self.transport.can_write_eof():
             self.transport.close()
             self._lingering = True
@@ -454,10 +316,10 @@ class ClientConnection(asyncio.Protocol):
                 self._exchange.tick(now)
             if self._eof or not self._reading:
                 self._look()
-        elif self._in_head:
+        elif self._reader.in_head:
             if now - self._started > limits.header_ms:
                 self._too_slow("header_ms", limits.header_ms)
-        elif self._incoming is not None:
+        elif self._reader.incoming is not None:
             if now - self._mark > limits.body_idle_ms:
                 self._too_slow("body_idle_ms", limits.body_idle_ms)
             elif now - self._started > limits.body_ms:
@@ -470,13 +332,13 @@ class ClientConnection(asyncio.Protocol):
         error = replies.TooSlow(
             "the request did not arrive in time", why=f"the limit {name} is {limit}"
         )
-        self.transport.write(self._service.refuse(self._incoming, error, True))
+        self.transport.write(self._service.refuse(self._reader.incoming, error, True))
         self._shut(True)
 
     @property
     def idle(self) -> bool:
         """Nothing of this client is under way; it may be closed."""
-        return not self._busy and not self._queue and not self._in_head
+        return not self._busy and not self._reader.queue and not self._reader.in_head
 
     def end_after_answer(self) -> None:
         """Serve what is under way, then close: the process is stopping."""
@@ -485,39 +347,3 @@ class ClientConnection(asyncio.Protocol):
             self._lingering = True
         elif self._request is not None:
             self._request.keep_alive = False
-
-
-def _path_of(target: bytes) -> bytes:
-    """The path of a target in absolute form (``http://host/path``), as a proxy's client sends."""
-    scheme, mark, rest = target.partition(b"://")
-    if not mark or scheme.lower() not in (b"http", b"https"):
-        return target
-    _, slash, path = rest.partition(b"/")
-    return slash + path or b"/"
-
-
-def _too_large(request: Request) -> TooLarge:
-    return TooLarge(
-        f"the body of {request.method.decode()} {request.path.decode('latin-1')} is too large",
-        why=f"the limit {'upload_bytes' if request.streams else 'body_bytes'} is"
-        f" {request.body_limit} bytes"
-        + (f", it has {request.length}" if request.length is not None else ""),
-    )
-
-
-def _head_error(
-    request: Request, version: str, count: int, limits: GatewayLimits
-) -> OnefleetError | None:
-    if version not in _VERSIONS:
-        return replies.VersionNotSupported(f"HTTP/{version} is not spoken here", why="HTTP/1.1 is")
-    if count > limits.header_count:
-        return replies.HeadTooLarge(
-            f"there are {count} headers", why=f"the limit header_count is {limits.header_count}"
-        )
-    if sum(len(name) + len(value) for name, value in request.headers) > limits.header_bytes:
-        return replies.HeadTooLarge(
-            "the headers are too large", why=f"the limit header_bytes is {limits.header_bytes}"
-        )
-    if request.hosts != 1 and not (request.http10 and not request.hosts):
-        return InvalidRequest(f"there are {request.hosts} Host headers", why="there must be one")
-    return None

@@ -37,7 +37,44 @@ _ERROR_BYTES = 64 * 1024
 _decode_error = msgspec.json.Decoder(EngineErrorBody).decode
 
 
-class EngineExchange:
+class EngineAnswer:
+    """What differs between kinds of answers, and what no answer of an engine needs."""
+
+    __slots__ = ()
+
+    def answer(self, data: bytes, ended: bool) -> None:
+        """Take a piece of a 200 answer. Ends the exchange when it is whole."""
+        raise NotImplementedError
+
+    def used(self) -> tuple[int, int, int]:
+        """Prompt, cached and completion tokens so far, by the engine or estimated."""
+        raise NotImplementedError
+
+    def restart(self) -> None:
+        """Forget what an engine answered so far: another one is asked."""
+        raise NotImplementedError
+
+    def cut(self, error: OnefleetError) -> None:
+        """Write the honest end of an answer that is under way."""
+        raise AssertionError("a plain answer is sent whole or not at all")
+
+    def probe(self) -> bytes | None:
+        return None
+
+    def feed(self, data: bytes) -> None:
+        raise AssertionError("the body of a /v1 request is taken whole")
+
+    def fed(self) -> None:
+        raise AssertionError("the body of a /v1 request is taken whole")
+
+    def choked(self) -> None:
+        """The engine reads slowly; the request is written whole, it waits in memory."""
+
+    def drained(self) -> None:
+        """The engine has read the request."""
+
+
+class EngineExchange(EngineAnswer):
     """One request to a deployment. estimate: tokens that were taken from the quota for it."""
 
     __slots__ = (
@@ -98,20 +135,6 @@ class EngineExchange:
         self._retries = 0
         self._sent = False  # bytes of the answer went to the client
         self._paused = False
-
-    # --- what subclasses do
-
-    def answer(self, data: bytes, ended: bool) -> None:
-        """Take a piece of a 200 answer. Ends the exchange when it is whole."""
-        raise NotImplementedError
-
-    def used(self) -> tuple[int, int, int]:
-        """Prompt, cached and completion tokens so far, by the engine or estimated."""
-        raise NotImplementedError
-
-    def restart(self) -> None:
-        """Forget what an engine answered so far: another one is asked."""
-        raise NotImplementedError
 
     # --- start
 
@@ -186,12 +209,6 @@ class EngineExchange:
             return
         self.broken(reason)
 
-    def choked(self) -> None:
-        """The engine reads slowly; the request is written whole, it waits in memory."""
-
-    def drained(self) -> None:
-        """The engine has read the request."""
-
     # --- the client's side
 
     def pause(self) -> None:
@@ -209,15 +226,6 @@ class EngineExchange:
         self.gateway.metrics.left += 1
         self._stop()
         self.bill()
-
-    def feed(self, data: bytes) -> None:
-        raise AssertionError("the body of a /v1 request is taken whole")
-
-    def fed(self) -> None:
-        raise AssertionError("the body of a /v1 request is taken whole")
-
-    def probe(self) -> bytes | None:
-        return None
 
     def tick(self, now: int) -> None:
         if self._engine is None or self._paused:
@@ -259,10 +267,6 @@ class EngineExchange:
         )
         self.cut(error)
         self.client.finish(False)
-
-    def cut(self, error: OnefleetError) -> None:
-        """Write the honest end of an answer that is under way."""
-        raise NotImplementedError
 
     # --- what subclasses use
 

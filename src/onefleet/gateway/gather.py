@@ -11,7 +11,6 @@ from typing import Any
 
 import msgspec
 
-from onefleet.domain.errors import OnefleetError
 from onefleet.gateway import sse
 from onefleet.gateway.exchange import EngineExchange
 from onefleet.gateway.usage import UsageSum, legacy
@@ -192,9 +191,6 @@ class StreamGather(EngineExchange):
         if not self._events:
             return 0, 0, 0
         return self.prompt_estimate, 0, self._events
-
-    def cut(self, error: OnefleetError) -> None:
-        raise AssertionError("a plain answer is sent whole or not at all")
 
     def _take(self, data: bytes) -> bool:
         """Take one event. False: the exchange has ended, or begun again."""

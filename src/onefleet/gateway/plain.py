@@ -9,7 +9,6 @@ from typing import Any
 
 import msgspec
 
-from onefleet.domain.errors import OnefleetError
 from onefleet.gateway.exchange import EngineExchange
 from onefleet.wire.openai import Answer, Embedding, EmbeddingAnswer, Usage
 
@@ -61,9 +60,6 @@ class PlainRelay(EngineExchange):
         if usage is None:
             return 0, 0, 0
         return usage.prompt_tokens, usage.cached_tokens, usage.completion_tokens
-
-    def cut(self, error: OnefleetError) -> None:
-        raise AssertionError("a plain answer is sent whole or not at all")
 
 
 def as_base64(body: bytes) -> bytes:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import time
 from typing import Protocol, cast
 
 import httptools
@@ -47,6 +48,7 @@ class UpstreamConnection(asyncio.Protocol):
         "_ended",
         "_framed",
         "_headers",
+        "_keeps",
         "_listener",
         "_lost_reason",
         "_once",
@@ -66,7 +68,7 @@ class UpstreamConnection(asyncio.Protocol):
         self._headers: list[tuple[bytes, bytes]] = []
         self._parts: list[bytes] = []
         self._started = self._ended = False
-        self._framed = self._once = False
+        self._framed = self._once = self._keeps = False
         self._retry: bytes | None = None
         self._lost_reason = "it closed the connection"
         self.idle_since = 0
@@ -146,6 +148,7 @@ class UpstreamConnection(asyncio.Protocol):
     def on_message_complete(self) -> None:
         if self._started:
             self._ended = True
+            self._keeps = self._parser.should_keep_alive()
 
     # --- what the pool and listeners use
 
@@ -186,7 +189,7 @@ class UpstreamConnection(asyncio.Protocol):
             self._listener.link = None
             self._listener = None
         self._parts.clear()
-        if self._parser.should_keep_alive() and not self._once:
+        if self._keeps and not self._once:
             self._upstream.keep(self)
         else:
             self.transport.close()
@@ -222,7 +225,7 @@ class Upstream:
         self._idle: list[UpstreamConnection] = []
         self._connecting: dict[Listener, asyncio.Task[None]] = {}
         self._closed = False
-        self._now = 0
+        self._now = time.monotonic_ns() // 1_000_000
 
     def ask(self, listener: Listener, payload: bytes) -> None:
         """Send a request; the listener hears the rest. Reuses a connection where there is one."""

@@ -161,7 +161,8 @@ class Upstream:
                 answering = asyncio.ensure_future(self.script(asked, writer))
                 gone = asyncio.ensure_future(_closed(reader))
                 await asyncio.wait((answering, gone), return_when=asyncio.FIRST_COMPLETED)
-                if gone.done() and not answering.done():
+                broken = answering.done() and isinstance(answering.exception(), ConnectionError)
+                if broken or (gone.done() and not answering.done()):
                     asked.left_at = asyncio.get_running_loop().time()
                     self.left.append(asked)
                     answering.cancel()
@@ -182,9 +183,11 @@ async def _closed(reader: asyncio.StreamReader) -> None:
 
 
 def whole(body: bytes, status: str = "200 OK", headers: bytes = b"") -> bytes:
-    return (
-        b"HTTP/1.1 %b\r\ncontent-type: application/json\r\ncontent-length: %d\r\n%b\r\n%b"
-        % (status.encode(), len(body), headers, body)
+    return b"HTTP/1.1 %b\r\ncontent-type: application/json\r\ncontent-length: %d\r\n%b\r\n%b" % (
+        status.encode(),
+        len(body),
+        headers,
+        body,
     )
 
 
@@ -495,9 +498,7 @@ async def rig(
     control = Control(routes)
     await control.upstream.start()
     layout = Layout(root)
-    process = GatewayProcess(
-        layout, "127.0.0.1", control.upstream.port, TOKEN, limits, DIALECTS
-    )
+    process = GatewayProcess(layout, "127.0.0.1", control.upstream.port, TOKEN, limits, DIALECTS)
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
     listener.setblocking(False)
