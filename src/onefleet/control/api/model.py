@@ -88,7 +88,7 @@ async def _add(pool: Pool, source: str, name: str | None, steps: Steps) -> Model
         return Commit([Put(model)], [note]), model
 
     async with pool.model_files:
-        if added.path and not Path(added.path).exists():
+        if added.path and not await asyncio.to_thread(Path(added.path).exists):
             raise Conflict(
                 f'the file of "{added.id}" was removed while it was added', hint="add it again"
             )
