@@ -6,6 +6,7 @@ import asyncio
 import errno
 import os
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import assert_never
@@ -34,6 +35,7 @@ from onefleet.domain.fleet import CheckpointMode, Device, DeviceKind
 from onefleet.domain.ids import Digest, Generation, ImageId
 from onefleet.domain.layout import Layout
 from onefleet.domain.serving import Purpose
+from onefleet.drivers import supervisor_files
 from onefleet.drivers.base import Capability, Driver, WorkerSpec, WorkerState, WorkerStatus
 from onefleet.engines.base import EngineProcess
 from onefleet.engines.catalog import engine
@@ -135,6 +137,16 @@ class Crew:
             status = WorkerStatus(WorkerState.ENDED, reason=error.what)
         seen = StatusSeen(key, epoch, status.state, status.exit_code, status.reason)
         return seen, status
+
+    async def quiet(self, limit_s: float) -> bool:
+        """Wait until no supervisor is left; one may still add digests to an image it saved."""
+        locks = [f / supervisor_files.LOCK for f, _ in records.all_records(self._layout)]
+        deadline = time.monotonic() + limit_s
+        while any(supervisor_files.is_locked(str(lock)) for lock in locks):
+            if time.monotonic() >= deadline:
+                return False
+            await asyncio.sleep(0.02)
+        return True
 
     # --- effects ---------------------------------------------------------------------------------
 

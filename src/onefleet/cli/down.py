@@ -21,7 +21,7 @@ _LOOK_S = 0.05
 
 @click.command()
 @click.option("--data-dir", help="The data folder of the pool.")
-@click.option("--timeout", "limit_s", type=float, default=150.0, show_default=True, help="Seconds.")
+@click.option("--timeout", "limit_s", type=float, default=220.0, show_default=True, help="Seconds.")
 @debug_option
 def down(data_dir: str | None, limit_s: float) -> None:
     """Stop the pool: jobs are saved so that the next `up` resumes them, replicas are ended."""

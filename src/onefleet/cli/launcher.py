@@ -40,7 +40,7 @@ START_FAILURES_MAX = 3
 #: How long the pool may take to get ready.
 READY_LIMIT_S = 90.0
 #: How long the agent may take to save jobs and end replicas, and the others to exit.
-DRAIN_LIMIT_S = 130.0
+DRAIN_LIMIT_S = 200.0
 EXIT_LIMIT_S = 10.0
 _LOOK_S = 0.05
 _IDLE_S = 0.5

@@ -61,7 +61,8 @@ class WorkerState(StrEnum):
 class WorkerStatus:
     """What is true of a worker now, as its supervisor last wrote it.
 
-    exit_code: 128 + signal when a signal ended it. reason: of a failure or end, a person's line.
+    exit_code: 128 + signal when a signal ended it; None when its end was not its own, because the
+    supervisor died. reason: of a failure or end, a person's line.
     """
 
     state: WorkerState

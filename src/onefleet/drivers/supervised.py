@@ -240,7 +240,7 @@ def _read_state(folder: Path) -> dict[str, Any]:
         return {**state, "state": WorkerState.SAVED, "pid": None, "image_bytes": _size(target)}
     if state["state"] == WorkerState.RESTORING:
         return {**state, "state": WorkerState.SAVED, "pid": None, "reason": lost}
-    return {**state, "state": WorkerState.ENDED, "pid": None, "exit_code": 137, "reason": lost}
+    return {**state, "state": WorkerState.ENDED, "pid": None, "exit_code": None, "reason": lost}
 
 
 def _is_whole(image: str) -> bool:
