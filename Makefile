@@ -1,8 +1,9 @@
 # Two commands matter: `make run` and `make test`. Both set everything up first.
+#   TOUR=only: leave after the tour; no: skip it; yes: take it again.  PORT=7070
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-TOUR ?= yes
+TOUR ?= first
 PORT ?= 7070
 ARGS ?=
 

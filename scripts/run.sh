@@ -1,0 +1,40 @@
+#!/bin/sh
+# Start the pool on this machine, take the tour, and keep serving until Ctrl-C.
+#
+# usage: run.sh first|yes|no|only [options of `onefleet up`]
+#
+# first: the tour, unless this data folder has had one. only: the tour, then stop and leave with
+# its exit code.
+set -u
+bin="$(dirname "$0")/../.venv/bin"
+tour=$1
+shift
+data="${ONEFLEET_DATA_DIR:-${XDG_DATA_HOME:-$HOME/.local/share}/onefleet}"
+toured="$data/toured"
+
+if [ ! -e "$toured" ]; then
+    # What this machine can do; a check that fails says what is done without it.
+    "$bin/onefleet" doctor --fix --data-dir "$data" || true
+fi
+"$bin/onefleet" up --detach --data-dir "$data" "$@" || exit $?
+
+stop() {
+    trap - EXIT INT TERM HUP
+    "$bin/onefleet" down --data-dir "$data"
+}
+trap 'stop; exit 130' INT TERM HUP
+trap 'code=$?; stop; exit $code' EXIT
+
+case $tour in
+    no) ;;
+    first) [ -e "$toured" ] || "$bin/onefleet" tour --data-dir "$data" && : > "$toured" ;;
+    *) "$bin/onefleet" tour --data-dir "$data" || exit $?; : > "$toured" ;;
+esac
+[ "$tour" = only ] && exit 0
+
+echo
+"$bin/onefleet" status --data-dir "$data"
+echo "The pool serves until Ctrl-C."
+while [ -e "$data/run/pool.json" ]; do
+    sleep 1
+done
