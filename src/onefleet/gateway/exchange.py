@@ -429,7 +429,7 @@ def _fault(body: bytes) -> EngineFault:
         return EngineFault(message=body[:500].decode("utf-8", "replace"))
     if isinstance(decoded.error, EngineFault):
         return decoded.error
-    said = decoded.error or decoded.message or bytes(decoded.detail or b"").decode()
+    said = decoded.error or decoded.message or bytes(decoded.detail).decode()
     return EngineFault(message=said)
 
 

@@ -188,8 +188,11 @@ class ControlProxy:
         self._gateway.control.leave(self)
 
     def probe(self) -> bytes | None:
-        # In a body of known length nothing can be added; a chunk may not be empty.
-        return None if not self._sent else b""
+        if not self._sent:
+            return None
+        # A size of the next chunk may have leading zeros; to a body of known length nothing can
+        # be added, so there a client that left is noticed by the next write.
+        return b"0" if self._chunked_answer else b""
 
     def tick(self, now: int) -> None:
         limit = self._gateway.limits.quiet_ms

@@ -15,12 +15,20 @@ from onefleet.domain.errors import OnefleetError
 from onefleet.gateway import replies, sse
 from onefleet.gateway.exchange import EngineExchange
 from onefleet.gateway.usage import UsageSum, legacy_logprobs
-from onefleet.wire.openai import ChunkSummary
+from onefleet.wire.openai import ChunkSummary, EngineFault
 
 _decode_summary = msgspec.json.Decoder(ChunkSummary).decode
 _decode_fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _encode = msgspec.json.Encoder().encode
 _NO_CHOICES = msgspec.Raw(b"[]")
+
+
+class _EngineFailedError(Exception):
+    """An event says so (an EngineFault), or cannot be read (why)."""
+
+    def __init__(self, fault: EngineFault | str) -> None:
+        super().__init__(fault)
+        self.fault = fault
 
 
 class StreamRelay(EngineExchange):
@@ -141,25 +149,32 @@ class StreamRelay(EngineExchange):
                 self.bill()
                 out.append(sse.DONE)
                 break
-            kept = self._judged(event, data)
-            if kept is None:
+            try:
+                kept = self._judged(event, data)
+            except _EngineFailedError as failed:
+                if self._sent and out:
+                    self._send(b"".join(out))
+                if isinstance(failed.fault, str):
+                    self.broken(failed.fault)
+                else:
+                    self.faulted(failed.fault)
                 return None
             if kept:
                 self._events += 1
                 out.append(kept)
         return b"".join(out)
 
-    def _judged(self, event: bytes, data: bytes) -> bytes | None:
-        """One event as it goes on; empty: it does not. None as in `_looked_at`."""
+    def _judged(self, event: bytes, data: bytes) -> bytes:
+        """One event as it goes on; empty: it does not. Raises _EngineFailedError."""
         try:
             summary = _decode_summary(data)
         except msgspec.MsgspecError as error:
-            self.broken(f"an event of the stream is not what it should be: {error}")
-            return None
+            why = f"an event of the stream is not what it should be: {error}"
+            raise _EngineFailedError(why) from error
         if summary.error is not None:
-            self.faulted(summary.error)
-            return None
-        if summary.prompt_progress is not None:
+            fault = summary.error
+            raise _EngineFailedError(EngineFault(fault) if isinstance(fault, str) else fault)
+        if bytes(summary.prompt_progress):
             return b""
         if summary.usage is None:
             return legacy_logprobs(data, event) if self.converts_logprobs else event

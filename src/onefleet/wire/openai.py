@@ -20,6 +20,10 @@ Text = Annotated[str, Meta(min_length=1)]
 Prompt = str | list[str | int | list[int]]
 
 
+#: A raw field that is absent.
+NOTHING = Raw()
+
+
 class StreamOptions(Struct):
     include_usage: bool | None = None
 
@@ -190,7 +194,7 @@ class ChunkSummary(Struct):
     choices: list[Raw] = []
     usage: Usage | None = None
     error: EngineFault | str | None = None
-    prompt_progress: Raw | None = None
+    prompt_progress: Raw = NOTHING
 
 
 class Answer(Struct):
@@ -217,7 +221,7 @@ class EmbeddingAnswer(Struct):
 class EngineErrorBody(Struct):
     error: EngineFault | str = ""
     message: str = ""  # of engines that do not wrap it
-    detail: Raw | None = None
+    detail: Raw = NOTHING
 
 
 _AT = re.compile(r" - at `(?:key in )?\$\.?([^`]*)`$")

@@ -10,13 +10,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import msgspec
+import uvloop
 
 from onefleet.domain.ids import Generation, Instant
 from onefleet.domain.layout import Layout
@@ -513,3 +514,23 @@ async def rig(
             client.writer.transport.abort()
         await process.stop()
         await control.upstream.stop()
+
+
+def serve(
+    root: Path,
+    test: Callable[[Rig, Upstream], Coroutine[Any, Any, None]],
+    limits: GatewayLimits = LIMITS,
+    script: Script = engine_script,
+    **changes: Any,
+) -> None:
+    """Run `test` beside a gateway with one engine."""
+
+    async def main() -> None:
+        engine = await Upstream(script).start()
+        try:
+            async with rig(root, table(deployment("tiny", engine.port, **changes)), limits) as pool:
+                await test(pool, engine)
+        finally:
+            await engine.stop()
+
+    uvloop.run(main())

@@ -6,7 +6,6 @@ import asyncio
 import socket
 import ssl
 import subprocess
-from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,6 @@ from typing import Any
 import msgspec
 import pytest
 import uvloop
-
-from onefleet.gateway.limits import GatewayLimits
 from tests.integration.gateway.rig import (
     DONE,
     KEY,
@@ -29,31 +26,12 @@ from tests.integration.gateway.rig import (
     request,
     rig,
     say,
+    serve,
     table,
     whole,
 )
 
 HOST = b"host: a\r\nauthorization: Bearer %b\r\n" % KEY.encode()
-
-
-def serve(
-    root: Path,
-    test: Callable[[Rig, Upstream], Coroutine[Any, Any, None]],
-    limits: GatewayLimits = LIMITS,
-    script: Any = engine_script,
-    **changes: Any,
-) -> None:
-    """Run `test` beside a gateway with one engine."""
-
-    async def main() -> None:
-        engine = await Upstream(script).start()
-        try:
-            async with rig(root, table(deployment("tiny", engine.port, **changes)), limits) as pool:
-                await test(pool, engine)
-        finally:
-            await engine.stop()
-
-    uvloop.run(main())
 
 
 def test_a_connection_is_kept_and_answers_in_order(tmp_path: Path) -> None:
@@ -279,9 +257,7 @@ def test_connection_close_is_honoured(tmp_path: Path) -> None:
     async def test(pool: Rig, engine: Upstream) -> None:
         for streamed in (False, True):
             client = await pool.connect()
-            ask = request(
-                "POST", "/v1/chat/completions", chat(streamed), {"connection": "close"}
-            )
+            ask = request("POST", "/v1/chat/completions", chat(streamed), {"connection": "close"})
             client.send(ask + request("GET", "/health"))
             reply = await client.reply()
             assert (reply.status, reply.header("connection")) == (200, "close")
@@ -552,7 +528,9 @@ def test_tls(tmp_path: Path, certificate: tuple[Path, Path]) -> None:
 
 def test_an_answer_without_a_length_ends_with_its_connection(tmp_path: Path) -> None:
     async def script(asked: Any, writer: asyncio.StreamWriter) -> None:
-        writer.write(b"HTTP/1.1 200 OK\r\nconnection: close\r\n\r\n" + msgspec.json.encode({"a": 1}))
+        writer.write(
+            b"HTTP/1.1 200 OK\r\nconnection: close\r\n\r\n" + msgspec.json.encode({"a": 1})
+        )
         await writer.drain()
         writer.close()
 
