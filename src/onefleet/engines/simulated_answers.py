@@ -62,6 +62,8 @@ class Part(msgspec.Struct):
 
 
 class Message(msgspec.Struct):
+    """One message of a chat."""
+
     role: str
     content: str | list[Part] | None = None
 
