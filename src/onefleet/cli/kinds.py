@@ -208,7 +208,8 @@ def _why_text(why: WhyView) -> str:
         width = max(len(b.gate) for b in why.blockers)
         lines += ["", "blockers:"]
         for blocker in why.blockers:
-            held = f"  (held by {', '.join(blocker.holders)})" if blocker.holders else ""
+            unnamed = [h for h in blocker.holders if h not in blocker.text]
+            held = f"  (held by {', '.join(unnamed)})" if unnamed else ""
             lines.append(f"  {blocker.gate:<{width}}  {blocker.text}{held}")
     if why.history:
         lines += ["", "history:", *(f"  {line}" for line in why.history)]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
 
 import click
 
@@ -32,24 +31,18 @@ def logs(view: Reading, job: str, on: bool, stream: str, tail: int | None) -> in
     streams = STREAMS if stream == "both" else (stream,)
     reader = LogReader(view.pool, job)
     show = _show_json if view.format in ("json", "yaml", "jsonl") else show_text
-    if view.format in ("json", "yaml"):
-        _whole(reader, streams, view.format, tail)
-    else:
-        for name in streams:
-            text = _tail("".join(reader.rest(name)), tail)
-            if text:
-                show(name, text)
-    if not (on or view.watch):
-        return 0
-    return _follow(reader, streams, job, show)
-
-
-def _follow(
-    reader: LogReader, streams: tuple[str, ...], job: str, show: Callable[[str, str], None]
-) -> int:
     try:
-        follow(reader, streams, show)
+        if view.format in ("json", "yaml"):
+            _whole(reader, streams, view.format, tail)
+        else:
+            for name in streams:
+                if text := _tail("".join(reader.rest(name)), tail):
+                    show(name, text)
+        if on or view.watch:
+            follow(reader, streams, show)
     except KeyboardInterrupt:
+        if not (on or view.watch):
+            raise
         say(f"\nleft; the job goes on. Come back: onefleet logs -f {job}")
         return EXIT_INTERRUPTED
     return 0

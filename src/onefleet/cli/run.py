@@ -13,6 +13,7 @@ from onefleet.cli.kinds import JOB
 from onefleet.cli.logs import show_text
 from onefleet.cli.options import TIERS, Acting, Span, acting
 from onefleet.domain.errors import TimedOut
+from onefleet.domain.quantities import size
 from onefleet.wire.api import CodeView, JobView, NewJob
 from onefleet.wire.client import Client
 
@@ -77,6 +78,9 @@ def run(
     A job that can never fit is refused at once (exit 6), with what would fit.
     """
     folder = None if no_code else code or code_folder(command, Path.cwd())
+    sent = None if folder is None else send_code(act.pool, folder)
+    if sent is not None:
+        say(f"code: {sent.files} files of {folder}, {size(sent.size_bytes)}")
     job = act.pool.post(
         "/api/v1/jobs",
         NewJob(
@@ -89,7 +93,7 @@ def run(
             devices_max=devices[1],
             memory_bytes=memory,
             environment=env,
-            code=None if folder is None else send_code(act.pool, folder),
+            code=None if sent is None else sent.digest,
             network=network,
         ),
         JobView,
@@ -111,15 +115,13 @@ def code_folder(command: tuple[str, ...], folder: Path) -> Path | None:
     return None
 
 
-def send_code(pool: Client, folder: Path) -> str:
-    """Package a folder, give it to the pool, and return its digest."""
+def send_code(pool: Client, folder: Path) -> CodeView:
+    """Package a folder and give it to the pool."""
     import io
 
     from onefleet.registry.code import pack
 
-    sent = pool.upload("/api/v1/code", io.BytesIO(pack(folder).data), CodeView)
-    say(f"code: {sent.files} files of {folder}, {sent.size_bytes} bytes")
-    return sent.digest
+    return pool.upload("/api/v1/code", io.BytesIO(pack(folder).data), CodeView)
 
 
 def _watch(pool: Client, job: JobView, timeout_s: float | None) -> int:

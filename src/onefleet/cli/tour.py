@@ -21,14 +21,14 @@ from onefleet.cli.run import send_code
 from onefleet.cli.speech import speak
 from onefleet.cli.tour_burst import QUESTIONS, Burst, ask_all
 from onefleet.cli.tour_pool import MODEL, PREMIUM, PREMIUM_TENANT, SHARED, TourPool, await_route
-from onefleet.cli.tour_training import FOLDER, Output, Training, choose_training, output
+from onefleet.cli.tour_training import COMPUTE_S, FOLDER, Output, Training, choose_training, output
 from onefleet.config import settings
 from onefleet.domain.errors import InternalError, OnefleetError, Unsupported
 from onefleet.domain.quantities import size
 from onefleet.wire.api import DeviceView, EventView, JobView, NewDeployment, NewJob, UtilisationView
 from onefleet.wire.client import Client, segment
 
-QUESTION = "Explain in two sentences what a training job does."
+QUESTION = "What is the capital of France, and what is it known for?"
 ANSWER_TOKENS = 64
 BURST_S = 150.0
 RUN_S = 150.0
@@ -46,8 +46,16 @@ class Scene:
 
 
 @click.command()
+@click.option(
+    "--compute",
+    type=click.FloatRange(2.0),
+    default=COMPUTE_S,
+    show_default=True,
+    metavar="S",
+    help="How long the training job computes; it runs twice.",
+)
 @acting
-def tour(act: Acting) -> None:
+def tour(act: Acting, compute: float) -> None:
     """See the pool work: chat, train, suspend, resume; then what sharing was worth.
 
     It takes under 3 minutes and exits non-zero, saying why, if a step fails.
@@ -58,7 +66,7 @@ def tour(act: Acting) -> None:
     _title("1. A model answers")
     _chat(it)
     _title("2. A training job runs beside it")
-    scene = _prepare(it)
+    scene = _prepare(it, compute)
     since = int(time.time() * 1000)
     job = _submit(scene, "tour-training")
     try:
@@ -105,7 +113,7 @@ def _chat(it: TourPool) -> None:
     )
 
 
-def _prepare(it: TourPool) -> Scene:
+def _prepare(it: TourPool, compute_s: float) -> Scene:
     it.premium_tenant()
     it.deployment(
         NewDeployment(
@@ -120,8 +128,8 @@ def _prepare(it: TourPool) -> Scene:
     )
     serving, free = it.serving_devices()
     with Bar(it.screen, "measuring this machine"):
-        training = choose_training()
-    return Scene(it, serving, free, training, send_code(it.pool, FOLDER))
+        training = choose_training(compute_s)
+    return Scene(it, serving, free, training, send_code(it.pool, FOLDER).digest)
 
 
 def _submit(scene: Scene, name: str) -> JobView:
@@ -190,10 +198,12 @@ def _resumed(scene: Scene, job: JobView, mark: int, burst: Burst, before: JobVie
         f"saved   the job in {saved:.2f} s: {size(before.memory_bytes)} of memory before, "
         f"{size(suspended.memory_bytes)} now; its image is {size(suspended.image_bytes)}"
     )
+    said = " ".join(burst.answers[0].text.split())
     click.echo(
         f"answers {len(burst.answers)} of {len(QUESTIONS)}, {burst.tokens} tokens; first token "
         f"after {burst.first_s:.1f} s (job saved, model loaded), all after {burst.total_s:.1f} s"
     )
+    click.echo(f"        {QUESTIONS[0]} {said}")
     with Bar(it.screen, "the burst is over; the job resumes by itself") as bar:
         it.await_job(job.id, lambda now: now.phase in ("running", "ended"), "resume", RUN_S)
 
@@ -257,22 +267,22 @@ def _worth(scene: Scene, job: JobView, used: UtilisationView) -> None:
     held = sum(used.held_device_ms.values())
     premium = used.held_device_ms.get("premium.replica", 0)
     count = len(scene.free)
-    # Alone on devices of its own, the job would not have stood aside.
-    away = max(lasted - used.held_device_ms.get("standard.job", 0) // count, 0)
-    alone = max(lasted - away, 1)
+    # Each owner keeps a device of its own for as long; the same work holds less of them.
     apart_devices = 2 + count
-    apart = alone + job.ran_ms * count + min(premium, alone)
+    apart = lasted + min(job.ran_ms, lasted) * count + min(premium, lasted)
     click.echo(
-        f"with    {devices} devices shared by 3 owners for {lasted / 1000:.0f} s: "
+        f"with    {devices} devices, shared by 3 owners for {lasted / 1000:.0f} s: "
         f"{held / (devices * lasted):.0%} of the device time was held by work"
     )
     click.echo(
         f"without {apart_devices} devices, as each owner needs its own: "
-        f"{apart / (apart_devices * alone):.0%} would have been"
+        f"{apart / (apart_devices * lasted):.0%} would have been"
     )
     click.echo(
-        "        (held = a job or replica was placed there; without: the same work, the job not\n"
-        f"        waiting {away / 1000:.0f} s for the burst, the premium device idle but for it)"
+        "        (held: a job or replica was placed there, busy or not. without: the same work in\n"
+        "        the same time; the job's device idles once it ends, after "
+        f"{job.ran_ms / 1000:.0f} s, and the\n"
+        f"        premium one but for {premium / 1000:.0f} s)"
     )
 
 

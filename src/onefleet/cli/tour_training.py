@@ -22,7 +22,7 @@ DIGEST = "digest "
 
 @dataclass(frozen=True)
 class Training:
-    """A script and a number of steps that takes COMPUTE_S on this machine."""
+    """A script and a number of steps that it does in the time that was asked for."""
 
     script: str
     steps: int
@@ -38,8 +38,10 @@ class Training:
         return "plain Python (PyTorch is not installed), a language model that learns sonnets"
 
 
-def choose_training() -> Training:
-    """The PyTorch script where torch is installed; steps by a measurement of a second."""
+def choose_training(compute_s: float) -> Training:
+    """The PyTorch script where torch is installed; as many steps as this machine does in so long,
+    by a measurement of a second.
+    """
     has_torch = importlib.util.find_spec("torch") is not None
     script = "train_torch.py" if has_torch else "train.py"
     line = [sys.executable, str(FOLDER / script), "--measure"]
@@ -53,7 +55,7 @@ def choose_training() -> Training:
         raise Unsupported(
             f"{script} does not run here", why=str(said).strip()[-400:], hint=" ".join(line)
         ) from error
-    return Training(script, max(int(speed * COMPUTE_S), 24))
+    return Training(script, max(int(speed * compute_s), 24))
 
 
 @dataclass(frozen=True)
