@@ -1,0 +1,180 @@
+"""Who may do what: every route of the table with every role, and tenants apart from each other."""
+
+from __future__ import annotations
+
+import http.client
+from collections.abc import Iterator
+from urllib.parse import urlsplit
+
+import msgspec
+import pytest
+from tests.integration.control.rig import TOKEN, Control, FakeNode
+
+from onefleet.control.auth import Permission
+from onefleet.control.routes import ROUTES, ApiRoute
+from onefleet.domain.errors import Forbidden, NotFound
+from onefleet.wire.api import (
+    DeploymentView,
+    ErrorBody,
+    EventView,
+    JobView,
+    KeyView,
+    ModelView,
+    NewDeployment,
+    NewJob,
+    NewKey,
+    NewModel,
+    NewTenant,
+    Page,
+    TenantView,
+    WhyView,
+)
+
+ROLES = ("admin", "member", "caller", "nobody", "revoked", "internal")
+
+#: What each kind of caller is answered, before anything of the call itself is looked at.
+REFUSED = {
+    Permission.OPEN: {},
+    Permission.MEMBER: {"caller": 403, "nobody": 401, "revoked": 401, "internal": 401},
+    Permission.ADMIN: {
+        "member": 403,
+        "caller": 403,
+        "nobody": 401,
+        "revoked": 401,
+        "internal": 401,
+    },
+    Permission.INTERNAL: {
+        "admin": 401,
+        "member": 401,
+        "caller": 401,
+        "nobody": 401,
+        "revoked": 401,
+    },
+}
+
+
+class Callers:
+    """A key for each role, and two tenants with something of their own."""
+
+    def __init__(self, control: Control) -> None:
+        self.control = control
+        api = control.admin()
+        FakeNode(control).sync()
+        api.post("/api/v1/tenants", NewTenant(id="red"), TenantView)
+        api.post("/api/v1/tenants", NewTenant(id="blue"), TenantView)
+        api.post("/api/v1/models", NewModel(source="simulated:m", name="m"), ModelView)
+
+        def key(role: str, tenant: str = "red") -> KeyView:
+            return api.post("/api/v1/keys", NewKey(tenant=tenant, role=role), KeyView)
+
+        revoked = key("admin")
+        api.delete(f"/api/v1/keys/{revoked.id}", KeyView)
+        self.keys = {
+            "admin": key("admin").key,
+            "member": key("member").key,
+            "blue": key("member", "blue").key,
+            "caller": key("caller").key,
+            "revoked": revoked.key,
+            "nobody": None,
+        }
+
+    def headers(self, role: str) -> dict[str, str]:
+        if role == "internal":
+            return {"x-onefleet-internal": TOKEN}
+        text = self.keys[role]
+        return {"authorization": f"Bearer {text}"} if text else {}
+
+    def call(self, route: ApiRoute, role: str) -> tuple[int, dict[str, str], bytes]:
+        path = route.path.replace("{id:path}", "x").replace("{id}", "x").replace("{name}", "x")
+        parts = urlsplit(self.control.url)
+        assert parts.hostname is not None
+        connection = http.client.HTTPConnection(parts.hostname, parts.port, timeout=30)
+        try:
+            body = b"[]" if route.method == "POST" else None
+            connection.request(route.method, path, body, self.headers(role))
+            answer = connection.getresponse()
+            headers = {name.lower(): value for name, value in answer.getheaders()}
+            return answer.status, headers, answer.read()
+        finally:
+            connection.close()
+
+
+@pytest.fixture(scope="module")
+def callers(shared: Control) -> Iterator[Callers]:
+    yield Callers(shared)
+
+
+@pytest.mark.parametrize("role", ROLES)
+@pytest.mark.parametrize("route", ROUTES, ids=lambda r: f"{r.method} {r.path}")
+def test_each_role_may_use_what_the_table_says(
+    callers: Callers, route: ApiRoute, role: str
+) -> None:
+    status, headers, raw = callers.call(route, role)
+    refused = REFUSED[route.permission].get(role)
+    assert len(headers["x-request-id"]) > 8
+    if refused is not None:
+        body = msgspec.json.decode(raw, type=ErrorBody)
+        assert status == refused
+        assert body.error.message and body.error.code and body.error.type
+        return
+    assert status not in (401, 403) and status < 500
+    if status >= 400:
+        assert msgspec.json.decode(raw, type=ErrorBody).error.message
+
+
+def test_every_route_names_a_permission_and_stands_once() -> None:
+    places = [(route.method, route.path) for route in ROUTES]
+    assert len(set(places)) == len(places)
+    for route in ROUTES:
+        internal = route.path.startswith("/internal/")
+        assert internal == (route.permission is Permission.INTERNAL)
+        is_open = route.permission is Permission.OPEN
+        assert is_open == (route.path in ("/health", "/ready"))
+
+
+def test_a_member_sees_and_touches_only_its_tenants_things(callers: Callers) -> None:
+    control = callers.control
+    red, blue = control.client(callers.keys["member"]), control.client(callers.keys["blue"])
+    job = red.post("/api/v1/jobs", NewJob(command=("secret",), name="hidden"), JobView)
+    assert job.tenant == "red"
+    for tenant in ("blue", "default"):
+        with pytest.raises(Forbidden):
+            red.post("/api/v1/jobs", NewJob(command=("x",), tenant=tenant), JobView)
+        with pytest.raises(Forbidden):
+            red.post("/api/v1/deployments", NewDeployment(model="m", tenant=tenant), DeploymentView)
+    for name in (job.id, "hidden"):
+        for verb in ("suspend", "resume", "cancel"):
+            with pytest.raises(NotFound):
+                blue.post(f"/api/v1/jobs/{name}/{verb}", None, JobView)
+        with pytest.raises(NotFound):
+            blue.get(f"/api/v1/jobs/{name}", JobView)
+        with pytest.raises(NotFound):
+            blue.get(f"/api/v1/jobs/{name}/logs", object)
+        with pytest.raises(NotFound):
+            blue.get(f"/api/v1/why/{name}", WhyView)
+    assert job.id not in [j.id for j in blue.get("/api/v1/jobs", Page[JobView]).data]
+    assert job.id in [j.id for j in red.get("/api/v1/jobs", Page[JobView]).data]
+    assert [t.id for t in blue.get("/api/v1/tenants", Page[TenantView]).data] == ["blue"]
+    subjects = [e.subject for e in blue.get("/api/v1/events?after=0", Page[EventView]).data]
+    assert job.id not in subjects
+    seen = [e.subject for e in red.get("/api/v1/events?after=0", Page[EventView]).data]
+    assert job.id in seen and not any(s.startswith("key-") for s in seen)
+
+
+def test_the_default_tenants_deployments_are_seen_by_all_and_touched_by_none(
+    callers: Callers,
+) -> None:
+    control = callers.control
+    admin, red = control.admin(), control.client(callers.keys["member"])
+    blue = control.client(callers.keys["blue"])
+    admin.post("/api/v1/deployments", NewDeployment(model="m", name="open"), DeploymentView)
+    own = NewDeployment(model="m", name="closed", tenant="red", replicas_min=0)
+    red.post("/api/v1/deployments", own, DeploymentView)
+    assert blue.get("/api/v1/deployments/open", DeploymentView).tenant == "default"
+    with pytest.raises(Forbidden):
+        blue.delete("/api/v1/deployments/open", DeploymentView)
+    with pytest.raises(NotFound):
+        blue.delete("/api/v1/deployments/closed", DeploymentView)
+    names = [d.name for d in blue.get("/api/v1/deployments", Page[DeploymentView]).data]
+    assert "open" in names and "closed" not in names
+    assert red.delete("/api/v1/deployments/closed", DeploymentView).state == "removing"
