@@ -1,7 +1,7 @@
 """A worker in a cell: start it, save it, bring it back. The CRIU driver's containment.
 
 What a save must not lose besides memory is carried here: the cell's shared memory files, the sizes
-of files that are written to, and what the processes have mapped, by which a restore sees at once
+of files that are written to, and what the processes execute, by which a restore sees at once
 that the machine no longer has the same libraries.
 """
 
@@ -16,7 +16,7 @@ import uuid
 from typing import Any
 
 from onefleet.domain.errors import Conflict, OnefleetError, StorageFull, UpstreamFailed
-from onefleet.drivers import criu_commands, image, process_tree
+from onefleet.drivers import criu_commands, image, process_tree, pstree
 from onefleet.drivers.cell import JOB, OWN, ROOT_PID, Cell
 from onefleet.drivers.launch import become_command, launch_error
 from onefleet.drivers.supervisor_files import RESTORED, read_json, write_json
@@ -94,6 +94,7 @@ class CellWorker:
         def make_durable() -> None:
             facts = self._facts(cpu_before_ms)
             facts["memory_bytes"] = resident
+            pstree.keep_daemons(f"{target}{image.PARTIAL}/pstree.img")
             _pack(self.cell.shm, f"{target}{image.PARTIAL}/{_SHM}")
             manifest.update(image.commit(target, facts))
 
@@ -128,7 +129,7 @@ class CellWorker:
     def _facts(self, cpu_before_ms: int) -> dict[str, Any]:
         """What the manifest says besides the files; taken while the processes stand still."""
         members = process_tree.tree(self.root)
-        mapped = process_tree.mapped_files(members)
+        programs = process_tree.programs(members)
         proc = f"/proc/{self.cell.init}/root/proc"
         pids = [int(t) for p in self.cell.pids() for t in _listed(f"{proc}/{p}/task")]
         uname = os.uname()
@@ -143,8 +144,8 @@ class CellWorker:
             "network": self._order["network"],
             "pids": sorted(pids),
             "writable": process_tree.writable_files(members),
-            "mapped": mapped,
-            "environment": hashlib.sha256(repr(mapped).encode()).hexdigest(),
+            "programs": programs,
+            "environment": hashlib.sha256(repr(programs).encode()).hexdigest(),
             "cpu_ms": cpu_before_ms + process_tree.cpu_ms(members),
         }
 
@@ -217,7 +218,7 @@ def _check_machine(source: str, manifest: dict[str, Any], version: str) -> None:
 
 
 def _check_environment(source: str, manifest: dict[str, Any], root: str) -> None:
-    for path, size in manifest["mapped"].items():
+    for path, size in manifest["programs"].items():
         try:
             now = os.stat(root + path).st_size
         except OSError:

@@ -23,12 +23,17 @@ from onefleet.drivers.criu_setup import CriuTool, check, find_criu
 from onefleet.drivers.supervised import SupervisedDriver
 from onefleet.drivers.supervisor_files import STDOUT
 
-#: A program whose state is in memory alone: it prints a number that only an unbroken run has.
+#: A program whose state is in memory alone, and which holds a TCP connection: what it prints, only
+#: an unbroken run prints.
 _FACTOR, _MASK = 6364136223846793005, (1 << 64) - 1
 _COUNTER = f"""
-import sys, time
+import socket, sys, time
 n = x = 1
+server = socket.create_server(("127.0.0.1", 0))
+near = socket.create_connection(server.getsockname())
+far = server.accept()[0]
 while True:
+    near.sendall(b"x"); far.recv(1)
     x = (x * {_FACTOR} + n) & {_MASK}
     sys.stdout.write(f"{{n}} {{x}}\\n"); sys.stdout.flush()
     n += 1; time.sleep(0.002)

@@ -36,6 +36,10 @@ read -r answer <{OWN}/{HOOK_HEARS}
 """
 
 
+#: criu tries to raise its own limit of open files, and says so when it may not.
+_HARMLESS = "Can't setup RLIMIT_NOFILE"
+
+
 class CriuKilled(UpstreamFailed):
     """criu itself was killed at work: the state of the processes that it held is unknown."""
 
@@ -110,12 +114,15 @@ def restore(cell: Cell, criu: list[str], image: str) -> None:
         raise _failure("restore", text, image)
 
 
-def last_error(log: str) -> str:
-    """The last error line of criu's log that says more than that it failed."""
-    errors = [line for line in log.splitlines() if "Error" in line]
-    telling = [line for line in errors if not line.rstrip().endswith("FAILED.")]
-    chosen = (telling or errors or log.strip().splitlines() or ["it said nothing"])[-1]
-    return chosen.strip()
+def telling_errors(log: str) -> str:
+    """What criu's log says went wrong: its first and its last error line of substance.
+
+    The first is usually the cause, the last what became of it.
+    """
+    errors = [line.strip() for line in log.splitlines() if "Error" in line]
+    telling = [e for e in errors if not e.endswith("FAILED.") and _HARMLESS not in e]
+    chosen = telling or errors or log.strip().splitlines() or ["it said nothing"]
+    return chosen[0] if chosen[0] == chosen[-1] else f"{chosen[0]}; {chosen[-1]}"
 
 
 def _become_criu(command: list[str], folder: int, log: int) -> NoReturn:
@@ -175,7 +182,7 @@ def _killed(verb: str, status: int) -> CriuKilled:
 
 
 def _failure(verb: str, log: str, folder: str) -> OnefleetError:
-    why = last_error(log)
+    why = telling_errors(log)
     if "No space left on device" in log or _is_full(folder):
         return StorageFull(
             f"the {verb} failed: no space left on the disk of {folder}",

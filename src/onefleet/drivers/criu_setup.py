@@ -1,9 +1,10 @@
 """Finds a criu that works here, or makes a copy of one that the system does not touch.
 
-The criu of older releases does not work on newer kernels (Debian 12's fails on every command), so
-a version below 4.1 is never used. The managed copy comes from the distribution's newer release, by
-its own apt and keyring: signatures are verified, packages are only unpacked into a private folder,
-and run by their own loader with their own libraries. Nothing of the system is changed.
+Older criu do not work on newer kernels: Debian 12's 3.17 fails on every command, and since Linux
+6.16 any before 4.2 fails on every TCP socket. Such versions are never used. The managed copy comes
+from the distribution's newer release, by its own apt and keyring: signatures are verified, packages
+are only unpacked into a private folder, and run by their own loader with their own libraries.
+Nothing of the system is changed.
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ from pathlib import Path
 from onefleet.domain.errors import InternalError, TimedOut, Unsupported, UpstreamFailed
 
 #: The first release that knows the layout of newer kernels' vdso.
-MINIMUM = (4, 1)
+_MINIMUM = (4, 1)
+#: From this kernel on, asking an inet socket for SO_PASSCRED is an error; criu 4.2 knows that.
+_NEW_SOCKETS_KERNEL, _NEW_SOCKETS_MINIMUM = (6, 16), (4, 2)
 #: Called with what is being done and how far it is, from 0 to 1.
 Progress = Callable[[str, float], None]
 
@@ -52,13 +55,17 @@ class _Release:
 
 
 _RELEASES = {
-    "debian": _Release(
-        "trixie", "main", "/usr/share/keyrings/debian-archive-keyring.gpg", "debian"
-    ),
+    "debian": _Release("forky", "main", "/usr/share/keyrings/debian-archive-keyring.gpg", "debian"),
     "ubuntu": _Release(
         "resolute", "main universe", "/usr/share/keyrings/ubuntu-archive-keyring.gpg", "ubuntu"
     ),
 }
+
+
+def minimum() -> tuple[int, ...]:
+    """The oldest criu that works on this kernel."""
+    new = _numbers(os.uname().release)[:2] >= _NEW_SOCKETS_KERNEL
+    return _NEW_SOCKETS_MINIMUM if new else _MINIMUM
 
 
 def find_criu(managed: Path, given: Path | None) -> CriuTool:
@@ -77,14 +84,15 @@ def find_criu(managed: Path, given: Path | None) -> CriuTool:
         return _new_enough(tool)
     found = shutil.which("criu", path="/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin")
     system = _examine((found,), "the system's") if found else None
-    if system is not None and _numbers(system.version) >= MINIMUM:
+    if system is not None and _numbers(system.version) >= minimum():
         return system
-    if (copy := _managed(managed)) is not None:
+    copy = _managed(managed)
+    if copy is not None and _numbers(copy.version) >= minimum():
         return copy
     has = f"the system's criu is {system.version}" if system else "there is no criu"
     raise Unsupported(
         "jobs cannot be saved transparently",
-        why=f"{has}, and {_text(MINIMUM)} or newer is needed",
+        why=f"{has}, and kernel {os.uname().release} needs {_text(minimum())} or newer",
         hint="onefleet doctor --fix makes a private copy (root and apt-get needed)",
     )
 
@@ -117,7 +125,7 @@ def setup_criu(managed: Path, given: Path | None, progress: Progress) -> CriuToo
     tool = _managed(managed)
     if tool is None:
         raise InternalError("the managed copy of criu does not run", why=f"see {managed}")
-    return tool
+    return _new_enough(tool)
 
 
 def check(tool: CriuTool) -> None:
@@ -154,12 +162,12 @@ def _origin() -> tuple[_Release, str]:
         raise _cannot("this process is not root", "run it once as root")
     for program in ("apt-get", "dpkg-deb"):
         if shutil.which(program) is None:
-            raise _cannot(f"there is no {program}", f"install criu >= {_text(MINIMUM)} yourself")
+            raise _cannot(f"there is no {program}", f"install criu >= {_text(minimum())} yourself")
     name = _distribution()
     if name not in _RELEASES:
         raise _cannot(
             f"no release of {name or 'this system'} with a new criu is known",
-            f"install criu >= {_text(MINIMUM)} yourself",
+            f"install criu >= {_text(minimum())} yourself",
         )
     release = _RELEASES[name]
     if not os.path.exists(release.keyring):
@@ -219,7 +227,8 @@ def _download(build: Path, release: _Release, mirror: str, progress: Progress) -
 
 def _replace(new: Path, place: Path) -> None:
     """Put the folder in its place as a whole; another process may have been faster."""
-    if place.exists() and _managed(place) is None:
+    old = _managed(place)
+    if place.exists() and (old is None or _numbers(old.version) < minimum()):
         shutil.rmtree(place)
     with contextlib.suppress(OSError):
         os.rename(new, place)
@@ -269,11 +278,11 @@ def _output(command: list[str]) -> subprocess.CompletedProcess[str] | None:
 
 
 def _new_enough(tool: CriuTool) -> CriuTool:
-    if _numbers(tool.version) >= MINIMUM:
+    if _numbers(tool.version) >= minimum():
         return tool
     raise Unsupported(
         f"{tool.command[0]} is criu {tool.version}",
-        why=f"{_text(MINIMUM)} or newer is needed: older ones fail on newer kernels",
+        why=f"kernel {os.uname().release} needs {_text(minimum())} or newer",
         hint="unset ONEFLEET_CRIU to use a managed copy",
     )
 

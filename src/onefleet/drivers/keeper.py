@@ -15,7 +15,7 @@ from types import FrameType
 from typing import Any, NoReturn
 
 from onefleet.drivers import linux, process_tree
-from onefleet.drivers.launch import become_command, launch_error
+from onefleet.drivers.launch import become_command, close_all_but, launch_error
 
 
 class Keeper:
@@ -88,6 +88,7 @@ def _become_keeper(order: dict[str, Any], folder: str, news: int, failed: int) -
     """Start the command, say its pid, then its end; end everything when the supervisor dies."""
     try:
         signal.set_wakeup_fd(-1)
+        close_all_but(news, failed)
         signal.signal(signal.SIGTERM, _supervisor_died)
         linux.die_with_parent(signal.SIGTERM)
         linux.adopt_orphans()

@@ -71,14 +71,22 @@ def launch_error(said: str, order: dict[str, Any]) -> OnefleetError:
     return InvalidRequest(what, why=why, hint="check the command's name and its permissions")
 
 
+def close_all_but(*kept: int) -> None:
+    """Close every descriptor from 3 on, apart from `kept`."""
+    below = 3
+    for number in sorted(kept):
+        os.closerange(below, number)
+        below = number + 1
+    os.closerange(below, _MAX_FD)
+
+
 def _wire_up(own: str, report: int) -> None:
     """stdin is empty, stdout and stderr are append files, nothing else stays open."""
     append = os.O_WRONLY | os.O_CREAT | os.O_APPEND
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(os.open(f"{own}/{STDOUT}", append, 0o644), 1)
     os.dup2(os.open(f"{own}/{STDERR}", append, 0o644), 2)
-    os.closerange(3, report)
-    os.closerange(report + 1, _MAX_FD)
+    close_all_but(report)
 
 
 def _reset_signals() -> None:

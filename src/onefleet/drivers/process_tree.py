@@ -131,15 +131,16 @@ def writable_files(pids: list[int]) -> list[tuple[str, int, int, bool]]:
     return [found[path] for path in sorted(found)]
 
 
-def mapped_files(pids: list[int]) -> dict[str, int]:
-    """Files that the processes have mapped (programs, libraries) and their sizes now."""
+def programs(pids: list[int]) -> dict[str, int]:
+    """Files that the processes execute (programs and libraries, not mapped data): sizes now."""
     found: dict[str, int] = {}
     for pid in pids:
         with contextlib.suppress(*_GONE):
             for line in _text(f"/proc/{pid}/maps").splitlines():
-                _, slash, rest = line.partition(" /")
+                fields, slash, rest = line.partition(" /")
                 path = "/" + rest
-                if not slash or path in found or path.endswith(" (deleted)"):
+                executable = slash and "x" in fields.split()[1]
+                if not executable or path in found or path.endswith(" (deleted)"):
                     continue
                 with contextlib.suppress(OSError):
                     found[path] = os.stat(f"/proc/{pid}/root{path}").st_size

@@ -263,7 +263,9 @@ class Supervisor:
         self._deadline = deadline if self._deadline is None else min(self._deadline, deadline)
         if not self._stopping and self._worker is not None:
             self._stopping = True
-            self._saving = None
+            if self._saving is not None:
+                image.discard_partial(self._saving)
+                self._saving = None
             self._write(state="stopping")
             self._worker.ask_to_end()
 
@@ -272,10 +274,7 @@ class Supervisor:
         assert worker is not None
         self._write(state="saving", image=target)
         if isinstance(worker, keeper.Keeper):
-            self._waiting.append(client)
-            self._saving = target
-            self._deadline = time.monotonic() + self._order["grace_ms"] / 1000
-            worker.ask_to_end()
+            self._ask_to_save(worker, target, client)
             return
         try:
             manifest = worker.save(target, self._cpu_before_ms)
@@ -287,14 +286,30 @@ class Supervisor:
             self._write(state="ended", pid=None, exit_code=_KILLED, reason=f"{reason} is lost")
             self._finish({"ok": False, "error": _told(error)})
         except OnefleetError as error:
-            told = _told(error)
-            reason = f"the last save failed, nothing was lost: {_line(told)}"
-            self._write(state="running", image=None, reason=reason)
-            _send(client, {"ok": False, "error": told})
+            self._refuse_save(error, client)
         else:
             self._waiting.append(client)
             self._saved(target, manifest, "")
             image.seal(target)
+
+    def _refuse_save(self, error: OnefleetError | OSError, client: socket.socket) -> None:
+        """The worker runs on unharmed."""
+        told = _told(error)
+        reason = f"the last save failed, nothing was lost: {_line(told)}"
+        self._write(state="running", image=None, reason=reason)
+        _send(client, {"ok": False, "error": told})
+
+    def _ask_to_save(self, worker: keeper.Keeper, target: str, client: socket.socket) -> None:
+        """A cooperative save: nothing is asked of the program before the image has its place."""
+        try:
+            image.begin(target)
+        except (OnefleetError, OSError) as error:
+            self._refuse_save(error, client)
+            return
+        self._waiting.append(client)
+        self._saving = target
+        self._deadline = time.monotonic() + self._order["grace_ms"] / 1000
+        worker.ask_to_end()
 
     def _finish_cooperative(self, target: str) -> None:
         """The program has ended after it was asked to save itself."""
@@ -321,7 +336,6 @@ class Supervisor:
                 "work since its own last checkpoint is lost"
             )
         try:
-            image.begin(target)
             manifest = image.commit(target, {**facts, "reason": reason})
         except (OSError, OnefleetError) as error:
             image.discard_partial(target)
