@@ -8,6 +8,7 @@ import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import assert_never
 
@@ -67,20 +68,32 @@ class Crew:
         self._job_driver = "local"
         self.capability = Capability(CheckpointMode.NONE, "not tried yet", "")
 
-    async def prepare(self) -> None:
-        """Find out how jobs can be saved here, and clean up after those that are over."""
-        self.capability = await self._drivers["local"].probe()
-        if "criu" in self._drivers:
-            capability = await self._drivers["criu"].probe()
-            if capability.mode is CheckpointMode.CRIU:
-                self._job_driver, self.capability = "criu", capability
-            elif capability.reason:
-                mode, evidence = self.capability.mode, self.capability.evidence
-                self.capability = Capability(mode, capability.reason, evidence)
-        gone = records.forget_oldest(self._layout)
-        log.info("jobs are saved by", driver=self._job_driver, reason=self.capability.reason)
+    async def prepare(self) -> bool:
+        """Clean up after workers that are over, and recall how jobs can be saved here.
+
+        False when that was never proved since the machine started: `prove` it first.
+        """
+        gone = await asyncio.to_thread(records.forget_oldest, self._layout)
         if gone:
             log.info("removed the output of the oldest workers", folders=gone)
+        known = records.recall_proof(self._layout)
+        if known is None or known.mode is not CheckpointMode.CRIU or "criu" not in self._drivers:
+            return False
+        self._job_driver, self.capability = "criu", known
+        return True
+
+    async def prove(self) -> None:
+        """Find out how jobs can be saved here, by doing it; takes a second or two."""
+        driver, capability = "local", await self._drivers["local"].probe()
+        if "criu" in self._drivers:
+            proved = await self._drivers["criu"].probe()
+            if proved.mode is CheckpointMode.CRIU:
+                driver, capability = "criu", proved
+            elif proved.reason:
+                capability = replace(capability, reason=proved.reason)
+        self._job_driver, self.capability = driver, capability
+        await asyncio.to_thread(records.remember_proof, self._layout, self.capability)
+        log.info("jobs are saved by", driver=self._job_driver, reason=self.capability.reason)
 
     def folder(self, key: WorkerKey) -> Path:
         return self._layout.worker(key.work_id, key.rank)

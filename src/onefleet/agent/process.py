@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from contextlib import suppress
 
 import structlog
@@ -85,7 +85,10 @@ class Agent:
 
     async def run(self) -> None:
         """Adopt what is here, then go on until drained or cancelled."""
-        await self._crew.prepare()
+        if await self._crew.prepare():
+            self._spawn(self._prove_again())
+        else:
+            await self._crew.prove()
         for found in await self._crew.adopt():
             self._feed(found)
         await self._first_health()
@@ -133,10 +136,17 @@ class Agent:
             self._rest.clear()
 
     def _spawn_act(self, act: Act, answered: bool = True) -> None:
-        task = asyncio.create_task(self._perform(act, answered))
+        self._spawn(self._perform(act, answered))
+
+    def _spawn(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.create_task(work)
         self._acts.add(task)
         task.add_done_callback(self._acts.discard)
         task.add_done_callback(self._fail_with)
+
+    async def _prove_again(self) -> None:
+        await self._crew.prove()
+        self._changed.set()
 
     def _fail_with(self, task: asyncio.Task[None]) -> None:
         """A defect in a task ends the agent: the next one adopts everything and is whole again."""

@@ -18,12 +18,14 @@ import structlog
 from onefleet.agent.protocol import WorkerKey
 from onefleet.domain.ids import Generation, ImageId, WorkId
 from onefleet.domain.layout import Layout
+from onefleet.drivers.base import Capability
 from onefleet.wire.agent import Order
 
 log = structlog.get_logger()
 
 #: The record's name; drivers have files of their own beside it.
 RECORD = "agent.json"
+PROOF = "capability.json"
 IMAGES = "images"
 WORK = "work"
 CHECKPOINT = "checkpoint"
@@ -71,6 +73,32 @@ def read(folder: Path) -> Record | None:
     except (msgspec.DecodeError, OSError) as error:
         log.error("a worker's record cannot be read", folder=str(folder), reason=str(error))
         return None
+
+
+class _Proof(msgspec.Struct, frozen=True):
+    boot: str
+    capability: Capability
+
+
+def remember_proof(layout: Layout, capability: Capability) -> None:
+    """Keep what was proved, so that the next agent need not wait for the proof."""
+    path = layout.agent / PROOF
+    temporary = path.with_name(f".{PROOF}.new")
+    temporary.write_bytes(msgspec.json.encode(_Proof(_boot(), capability)))
+    temporary.replace(path)
+
+
+def recall_proof(layout: Layout) -> Capability | None:
+    """What an earlier agent proved since the machine started; None if nothing."""
+    try:
+        proof = msgspec.json.decode((layout.agent / PROOF).read_bytes(), type=_Proof)
+    except (OSError, msgspec.DecodeError):
+        return None
+    return proof.capability if proof.boot == _boot() else None
+
+
+def _boot() -> str:
+    return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
 
 
 def root(layout: Layout) -> Path:

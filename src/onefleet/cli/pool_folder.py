@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO
 
-from onefleet.domain.errors import Conflict, StorageFull
+from onefleet.domain.errors import Conflict, Forbidden, StorageFull
 from onefleet.domain.layout import Layout
 
 #: A log over this size is put aside as .1; so a process has at most twice as much.
@@ -126,8 +126,19 @@ def write_whole(path: Path, text: str, mode: int = 0o600) -> None:
 
 def take_lock(layout: Layout) -> IO[str]:
     """Lock the data folder for the life of this process. Raises Conflict when a pool runs on it."""
-    layout.lock.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    file = layout.lock.open("a+", encoding="utf-8")
+    try:
+        layout.lock.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        file = layout.lock.open("a+", encoding="utf-8")
+    except PermissionError as error:
+        raise Forbidden(
+            f"{layout.root} may not be written by this user",
+            why=str(error),
+            hint="name a folder of your own with --data-dir",
+        ) from error
+    except OSError as error:
+        raise StorageFull(
+            f"{layout.root} cannot be used", why=str(error), hint="name another with --data-dir"
+        ) from error
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:

@@ -79,7 +79,7 @@ class FakeControl:
         return workers[0] if workers else None
 
     def wait(
-        self, good: Callable[[WorkerReport | None], bool], limit_s: float = 20.0
+        self, good: Callable[[WorkerReport | None], bool], limit_s: float = 60.0
     ) -> WorkerReport | None:
         """The report of the only worker, once it is as wanted."""
         deadline = time.monotonic() + limit_s

@@ -76,7 +76,7 @@ class Pool:
         return self.join()
 
     def join(self) -> int:
-        code = self.running.wait(30)
+        code = self.running.wait(60)
         self._reader.join()
         return code
 
@@ -99,7 +99,7 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Pool]]:
             process.signal(signal.SIGKILL)
 
 
-def until(good: Callable[[], bool], limit_s: float = 15.0) -> None:
+def until(good: Callable[[], bool], limit_s: float = 60.0) -> None:
     deadline = time.monotonic() + limit_s
     while not good():
         assert time.monotonic() < deadline, "not within the limit"
