@@ -31,7 +31,7 @@ def add(act: Acting, source: str, name: str | None) -> None:
     """Add a model and print its id.
 
     SOURCE is a GGUF file or Hugging Face folder on this machine, demo:NAME (smollm2,
-    gemma3-base, minilm) or hf:ORG/NAME.
+    gemma3-base, minilm, tiny) or hf:ORG/NAME.
     """
     if ":" not in source or Path(source).exists():
         source = str(Path(source).absolute())

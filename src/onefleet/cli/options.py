@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 View = TypeVar("View")
 Command = Callable[..., Any]
 
+FORMAT = click.Choice(FORMATS)
 TIERS = click.Choice(("premium", "standard", "basic"))
 
 
@@ -119,7 +120,7 @@ def reading(command: Command) -> Command:
     @functools.wraps(command)
     def wrapped(data_dir: str | None, output: str, quiet: bool, watch: bool, **rest: Any) -> object:
         chosen = "name" if quiet else output
-        return command(Reading(data_dir, _screen(), chosen, watch), **rest)
+        return command(Reading(data_dir, current_screen(), chosen, watch), **rest)
 
     return _with(
         wrapped,
@@ -127,7 +128,7 @@ def reading(command: Command) -> Command:
             "--watch", "-w", is_flag=True, help="Go on: redraw, or JSON lines of changes."
         ),
         click.option("--quiet", "-q", is_flag=True, help="Ids only, as -o name."),
-        click.option("--output", "-o", type=click.Choice(FORMATS), default="table"),
+        click.option("--output", "-o", type=FORMAT, default="table"),
         data_dir_option,
         debug_option,
     )
@@ -138,11 +139,11 @@ def acting(command: Command) -> Command:
 
     @functools.wraps(command)
     def wrapped(data_dir: str | None, output: str, **rest: Any) -> object:
-        return command(Acting(data_dir, _screen(), output), **rest)
+        return command(Acting(data_dir, current_screen(), output), **rest)
 
     return _with(
         wrapped,
-        click.option("--output", "-o", type=click.Choice(FORMATS), default="name"),
+        click.option("--output", "-o", type=FORMAT, default="name"),
         data_dir_option,
         debug_option,
     )
@@ -162,6 +163,7 @@ def confirm(impact: str, yes: bool) -> None:
     click.confirm(f"{impact}. Go on?", abort=True, err=True)
 
 
-def _screen() -> Terminal:
+def current_screen() -> Terminal:
+    """What stdout and stderr are, and what --color says of them."""
     ctx = click.get_current_context(silent=True)
     return terminal(ctx.meta.get(COLOR_KEY, "auto") if ctx else "auto")

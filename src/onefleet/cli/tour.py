@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 import click
 
-from onefleet.cli.boundary import say
-from onefleet.cli.options import Acting, acting
+from onefleet.cli.boundary import debug_option, say
+from onefleet.cli.options import current_screen, data_dir_option
 from onefleet.cli.pool import connect
 from onefleet.cli.progress import Bar
 from onefleet.cli.run import send_code
@@ -54,15 +54,16 @@ class Scene:
     metavar="S",
     help="How long the training job computes; it runs twice.",
 )
-@acting
-def tour(act: Acting, compute: float) -> None:
+@data_dir_option
+@debug_option
+def tour(compute: float, data_dir: str | None) -> None:
     """See the pool work: chat, train, suspend, resume; then what sharing was worth.
 
     It takes under 3 minutes and exits non-zero, saying why, if a step fails.
     """
     started = time.monotonic()
-    it = TourPool(connect(act.data_dir, BURST_S), act.screen)
-    layout = settings(act.data_dir).layout
+    it = TourPool(connect(data_dir, BURST_S), current_screen())
+    layout = settings(data_dir).layout
     _title("1. A model answers")
     _chat(it)
     _title("2. A training job runs beside it")
