@@ -139,6 +139,7 @@ class Crew:
             image=record.image,
             images=records.images(folder),
             image_bytes=status.image_bytes if status else record.image_bytes,
+            devices=record.order.devices,
         )
 
     async def status(self, key: WorkerKey, epoch: Generation) -> tuple[StatusSeen, WorkerStatus]:

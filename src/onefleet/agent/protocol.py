@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple
 
-from onefleet.domain.ids import Generation, ImageId, WorkId
+from onefleet.domain.ids import DeviceId, Generation, ImageId, WorkId
 from onefleet.drivers.base import WorkerState
 from onefleet.wire.agent import NodeOrders, Order
 
@@ -157,7 +157,7 @@ class Adopted:
     """A worker of an earlier agent. state None: only its files are here.
 
     epoch: that its process was started under, 0 if it never was. image: what it was last saved
-    as, or was being saved as. images: all that lie here.
+    as, or was being saved as. images: all that lie here. devices: that its process was given.
     """
 
     key: WorkerKey
@@ -170,6 +170,7 @@ class Adopted:
     image: ImageId | None = None
     images: tuple[ImageId, ...] = ()
     image_bytes: int = 0
+    devices: tuple[DeviceId, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,7 +43,7 @@ from onefleet.agent.protocol import (
     Verb,
     WorkerKey,
 )
-from onefleet.domain.ids import NO_GENERATION, Generation, ImageId, Instant
+from onefleet.domain.ids import NO_GENERATION, DeviceId, Generation, ImageId, Instant
 from onefleet.drivers.base import WorkerState
 from onefleet.wire.agent import NodeOrders, Observed, Order, OrderVerb
 
@@ -81,7 +81,8 @@ class Worker:
     process of it may exist; true from before a start until its end is known. doing: the driver
     call under way. settling: adopted in the middle of a call of the agent before. image: what it
     was saved as. failed_save: the image that could not be made. condemned: why it is to be ended
-    without an order. not_before: nothing is asked of it until then.
+    without an order. not_before: nothing is asked of it until then. devices: that its process has
+    while it is alive; no other worker starts on them.
     """
 
     key: WorkerKey
@@ -104,6 +105,7 @@ class Worker:
     port: int = 0
     grace_ms: int = DEFAULT_GRACE_MS
     not_before: Instant = _NEVER_BEFORE
+    devices: tuple[DeviceId, ...] = ()
 
     def view(self) -> tuple[object, ...]:
         """What the control plane is told; a change of it is worth a report."""
@@ -309,6 +311,7 @@ class WorkerMachine:
             exit_code=found.exit_code,
             reason=found.reason,
             grace_ms=found.grace_ms,
+            devices=found.devices,
         )
         self._workers[found.key] = worker
         if found.state is None:
@@ -349,11 +352,15 @@ class WorkerMachine:
         act = self._decide(worker)
         if act is None:
             return None
+        if isinstance(act, Start | Restore) and self._taken(worker, act.order):
+            worker.observed = _DURING[act.verb]  # it is looked at again when something ends
+            return None
         worker.doing = act
         if act.verb in _DURING:
             worker.observed = _DURING[act.verb]
         if isinstance(act, Start | Restore):
             worker.alive = True
+            worker.devices = act.order.devices
             worker.ran = act.order.epoch
             worker.exit_code = None
             worker.reason = worker.condemned = ""
@@ -362,6 +369,18 @@ class WorkerMachine:
         if isinstance(act, Start):
             worker.image = None
         return act
+
+    def _taken(self, worker: Worker, order: Order) -> bool:
+        """Whether a device of the order is still had by another worker, which is on its way out.
+
+        The control plane counts devices as free once it gave their holder up; whether it is gone
+        is known here alone.
+        """
+        return any(
+            other.alive and other is not worker and device in other.devices
+            for other in self._workers.values()
+            for device in order.devices
+        )
 
     def _decide(self, worker: Worker) -> Act | None:
         order = worker.order

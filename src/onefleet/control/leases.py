@@ -87,7 +87,8 @@ class Sightings:
 
     def _vanished(self, report: NodeReport, state: State, now: Instant) -> tuple[WorkId, ...]:
         """Works of this node that it was told of long enough ago and does not know."""
-        reported = {(w.work_id, w.rank, w.epoch): True for w in report.workers}
+        # Under any epoch: what ran there before may have to end before the ordered one starts.
+        reported = {(w.work_id, w.rank): True for w in report.workers}
         gone = []
         for place, first in self._ordered.get(report.node_id, {}).items():
             work = state.works.get(place[0])
@@ -95,6 +96,6 @@ class Sightings:
                 continue
             heard = report.seen >= first.generation and now - first.at >= VANISHED_MS
             held = work.phase.holds_devices and place[1] < len(work.placement)
-            if place not in reported and heard and held:
+            if place[:2] not in reported and heard and held:
                 gone.append(place[0])
         return tuple(gone)

@@ -133,6 +133,7 @@ class SimNode:
                     image=process.image,
                     images=tuple(process.images),
                     image_bytes=self._image_bytes(key),
+                    devices=process.order.devices,
                 )
             )
             if process.ready:
