@@ -16,6 +16,9 @@ from typing import Any
 import psutil
 from openai import OpenAI
 
+from onefleet.domain.errors import OnefleetError
+from tests.checkpoint import criu_home, make_criu
+
 #: How long a state may take to come about on a busy machine, in seconds.
 PATIENCE_S = 90.0
 
@@ -38,7 +41,12 @@ class Pool:
     """One data folder and, while it is up, its processes."""
 
     def __init__(self, folder: Path) -> None:
+        """The folder is made, and borrows the tests' criu where this machine can have one."""
         self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(OnefleetError, OSError):
+            make_criu()
+            (folder / "criu").symlink_to(criu_home())
 
     def run(self, *words: str, code: int | None = 0, timeout_s: float = 180) -> str:
         """Run one command; return its stdout. `code` None: any exit code will do."""
@@ -117,10 +125,18 @@ class Pool:
         """The last line of a finished job: the digest of its final state."""
         return self.run("logs", job_id).splitlines()[-1]
 
+    def printed_once(self, job_id: str, steps: int) -> bool:
+        """Whether the job printed each of its steps once, in order: nothing lost or repeated."""
+        lines = self.run("logs", job_id).splitlines()[:-1]
+        return [int(line.split()[1]) for line in lines] == list(range(steps))
+
     def finished(self, job_id: str, timeout_s: float = PATIENCE_S) -> dict[str, Any]:
         """Wait for the end of a job; return it."""
         ended = lambda: (job := self.job(job_id))["phase"] == "ended" and job  # noqa: E731
-        return dict(until(f"{job_id} ends", ended, timeout_s))
+        try:
+            return dict(until(f"{job_id} ends", ended, timeout_s))
+        except AssertionError as error:
+            raise AssertionError(f"{error}\n{self.job(job_id)}\n{self.logs()}") from None
 
     def engine_pids(self) -> list[int]:
         """The engine processes of this pool's replicas."""
