@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 
 import msgspec
@@ -206,7 +207,8 @@ async def _history(call: Call, state: State, subjects: Sequence[str]) -> tuple[s
 
 
 def _line(event: Event) -> str:
-    return f"{event.at} {event.kind}" + (f": {event.text}" if event.text else "")
+    when = time.strftime("%Y-%m-%d %H:%M:%SZ", time.gmtime(event.at / 1000))
+    return f"{when} {event.kind}" + (f": {event.text}" if event.text else "")
 
 
 class Health(msgspec.Struct, frozen=True):
