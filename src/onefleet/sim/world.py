@@ -7,6 +7,9 @@ import random
 from dataclasses import dataclass
 from time import perf_counter_ns
 
+import msgspec
+
+from onefleet.agent.protocol import WorkerKey
 from onefleet.core.lifecycle import IllegalTransition
 from onefleet.domain.errors import InternalError
 from onefleet.domain.fleet import Device
@@ -49,8 +52,13 @@ class _Arrival:
     program: Program
 
 
-def simulate(scenario: Scenario, driver: str = "heap") -> Report:
-    """Run a scenario to its end. driver: heap or asyncio; both decide the same."""
+def simulate(scenario: Scenario, driver: str = "heap", seed: int | None = None) -> Report:
+    """Run a scenario to its end.
+
+    driver: heap or asyncio; both decide the same. seed: in place of the scenario's own.
+    """
+    if seed is not None:
+        scenario = msgspec.structs.replace(scenario, seed=seed)
     began = perf_counter_ns()
     timeline: Timeline = HeapTimeline() if driver == "heap" else LoopTimeline()
     world = World(scenario, timeline)
@@ -206,8 +214,6 @@ class World:
     # --- what the parts ask of each other --------------------------------------------------------
 
     def _exited(self, run: Run, rank: int, node_id: NodeId) -> None:
-        from onefleet.agent.protocol import WorkerKey
-
         self.nodes[node_id].exited(WorkerKey(run.program.work_id, rank), run.epoch)
 
     def _endpoints(self, deployment_id: DeploymentId) -> tuple[WorkId, ...]:
