@@ -98,8 +98,8 @@ class Pool:
         return str(self.facts["url"])
 
     def pid(self, process: str) -> int:
-        """The process id of control, gateway or agent."""
-        return int(self.facts["pids"][process])
+        """The process id of control, gateway or agent; 0 while it is being started again."""
+        return int(self.facts["pids"].get(process, 0))
 
     def kill(self, pid: int) -> None:
         """End one process at once, as a crash would."""
