@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import importlib.util
 import signal
 import sys
 from pathlib import Path
@@ -29,7 +30,7 @@ def main(arguments: list[str] | None = None) -> int:
     if options.fail:
         sys.stderr.write("error: the simulated engine was told to fail\n")
         return 1
-    with contextlib.suppress(ModuleNotFoundError):
+    if importlib.util.find_spec("uvloop") is not None:
         import uvloop
 
         return uvloop.run(_serve(options))

