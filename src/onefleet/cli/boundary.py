@@ -106,7 +106,7 @@ def _run(words: list[str], meta: dict[str, Any]) -> int:
         if meta.get(DEBUG_KEY):
             sys.excepthook(type(error), error, error.__traceback__)
         else:
-            say(error.lines())
+            say(_lines(error))
         return error.exit_code
     except click.exceptions.Exit as leaving:
         return leaving.exit_code
@@ -122,6 +122,14 @@ def _run(words: list[str], meta: dict[str, Any]) -> int:
     except (KeyboardInterrupt, click.Abort):
         say("interrupted")
         return EXIT_INTERRUPTED
+
+
+def _lines(error: OnefleetError) -> str:
+    """The three lines. OpenAI clients show a message alone, so /v1 repeats why and hint in it."""
+    for extra, mark in ((error.hint, "; try: "), (error.why, "; ")):
+        if extra:
+            error.what = error.what.removesuffix(f"{mark}{extra}")
+    return error.lines()
 
 
 def say(text: str) -> None:
@@ -152,7 +160,7 @@ def _defect(meta: dict[str, Any]) -> Any:
             if not isinstance(error, OnefleetError):
                 return
         if isinstance(error, OnefleetError):
-            say(error.lines())
+            say(_lines(error))
             return
         say(
             f"error: the command stopped: {kind.__name__}: {error}\n"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import click
 
 from onefleet.cli.doctor_checks import FAIL, Check, run_checks
@@ -37,6 +39,7 @@ def doctor(view: Reading, fix: bool) -> int:
 
         with Bar(view.screen, "getting criu") as bar:
             setup_criu(chosen.layout.criu, chosen.criu, lambda what, part: bar.to(part, what))
+    view.screen = replace(view.screen, width=None)  # evidence is never cut
     failed = False
 
     def look() -> list[Check]:

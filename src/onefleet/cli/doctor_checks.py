@@ -244,7 +244,8 @@ def _models(chosen: Settings) -> Verdict:
 
 
 def _pool(chosen: Settings) -> Verdict:
-    from onefleet.cli.pool import pool_url
+    from onefleet.cli.pool import pool_url, stored_key
+    from onefleet.wire.api import NodeView, Page
     from onefleet.wire.client import Client
 
     try:
@@ -253,8 +254,16 @@ def _pool(chosen: Settings) -> Verdict:
         return SKIP, "no pool runs on this data folder", "onefleet up"
     try:
         Client(url, timeout_s=10).get("/ready", object)
+        key = chosen.key or stored_key(chosen.layout)
+        nodes = Client(url, key, timeout_s=10).get("/api/v1/nodes", Page[NodeView]).data
     except OnefleetError as error:
         return FAIL, f"{url}: {error.what}", f"onefleet status; logs in {chosen.layout.logs}"
+    weak = [f"{n.name} ({n.checkpoint_reason or n.checkpoint})" for n in nodes]
+    weak = [text for text, n in zip(weak, nodes, strict=True) if n.checkpoint != "criu"]
+    if weak:
+        # A node tries it when it starts; what has been mended since is seen at the next start.
+        fix = "onefleet doctor --fix, then onefleet down and onefleet up"
+        return WARN, f"{url} is ready, but jobs are not saved by criu on {', '.join(weak)}", fix
     return PASS, f"{url} is ready", ""
 
 

@@ -23,7 +23,8 @@ Commands that change something print the id, or with `-o json` the object. Data 
 everything else to stderr.
 
 Exit codes: 0 ok, 1 failure, 2 usage, 3 not found, 4 permission, 5 conflict or quota, 6 infeasible
-(it can never run), 7 unreachable, 124 timeout, 130 interrupted; `run --watch` returns the job's.
+(it can never run), 7 unreachable, 124 timeout, 130 interrupted; `run --watch` returns the job's
+own code.
 
 Environment: `ONEFLEET_DATA_DIR`, `ONEFLEET_KEY`, `ONEFLEET_CRIU`, `NO_COLOR`, `FORCE_COLOR`,
 `CLICOLOR`, `TERM`, `COLUMNS`.

@@ -59,6 +59,15 @@ def test_errors_of_the_pool_are_three_lines_and_an_exit_code(fake, cli, kind, co
     assert err == "error: 3 of 2 devices\nwhy: there are two\ntry: ask for 2\n"
 
 
+def test_what_v1_says_twice_is_shown_once(fake, cli):
+    said = "no model; none of that name; try: another"
+    fake.fail["/v1/chat/completions"] = errors.NotFound(
+        said, why="none of that name", hint="another"
+    )
+    err = cli("chat", "nope", "hello")[2]
+    assert err == "error: no model\nwhy: none of that name\ntry: another\n"
+
+
 def test_debug_adds_the_traceback(fake, cli):
     fake.fail["/api/v1/status"] = errors.NotFound("nothing here")
     code, _, err = cli("status", "--debug")
