@@ -353,8 +353,9 @@ class WorkerMachine:
         if act is None:
             return None
         if isinstance(act, Start | Restore) and self._taken(worker, act.order):
-            worker.observed = _DURING[act.verb]  # it is looked at again when something ends
-            return None
+            if worker.ran != act.order.epoch:  # else it is saved, and must stay known as that
+                worker.observed = _DURING[act.verb]
+            return None  # it is looked at again when something ends
         worker.doing = act
         if act.verb in _DURING:
             worker.observed = _DURING[act.verb]

@@ -62,7 +62,8 @@ class WorkerStatus:
     """What is true of a worker now, as its supervisor last wrote it.
 
     exit_code: 128 + signal when a signal ended it; None when its end was not its own, because the
-    supervisor died. reason: of a failure or end, a person's line.
+    supervisor, or what stands between it and the worker, died. reason: of a failure or end, a
+    person's line.
     """
 
     state: WorkerState

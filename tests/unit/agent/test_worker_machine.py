@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -31,7 +32,7 @@ from onefleet.agent.protocol import (
     WorkerKey,
 )
 from onefleet.agent.worker_machine import STOP_RETRY_MS, WorkerMachine
-from onefleet.domain.ids import Generation, ImageId, Instant, NodeId, WorkId
+from onefleet.domain.ids import DeviceId, Generation, ImageId, Instant, NodeId, WorkId
 from onefleet.drivers.base import WorkerState
 from onefleet.wire.agent import EngineSpec, JobSpec, NodeOrders, Observed, Order, OrderVerb
 
@@ -326,6 +327,18 @@ def test_an_image_that_is_not_here_is_told() -> None:
     bench = Bench()
     assert bench.orders(order(KEEP, 1, "i9")) == []
     assert bench.seen() is Observed.RESTORE_FAILED
+
+
+def test_a_saved_job_waits_for_its_devices_and_then_goes_on() -> None:
+    bench = Bench()
+    core = (DeviceId("n/cpu0"),)
+    bench.event(adopted(WorkerState.SAVED, image=ImageId("own-1-0"), images=(ImageId("own-1-0"),)))
+    bench.event(adopted(WorkerState.RUNNING, key=REPLICA, is_job=False, devices=core))
+    wanted = msgspec.structs.replace(order(RUN), devices=core)
+    (stop,) = bench.orders(wanted)
+    assert isinstance(stop, Stop) and bench.seen() is Observed.SAVED
+    acts = bench.done(stop)
+    assert any(isinstance(act, Restore) and act.key == JOB for act in acts)
 
 
 # --- all interleavings -------------------------------------------------------------------------
