@@ -14,6 +14,8 @@ from onefleet.store.base import State
 
 #: A longer key text is refused unread.
 KEY_CHARACTERS_MAX = 256
+#: The end of a key that is at least this long may be shown.
+SHOWN_FROM = 20
 #: The peers that may use /internal: the pool's own processes on this machine.
 LOOPBACK = ("127.0.0.1", "::1")
 
@@ -79,8 +81,9 @@ def caller_of(header: str | None, state: State) -> Caller:
     digest = digest_of(text)
     key = next((k for k in state.keys.values() if hmac.compare_digest(k.digest, digest)), None)
     if key is None or key.revoked_at is not None:
+        ending = f" ending in ...{text[-4:]}" if len(text) >= SHOWN_FROM else ""
         raise Unauthenticated(
-            f"the API key ending in ...{text[-4:]} is not good",
+            f"the API key{ending} is not good",
             why="no key of this pool has this text" if key is None else "it was revoked",
             hint="make one with: onefleet key create",
         )

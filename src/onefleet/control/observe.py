@@ -8,6 +8,7 @@ memory (`leases.py`).
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
@@ -114,12 +115,14 @@ def _events(work: Work, current: list[WorkerReport], now: Instant) -> list[lifec
         return _end_events(work, current, whole)
     if work.phase is Phase.STARTING and whole and _all(states, Observed.RUNNING):
         return [lifecycle.Started()]
-    if work.phase is Phase.RESTORING:
-        failed = [r for r in current if r.observed is Observed.RESTORE_FAILED]
-        if failed:
-            return [lifecycle.RestoreFailed(failed[0].reason)]
-        if whole and _all(states, Observed.RUNNING):
-            return [lifecycle.Restored()]
+    failed = [r for r in current if r.observed is Observed.RESTORE_FAILED]
+    if failed and work.phase is Phase.RESTORING:
+        return [lifecycle.RestoreFailed(failed[0].reason)]
+    if failed and work.phase is not Phase.STOPPING:
+        # Its agent saved it unasked, when it went down or heard nothing, and cannot bring it back.
+        return [lifecycle.ProcessEnded(None, failed[0].reason)]
+    if work.phase is Phase.RESTORING and whole and _all(states, Observed.RUNNING):
+        return [lifecycle.Restored()]
     if work.phase is Phase.SAVING:
         failed = [r for r in current if r.observed is Observed.SAVE_FAILED]
         if failed:
@@ -133,7 +136,7 @@ def _end_events(work: Work, current: list[WorkerReport], whole: bool) -> list[li
     """A worker ended. A gang ends together: the others are stopped, and then it is over."""
     ended = [r for r in current if r.observed is Observed.ENDED]
     failed = [r for r in ended if r.exit_code != 0]
-    first = (failed or ended)[0]
+    first = min(failed, key=_blame) if failed else ended[0]
     events: list[lifecycle.Event] = []
     if work.kind is WorkKind.JOB and work.phase is Phase.STARTING and _ran(first):
         events.append(lifecycle.Started())
@@ -142,6 +145,13 @@ def _end_events(work: Work, current: list[WorkerReport], whole: bool) -> list[li
     if failed and work.phase is not Phase.STOPPING:
         return [*events, lifecycle.StopOrdered(f"rank {first.rank} ended: {first.reason}")]
     return []
+
+
+def _blame(report: WorkerReport) -> tuple[int, int]:
+    """Which of several failures says why the gang ended: one that the pool made (None), then a
+    program's own, and last the codes of workers that were told to stop for the others."""
+    told = report.exit_code in (128 + signal.SIGTERM, 128 + signal.SIGKILL)
+    return (0 if report.exit_code is None else 2 if told else 1), report.rank
 
 
 def _ran(report: WorkerReport) -> bool:
