@@ -55,6 +55,11 @@ def settings(data_dir: str | None = None) -> Settings:
     )
 
 
+def hub_access() -> tuple[str, str]:
+    """The model hub's address and an access token, HF_ENDPOINT and HF_TOKEN; empty: not told."""
+    return os.environ.get("HF_ENDPOINT", "").rstrip("/"), os.environ.get("HF_TOKEN", "")
+
+
 def child_environment(extra: dict[str, str] | None = None) -> dict[str, str]:
     """This process's environment plus `extra`, for a process that it starts."""
     return {**os.environ, **(extra or {})}

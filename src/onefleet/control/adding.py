@@ -12,15 +12,16 @@ from onefleet.domain.fleet import Node
 from onefleet.domain.layout import Layout
 from onefleet.domain.serving import Model
 from onefleet.registry import models
+from onefleet.registry.hub import Hub
 
 
-def adder(layout: Layout) -> AddModel:
-    """The registry's import into this pool's folder."""
+def adder(layout: Layout, hub: Hub | None = None) -> AddModel:
+    """The registry's import into this pool's folder. hub: None takes the public one."""
 
     async def add(source: str, name: str | None, nodes: Sequence[Node], tell: Tell) -> Model:
         seen = await models.preview(source)
         if seen.shape is not None and seen.purpose is not None:
             plan_memory(seen.shape, seen.purpose, seen.weights_bytes, rooms(nodes))
-        return await models.add_model(source, name, layout, WallClock().now(), tell)
+        return await models.add_model(source, name, layout, WallClock().now(), tell, hub)
 
     return add

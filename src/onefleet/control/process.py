@@ -13,6 +13,7 @@ import uvicorn
 import uvloop
 from starlette.routing import BaseRoute
 
+from onefleet import config
 from onefleet.control.adding import adder
 from onefleet.control.app import make_app
 from onefleet.control.clock import TimeIds, WallClock
@@ -20,6 +21,7 @@ from onefleet.control.first_start import ensure_administrator
 from onefleet.control.pool import AddModel, Pool
 from onefleet.core.policy import DEFAULT_POLICY, Policy
 from onefleet.domain.layout import Layout
+from onefleet.registry.hub import DEFAULT_ENDPOINT, Hub
 from onefleet.store.sql import SqlStore
 
 #: How long calls under way may take to end after SIGTERM.
@@ -60,7 +62,7 @@ async def serve(
     layout.root.mkdir(parents=True, exist_ok=True)
     store = await SqlStore.open(layout.database)
     pool = await Pool.load(
-        store, layout, WallClock(), TimeIds(), policy, add_model or adder(layout)
+        store, layout, WallClock(), TimeIds(), policy, add_model or adder(layout, _hub())
     )
     passes = None
     try:
@@ -124,3 +126,8 @@ def _config(pool: Pool, token: str, extra_routes: Sequence[BaseRoute]) -> uvicor
         timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=SHUTDOWN_S,
     )
+
+
+def _hub() -> Hub:
+    endpoint, token = config.hub_access()
+    return Hub(endpoint or DEFAULT_ENDPOINT, token)
