@@ -22,13 +22,17 @@ Body = Callable[[Store], Awaitable[None]]
 Check = Callable[[Body], None]
 
 
-@pytest.fixture(params=["memory", "sql"])
+@pytest.fixture(params=["memory", "sql", "sql of a sole writer"])
 def check(request: pytest.FixtureRequest, tmp_path: Path) -> Check:
     """Runs a body against a fresh store."""
 
     async def run(body: Body) -> None:
-        memory = request.param == "memory"
-        store: Store = MemoryStore() if memory else await SqlStore.open(tmp_path / "pool.db")
+        sole = request.param == "sql of a sole writer"
+        store: Store = (
+            MemoryStore()
+            if request.param == "memory"
+            else await SqlStore.open(tmp_path / "pool.db", sole_writer=sole)
+        )
         try:
             await body(store)
         finally:
@@ -202,6 +206,21 @@ def test_events_have_no_gaps_and_keep_their_order(check: Check) -> None:
         assert await store.events(0, 0) == ()
         assert await store.events(10**9, 10) == ()
         assert (await store.read()).newest_event == 20
+
+    check(body)
+
+
+def test_old_events_are_forgotten_and_sequences_go_on(
+    check: Check, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("onefleet.store.memory.EVENTS_KEPT", 5)
+    monkeypatch.setattr("onefleet.store.sql.EVENTS_KEPT", 5)
+
+    async def body(store: Store) -> None:
+        for number in range(4):
+            await store.commit(Commit(notes=[note(f"{number}a"), note(f"{number}b")]))
+        assert [event.sequence for event in await store.events(0, 100)] == [4, 5, 6, 7, 8]
+        assert [event.sequence for event in await store.events(6, 100)] == [7, 8]
 
     check(body)
 

@@ -218,6 +218,33 @@ def test_a_locked_database_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     asyncio.run(main())
 
 
+def test_its_files_are_its_owners_alone(tmp_path: Path) -> None:
+    async def main() -> None:
+        store = await SqlStore.open(tmp_path / "pool.db")
+        await store.commit(Commit([Put(tenant())]))
+        modes = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.iterdir()}
+        await store.close()
+        assert modes == {"pool.db": 0o600, "pool.db-wal": 0o600, "pool.db-shm": 0o600}
+
+    asyncio.run(main())
+
+
+def test_a_sole_writer_that_is_not_one_loses_and_reads_anew(tmp_path: Path) -> None:
+    async def main() -> None:
+        sole = await SqlStore.open(tmp_path / "pool.db", sole_writer=True)
+        other = await SqlStore.open(tmp_path / "pool.db")
+        try:
+            await other.commit(Commit([Put(tenant("a"))]))
+            with pytest.raises(StaleGeneration):
+                await sole.commit(Commit([Put(tenant("a"))]))
+            assert list((await sole.read()).tenants) == ["a"]
+        finally:
+            await sole.close()
+            await other.close()
+
+    asyncio.run(main())
+
+
 def test_a_folder_that_may_not_be_written_is_named(tmp_path: Path) -> None:
     assert opening(tmp_path / "nowhere" / "pool.db").error_code == "storage_unavailable"
 

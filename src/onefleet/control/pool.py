@@ -189,7 +189,8 @@ class Pool:
             done = await self._reconcile(now)
             await self._write_held(now)
         except OnefleetError as error:
-            self._log.error("pass failed", what=error.what, why=error.why)
+            if error.what not in self.last_pass.result:  # said once, not each second
+                self._log.error("pass failed", what=error.what, why=error.why)
             self.failed_pass(now, error.what)
             return
         self.last_pass = LastPass(now, _us_since(began), done.result, done.plan)

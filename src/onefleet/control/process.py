@@ -60,7 +60,7 @@ async def serve(
 ) -> None:
     """What `run` does, inside an event loop."""
     layout.root.mkdir(parents=True, exist_ok=True)
-    store = await SqlStore.open(layout.database)
+    store = await SqlStore.open(layout.database, sole_writer=True)
     pool = await Pool.load(
         store, layout, WallClock(), TimeIds(), policy, add_model or adder(layout, _hub())
     )

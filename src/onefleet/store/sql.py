@@ -33,7 +33,7 @@ from onefleet.store.changes import (
     add_up_held,
 )
 from onefleet.store.migrate import migrate
-from onefleet.store.sqlite import explained, open_engine
+from onefleet.store.sqlite import explained, open_engine, opening
 
 #: How often a commit reloads and checks again after another process wrote first.
 RELOADS = 8
@@ -44,20 +44,26 @@ ResultT = TypeVar("ResultT")
 class SqlStore:
     """The contract of `Store` on disk. Make one with `SqlStore.open`."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, sole_writer: bool) -> None:
         self._path = path
+        self._sole_writer = sole_writer
         self._engine: Engine = open_engine(path)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="store")
         self._tables = Tables()
+        self._state: State = self._tables.state()
 
     @classmethod
-    async def open(cls, path: Path) -> SqlStore:
+    async def open(cls, path: Path, *, sole_writer: bool = False) -> SqlStore:
         """Open or make the database at `path`, bring its schema up to date and load it.
+
+        sole_writer: no other process writes to it, so `read` need not ask whether one did, and
+        never waits for the disk. Where that is not so, reads may be old; commits still lose the
+        race, and read anew then.
 
         Raises WorldError with what to do when it is damaged, locked or of a newer version, and
         StorageFull.
         """
-        store = cls(path)
+        store = cls(path, sole_writer)
         ready = False
         try:
             await store._run(store._prepare)
@@ -68,6 +74,8 @@ class SqlStore:
         return store
 
     async def read(self) -> State:
+        if self._sole_writer:
+            return self._state
         return await self._run(self._read)
 
     async def commit(self, commit: Commit) -> Generation:
@@ -102,6 +110,9 @@ class SqlStore:
             raise explained(error, self._path) from error
 
     def _prepare(self) -> None:
+        with opening(self._path):
+            # Its owner's alone: there are job environments in it. SQLite's other files follow suit.
+            self._path.touch(mode=0o600)
         with self._transaction() as connection:
             migrate(connection, self._path)
             self._load(connection)
@@ -124,13 +135,14 @@ class SqlStore:
         self._tables = Tables(
             Generation(meta["generation"]), records, marks, newest_event=meta["event_sequence"]
         )
+        self._state = self._tables.state()
 
     def _read(self) -> State:
         with self._transaction() as connection:
             stored = connection.execute(select(schema.meta.c.generation)).scalar_one()
             if stored != self._tables.generation:
                 self._load(connection)
-        return self._tables.state()
+        return self._state
 
     def _commit(self, commit: Commit) -> Generation:
         for _ in range(RELOADS):
@@ -146,7 +158,9 @@ class SqlStore:
                 _add_held(connection, commit.held)
                 for name, value in sorted(commit.marks.items()):
                     _set_mark(connection, name, value)
-            return self._tables.apply(commit, written)
+            generation = self._tables.apply(commit, written)
+            self._state = self._tables.state()
+            return generation
         raise StaleGeneration(
             f"other processes wrote {RELOADS} times in a row between reading and writing",
             hint="try again",

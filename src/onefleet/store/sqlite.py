@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -55,17 +58,24 @@ def _on_begin(connection: Connection) -> None:
     connection.exec_driver_sql("BEGIN IMMEDIATE")
 
 
+@contextmanager
+def opening(path: Path) -> Iterator[None]:
+    """Turn the operating system's refusal of the file into words that a person can act on."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise _full(error, path) from error
+        raise _unavailable(error, path) from error
+
+
 def explained(error: DBAPIError | sqlite3.Error, path: Path) -> OnefleetError:
     """The same failure in words that a person can act on."""
     cause = error.orig if isinstance(error, DBAPIError) else error
     extended = getattr(cause, "sqlite_errorcode", 0)
     code = extended & 0xFF
     if code == sqlite3.SQLITE_FULL or extended in _FULL_IO:
-        return StorageFull(
-            f"the pool's state could not be written to {path}",
-            why=f"no space is left on its disk ({cause})",
-            hint=f"free some space there: df -h {path.parent}",
-        )
+        return _full(cause, path)
     if code in _DAMAGED:
         return WorldError(
             f"the pool's database {path} is damaged",
@@ -81,10 +91,22 @@ def explained(error: DBAPIError | sqlite3.Error, path: Path) -> OnefleetError:
             code="storage_locked",
         )
     if code in _CLOSED or code == sqlite3.SQLITE_IOERR:
-        return WorldError(
-            f"the pool's database {path} cannot be read or written",
-            why=str(cause),
-            hint=f"look at its permissions and its disk: ls -l {path.parent}",
-            code="storage_unavailable",
-        )
+        return _unavailable(cause, path)
     return InternalError(f"the pool's database {path} refused a statement", why=str(cause))
+
+
+def _full(cause: object, path: Path) -> StorageFull:
+    return StorageFull(
+        f"the pool's state could not be written to {path}",
+        why=f"no space is left on its disk ({cause})",
+        hint=f"free some space there: df -h {path.parent}",
+    )
+
+
+def _unavailable(cause: object, path: Path) -> WorldError:
+    return WorldError(
+        f"the pool's database {path} cannot be read or written",
+        why=str(cause),
+        hint=f"look at its permissions and its disk: ls -l {path.parent}",
+        code="storage_unavailable",
+    )
