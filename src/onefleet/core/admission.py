@@ -37,6 +37,20 @@ class Bucket:
         self._fill(now)
         return self._level // UNITS
 
+    def has(self, cost: int, now: Instant) -> bool:
+        """`cost` can be taken now."""
+        if now > self._at:
+            self._fill(now)
+        return self._level >= cost * UNITS
+
+    def state(self, now: Instant) -> tuple[int, Millis]:
+        """What could be taken now, and how long until the bucket is full again."""
+        if now > self._at:
+            self._fill(now)
+        missing = self.limit * UNITS - self._level
+        wait = -(-missing // self.limit) if self.limit else UNITS
+        return self._level // UNITS, Millis(wait)
+
     def wait_ms(self, cost: int, now: Instant) -> Millis:
         """How long until `cost` could be taken if nobody else takes any; `cost` <= `limit`."""
         self._fill(now)
@@ -44,10 +58,6 @@ class Bucket:
         if missing <= 0:
             return Millis(0)
         return Millis(-(-missing // self.limit)) if self.limit else Millis(UNITS)
-
-    def full_ms(self, now: Instant) -> Millis:
-        """How long until the bucket is full again: the `x-ratelimit-reset` of an answer."""
-        return self.wait_ms(self.limit, now)
 
     def take(self, cost: int) -> None:
         """Take it; the caller has asked `wait_ms` at the same instant."""
@@ -97,11 +107,11 @@ class TenantQuota:
     def admit(self, estimate: int, now: Instant) -> Refusal | None:
         """Take one request and `estimate` tokens, or take nothing and say why not."""
         requests, tokens = self.requests, self.tokens
-        if requests is not None and (wait := _wait(requests, 1, now)) is not None:
-            return Refusal("requests", requests.limit, 1, wait)
+        if requests is not None and not requests.has(1, now):
+            return Refusal("requests", requests.limit, 1, _wait(requests, 1, now))
         if tokens is not None:
-            if (wait := _wait(tokens, estimate, now)) is not None:
-                return Refusal("tokens", tokens.limit, estimate, wait)
+            if not tokens.has(estimate, now):
+                return Refusal("tokens", tokens.limit, estimate, _wait(tokens, estimate, now))
             tokens.take(estimate)
         if requests is not None:
             requests.take(1)
@@ -123,12 +133,9 @@ def _changed(bucket: Bucket | None, limit: int | None, now: Instant) -> Bucket |
     return bucket
 
 
-def _wait(bucket: Bucket, cost: int, now: Instant) -> Millis | None:
-    """None: it can be taken now. 0: never. Else how long to wait."""
-    if cost > bucket.limit:
-        return Millis(0)
-    wait = bucket.wait_ms(cost, now)
-    return wait if wait else None
+def _wait(bucket: Bucket, cost: int, now: Instant) -> Millis:
+    """0: it never can be taken. Else how long to wait."""
+    return Millis(0) if cost > bucket.limit else bucket.wait_ms(cost, now)
 
 
 class HoldQueue(Generic[WaiterT]):

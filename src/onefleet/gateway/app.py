@@ -49,7 +49,11 @@ Handler = Callable[["Gateway", Request, ClientConnection], "Exchange | None"]
 
 
 class Gateway:
-    """The data plane of a pool. clock: milliseconds, monotonic. wall: milliseconds of the epoch."""
+    """The data plane of a pool.
+
+    As of the last tick: now (milliseconds, monotonic), wall (milliseconds of the epoch), minute
+    (its beginning).
+    """
 
     def __init__(
         self,
@@ -65,7 +69,7 @@ class Gateway:
         self.control = control
         self.metrics = Metrics()
         self.log = structlog.get_logger("gateway")
-        self.now = self.clock()
+        self._look_at_clocks()
         self.quotas: dict[str, TenantQuota] = {}
         self.generation: Generation = NO_GENERATION
         self.ready = False
@@ -85,15 +89,15 @@ class Gateway:
     def clock(self) -> int:
         return time.monotonic_ns() // 1_000_000
 
-    def wall(self) -> int:
-        return time.time_ns() // 1_000_000
-
-    def minute(self) -> int:
-        return self.wall() // MINUTE_MS * MINUTE_MS
+    def _look_at_clocks(self) -> None:
+        self.now = self.clock()
+        self.wall = time.time_ns() // 1_000_000
+        self.minute = self.wall // MINUTE_MS * MINUTE_MS
 
     def tick(self) -> None:
         """Called every limits.tick_ms: looks at every time limit."""
-        now = self.now = self.clock()
+        self._look_at_clocks()
+        now = self.now
         for connection in list(self._connections):
             connection.tick(now)
         for target in list(self._targets.values()):
@@ -322,7 +326,7 @@ class Gateway:
                 continue
             target = self._targets.pop(route.deployment_id, None)
             if target is None:
-                target = Target(route, dialect, self.limits, self._demand_changed)
+                target = Target(route, dialect, self.limits, self._demand_changed, self.metrics)
             else:
                 target.apply(route)
             targets[route.deployment_id] = target

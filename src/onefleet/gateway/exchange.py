@@ -6,6 +6,7 @@ this is what they share. An exchange ends exactly once, by `succeed`, `fail` or 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from time import perf_counter
 from typing import TYPE_CHECKING
 
@@ -39,8 +40,6 @@ _decode_error = msgspec.json.Decoder(EngineErrorBody).decode
 
 class EngineAnswer:
     """What differs between kinds of answers, and what no answer of an engine needs."""
-
-    __slots__ = ()
 
     def answer(self, data: bytes, ended: bool) -> None:
         """Take a piece of a 200 answer. Ends the exchange when it is whole."""
@@ -77,31 +76,20 @@ class EngineAnswer:
 class EngineExchange(EngineAnswer):
     """One request to a deployment. estimate: tokens that were taken from the quota for it."""
 
-    __slots__ = (
-        "_began",
-        "_deadline",
-        "_engine",
-        "_error",
-        "_error_headers",
-        "_granted_at",
-        "_heard_at",
-        "_paused",
-        "_retries",
-        "_sent",
-        "_status",
-        "body",
-        "client",
-        "estimate",
-        "first_at",
-        "gateway",
-        "link",
-        "operation",
-        "path",
-        "prefixes",
-        "prompt_estimate",
-        "request",
-        "target",
-    )
+    # Defaults stand in the class: an exchange sets the few that differ, which is cheaper.
+    link: UpstreamConnection | None = None
+    prefixes: tuple[int, ...] = ()
+    prompt_estimate = 0
+    estimate = 0
+    first_at = 0.0
+    _engine: EngineEndpoint | None = None
+    _heard_at = 0
+    _status = 0
+    _error = b""
+    _error_headers: Sequence[tuple[bytes, bytes]] = ()
+    _retries = 0
+    _sent = False  # bytes of the answer went to the client
+    _paused = False
 
     def __init__(
         self,
@@ -120,21 +108,8 @@ class EngineExchange(EngineAnswer):
         self.operation = operation
         self.path = path
         self.body = body
-        self.prefixes: tuple[int, ...] = ()
-        self.prompt_estimate = 0
-        self.estimate = 0
-        self.link: UpstreamConnection | None = None
-        self.first_at = 0.0
-        self._engine: EngineEndpoint | None = None
         self._began = self._granted_at = perf_counter()
         self._deadline = Instant(gateway.now + gateway.limits.hold_ms)
-        self._heard_at = 0
-        self._status = 0
-        self._error = b""
-        self._error_headers: list[tuple[bytes, bytes]] = []
-        self._retries = 0
-        self._sent = False  # bytes of the answer went to the client
-        self._paused = False
 
     # --- start
 
@@ -150,7 +125,7 @@ class EngineExchange(EngineAnswer):
             self.estimate = 0
             self._answer_error(_quota_error(key.tenant_id, refusal.kind, refusal), keep=True)
             return False
-        self.target.last_request_at = Instant(gateway.wall())
+        self.target.last_request_at = Instant(gateway.wall)
         try:
             self.target.acquire(self, Instant(gateway.now))
         except Overloaded as error:
@@ -246,7 +221,7 @@ class EngineExchange(EngineAnswer):
 
     def succeed(self, keep: bool = True) -> None:
         """The answer is written whole. The bill has been written before its last bytes."""
-        series = self.gateway.metrics.of(self.operation, self.target.route.name)
+        series = self.target.series(self.operation)
         now = perf_counter()
         series.duration.observe(now - self._began)
         if self.first_at:
@@ -308,12 +283,12 @@ class EngineExchange(EngineAnswer):
         gateway = self.gateway
         route = self.target.route
         gateway.meter.add(
-            (gateway.minute(), key.tenant_id, key.key_id, route.deployment_id),
+            (gateway.minute, key.tenant_id, key.key_id, route.deployment_id),
             prompt,
             cached,
             completion,
         )
-        series = gateway.metrics.of(self.operation, route.name)
+        series = self.target.series(self.operation)
         series.prompt_tokens += prompt
         series.cached_tokens += cached
         series.completion_tokens += completion
@@ -353,7 +328,7 @@ class EngineExchange(EngineAnswer):
         lines = b""
         for kind, bucket in ((b"requests", quota.requests), (b"tokens", quota.tokens)):
             if bucket is not None:
-                left, reset = bucket.available(now), bucket.full_ms(now)
+                left, reset = bucket.state(now)
                 lines += replies.rate_headers(kind, bucket.limit, left, reset)
         return lines
 
@@ -434,7 +409,7 @@ def _fault(body: bytes) -> EngineFault:
 
 
 def engine_error(
-    status: int, fault: EngineFault, name: str, headers: list[tuple[bytes, bytes]]
+    status: int, fault: EngineFault, name: str, headers: Sequence[tuple[bytes, bytes]]
 ) -> OnefleetError:
     """What a caller is told when an engine answers `status` with `fault`."""
     said = fault.message or f"status {status}"
@@ -463,7 +438,7 @@ def engine_error(
     )
 
 
-def _wait_of(headers: list[tuple[bytes, bytes]]) -> int | None:
+def _wait_of(headers: Sequence[tuple[bytes, bytes]]) -> int | None:
     """retry-after-ms or retry-after (seconds) of an engine's answer, in milliseconds."""
     seconds: int | None = None
     for name, value in headers:

@@ -145,17 +145,6 @@ class _Choice:
 class StreamGather(EngineExchange):
     """A plain chat or completion answer, from a stream."""
 
-    __slots__ = (
-        "_choices",
-        "_cutter",
-        "_done",
-        "_events",
-        "_first",
-        "_size",
-        "chat",
-        "usage",
-    )
-
     def prepare(self, usage: UsageSum, chat: bool) -> None:
         self.usage = usage
         self.chat = chat
@@ -176,7 +165,7 @@ class StreamGather(EngineExchange):
                 if not self._take(sse.payload(event)):
                     return
             limits = self.gateway.limits
-            if self._size > limits.answer_bytes or self._cutter.waiting > limits.event_bytes:
+            if self._size > limits.answer_bytes or len(self._cutter.tail) > limits.event_bytes:
                 self.broken("its answer is over the limit answer_bytes or event_bytes")
                 return
         if ended:

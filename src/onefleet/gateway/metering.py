@@ -104,10 +104,13 @@ class Meter:
         """There is usage that is not acknowledged."""
         return bool(self._rows or self._sealed)
 
-    def batch(self) -> Batch | None:
-        """The oldest batch that is not acknowledged; if there is none, the open segment, sealed."""
+    def seal(self) -> None:
+        """Make a batch of what was counted so far, unless an older one waits already."""
         if not self._sealed and self._rows:
             self._seal()
+
+    def batch(self) -> Batch | None:
+        """The oldest batch that is not acknowledged."""
         return self._sealed[0] if self._sealed else None
 
     def acknowledged(self, batch: Batch) -> None:
@@ -123,7 +126,6 @@ class Meter:
 
     def close(self) -> None:
         if self._map is not None:
-            self._map.flush()
             self._map.close()
             self._map = None
 

@@ -23,8 +23,6 @@ Adapter = Callable[[bytes], bytes]
 class PlainRelay(EngineExchange):
     """A plain answer of an engine that stops when a plain request is left."""
 
-    __slots__ = ("_parts", "_size", "_usage", "adapter")
-
     def prepare(self, adapter: Adapter | None = None) -> None:
         self.adapter = adapter
         self.restart()

@@ -39,6 +39,7 @@ class RequestReader:
         "_limits",
         "_parser",
         "_raw",
+        "_read",
         "_url",
         "in_head",
         "incoming",
@@ -52,7 +53,7 @@ class RequestReader:
         self._judge = judge
         self._parser = httptools.HttpRequestParser(self)
         self._fatal: OnefleetError | None = None
-        self._head_bytes = self._raw = 0
+        self._head_bytes = self._raw = self._read = 0
         self._fresh = False  # what the read under way is counted to has only begun in it
         self._url = b""
         self._headers: list[tuple[bytes, bytes]] = []
@@ -65,6 +66,7 @@ class RequestReader:
     def parse(self, data: bytes) -> None:
         """Take what was read. Raises BrokenBody when a body that is passed on is malformed."""
         self._fresh = False
+        self._read = len(data)
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
@@ -77,7 +79,7 @@ class RequestReader:
             if not self.last:
                 self._malformed(error)
         if self._fatal is None and not self._fresh:
-            self._bound(len(data))
+            self._bound(self._read)
         if self._fatal is not None and not self.last:
             self._refuse_rest(self._fatal)
 
@@ -122,7 +124,15 @@ class RequestReader:
         self.queue.append(request)
         headers = self._headers
         request.read_headers(headers)
-        error = _head_error(request, version, len(headers), self._limits)
+        error = None
+        limits = self._limits
+        if (
+            self._head_bytes + self._read > limits.header_bytes
+            or len(headers) > limits.header_count
+            or request.hosts != 1
+            or version != "1.1"
+        ):
+            error = _head_error(request, version, len(headers), limits)
         if error is None and request.length != 0 and parser.should_upgrade():
             error = Unsupported("this server upgrades to no other protocol")
         if error is not None:
@@ -134,7 +144,7 @@ class RequestReader:
         if length is not None and length > request.body_limit and request.refusal is None:
             request.refusal = _too_large(request)
         if request.refusal is not None and (
-            length is None or length > self._limits.drain_bytes or request.expects
+            length is None or length > limits.drain_bytes or request.expects
         ):
             request.closes = True
 

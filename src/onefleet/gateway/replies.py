@@ -94,19 +94,12 @@ def error_event(error: OnefleetError) -> bytes:
 
 
 def rate_headers(kind: bytes, limit: int, remaining: int, reset_ms: int) -> bytes:
-    """x-ratelimit-* of "requests" or "tokens"; the reset is a duration such as `1.5s`."""
+    """x-ratelimit-* of "requests" or "tokens"; the reset is a duration such as `1500ms`."""
     return (
-        b"x-ratelimit-limit-%b: %d\r\nx-ratelimit-remaining-%b: %d\r\nx-ratelimit-reset-%b: %b\r\n"
-        % (kind, limit, kind, max(0, remaining), kind, _duration(reset_ms))
+        b"x-ratelimit-limit-%b: %d\r\nx-ratelimit-remaining-%b: %d\r\n"
+        b"x-ratelimit-reset-%b: %dms\r\n"
+        % (kind, limit, kind, remaining if remaining > 0 else 0, kind, reset_ms)
     )
-
-
-def _duration(ms: int) -> bytes:
-    seconds, rest = divmod(max(0, ms), 1000)
-    minutes, seconds = divmod(seconds, 60)
-    if minutes:
-        return b"%dm%ds" % (minutes, seconds)
-    return b"%d.%03ds" % (seconds, rest) if rest else b"%ds" % seconds
 
 
 class MethodNotAllowed(OnefleetError):

@@ -22,56 +22,32 @@ class Request:
     it will be answered by this error. length: of the body, None when it is chunked.
     """
 
-    __slots__ = (
-        "body_limit",
-        "closes",
-        "complete",
-        "credential",
-        "expects",
-        "head_only",
-        "headers",
-        "hosts",
-        "http10",
-        "keep_alive",
-        "key",
-        "length",
-        "method",
-        "parts",
-        "path",
-        "query",
-        "refusal",
-        "refusal_headers",
-        "request_id",
-        "route",
-        "sink",
-        "size",
-        "streams",
-    )
+    # Defaults stand in the class: a request sets the few that differ, which is cheaper than all.
+    http10 = False
+    keep_alive = False
+    hosts = 0
+    length: int | None = 0
+    expects = False
+    credential = b""
+    request_id = b""
+    size = 0
+    body_limit = 0
+    complete = False
+    streams = False
+    closes = False
+    sink: Exchange | None = None
+    refusal: OnefleetError | None = None
+    refusal_headers = b""
+    key: KeyRoute | None = None
+    route: Any = None  # what the service decided at the head
 
     def __init__(self, method: bytes, path: bytes, query: bytes) -> None:
         self.method = method
         self.path = path
         self.query = query
-        self.headers: list[tuple[bytes, bytes]] = []
-        self.http10 = False
-        self.keep_alive = False
         self.head_only = method == b"HEAD"
-        self.hosts = 0
-        self.length: int | None = 0
-        self.expects = False
-        self.credential = b""
-        self.request_id = b""
+        self.headers: list[tuple[bytes, bytes]] = []
         self.parts: list[bytes] = []
-        self.size = 0
-        self.body_limit = 0
-        self.complete = False
-        self.streams = False
-        self.closes = False
-        self.sink: Exchange | None = None
-        self.refusal: OnefleetError | None = None
-        self.refusal_headers = b""
-        self.key: KeyRoute | None = None
-        self.route: Any = None  # what the service decided at the head
 
     @property
     def body(self) -> bytes:

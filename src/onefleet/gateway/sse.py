@@ -9,50 +9,48 @@ from __future__ import annotations
 
 DONE = b"data: [DONE]\n\n"
 
+#: What may stand in an event that must be looked at.
+_MARKS = (b"[DONE]", b'"usage":{', b'"usage": {', b'"error"', b'"prompt_progress"', b"data: null")
+
 
 class EventCutter:
     """Cuts a byte stream into whole events; the rest waits for the next read."""
 
-    __slots__ = ("_tail",)
+    __slots__ = ("tail",)
 
     def __init__(self) -> None:
-        self._tail = b""
+        self.tail = b""  # the beginning of an event that is not whole
 
     def whole(self, data: bytes) -> bytes:
         """The whole events of this read and what waited; empty when no event is whole yet."""
-        if self._tail:
-            data = self._tail + data
-            self._tail = b""
+        if self.tail:
+            data = self.tail + data
+            self.tail = b""
         if data.endswith(b"\n\n"):
             return data
         if b"\r" in data:
             data = data.replace(b"\r\n", b"\n")
             if data.endswith(b"\r"):
-                self._tail = b"\r"
+                self.tail = b"\r"
                 data = data[:-1]
         end = data.rfind(b"\n\n") + 2
         if end == 1:
             end = 0
-        self._tail = data[end:] + self._tail
+        self.tail = data[end:] + self.tail
         return data[:end]
 
-    @property
-    def waiting(self) -> int:
-        """Bytes of an event that is not whole."""
-        return len(self._tail)
 
-
-def is_plain(events: bytes) -> bool:
-    """Nothing in these whole events must be looked at."""
-    return not (
-        b"[DONE]" in events
-        or b'"usage":{' in events
-        or b'"usage": {' in events
-        or b'"error"' in events
-        or b'"prompt_progress"' in events
-        or b"data: null" in events
-        or events[:1] != b"d"
-    )
+def plain_length(events: bytes) -> int:
+    """How many bytes of these whole events need not be looked at; the rest does."""
+    first = len(events)
+    for mark in _MARKS:
+        at = events.find(mark, 0, first)
+        if at >= 0:
+            first = at
+    if first == len(events):
+        return first
+    end = events.rfind(b"\n\n", 0, first)
+    return end + 2 if end >= 0 else 0
 
 
 def split(events: bytes) -> list[bytes]:
@@ -62,6 +60,8 @@ def split(events: bytes) -> list[bytes]:
 
 def payload(event: bytes) -> bytes:
     """The data of one event; empty for a comment. Also of llama.cpp's older ``error: {...}``."""
+    if event.startswith(b"data: ") and event.find(b"\n") == len(event) - 2:
+        return event[6:-2]
     lines = []
     for line in event.split(b"\n"):
         name, colon, value = line.partition(b":")

@@ -132,6 +132,7 @@ class ControlSync:
     async def _hand_over(self) -> None:
         """Report demand now, and the oldest batches of usage."""
         meter = self._gateway.meter
+        meter.seal()
         batch = meter.batch()
         if batch is None:
             await self._call(0, 0, ())

@@ -13,6 +13,7 @@ from onefleet.domain.errors import Overloaded
 from onefleet.domain.ids import Instant, Millis
 from onefleet.engines.base import Dialect
 from onefleet.gateway.limits import GatewayLimits
+from onefleet.gateway.metrics import Metrics, Series
 from onefleet.gateway.upstream import Upstream
 from onefleet.wire.gateway import DemandReport, DeploymentRoute, Endpoint
 
@@ -32,21 +33,22 @@ class Waiter(Protocol):
 class EngineEndpoint(Backend):
     """One replica's address and the connections to it."""
 
-    __slots__ = ("endpoint", "upstream")
+    __slots__ = ("_host", "endpoint", "name", "upstream")
 
     def __init__(
         self, endpoint: Endpoint, slots: int, limits: GatewayLimits, idle_close_ms: int
     ) -> None:
         super().__init__(endpoint.replica_id, slots)
         self.endpoint = endpoint
+        self.name = endpoint.replica_id.encode()
+        self._host = b"%b:%d" % (endpoint.host.encode(), endpoint.port)
         self.upstream = Upstream(endpoint.host, endpoint.port, limits, idle_close_ms)
 
     def post(self, path: bytes, body: bytes) -> bytes:
         """The bytes of a POST request to it."""
         return (
-            b"POST %b HTTP/1.1\r\nhost: %b:%d\r\ncontent-type: application/json\r\n"
-            b"content-length: %d\r\n\r\n%b"
-            % (path, self.endpoint.host.encode(), self.endpoint.port, len(body), body)
+            b"POST %b HTTP/1.1\r\nhost: %b\r\ncontent-type: application/json\r\n"
+            b"content-length: %d\r\n\r\n%b" % (path, self._host, len(body), body)
         )
 
 
@@ -59,8 +61,11 @@ class Target:
         dialect: Dialect,
         limits: GatewayLimits,
         demand_changed: Callable[[], None],
+        metrics: Metrics,
     ) -> None:
         self.route = route
+        self._metrics = metrics
+        self._series: dict[str, Series] = {}
         self.dialect = dialect
         self.name_json = msgspec.Raw(msgspec.json.encode(route.name))
         self.active = 0
@@ -71,6 +76,13 @@ class Target:
         self._index = PrefixIndex(limits.prefixes)
         self._demand_changed = demand_changed
         self.apply(route)
+
+    def series(self, operation: str) -> Series:
+        """What is counted of an operation on this deployment."""
+        series = self._series.get(operation)
+        if series is None:
+            series = self._series[operation] = self._metrics.of(operation, self.route.name)
+        return series
 
     @property
     def waiting(self) -> int:

@@ -46,33 +46,40 @@ class UpstreamConnection(asyncio.Protocol):
 
     __slots__ = (
         "_ended",
-        "_framed",
+        "_feed",
+        "_head",
         "_headers",
         "_keeps",
         "_listener",
         "_lost_reason",
         "_once",
+        "_orderly",
         "_parser",
         "_parts",
         "_retry",
         "_started",
         "_upstream",
         "idle_since",
+        "on_body",
         "transport",
     )
 
     def __init__(self, upstream: Upstream) -> None:
         self._upstream = upstream
-        self._parser = httptools.HttpResponseParser(self)
         self._listener: Listener | None = None
         self._headers: list[tuple[bytes, bytes]] = []
         self._parts: list[bytes] = []
+        self.on_body = self._parts.append  # the parser's call, without a frame of Python
         self._started = self._ended = False
-        self._framed = self._once = self._keeps = False
+        self._head: tuple[int, list[tuple[bytes, bytes]]] = (0, [])
+        self._once = self._keeps = False
         self._retry: bytes | None = None
         self._lost_reason = "it closed the connection"
+        self._orderly = True
         self.idle_since = 0
         self.transport: asyncio.Transport = cast(asyncio.Transport, None)
+        self._parser = httptools.HttpResponseParser(self)
+        self._feed = self._parser.feed_data
 
     # --- the transport's side
 
@@ -88,22 +95,27 @@ class UpstreamConnection(asyncio.Protocol):
             return
         self._retry = None
         try:
-            self._parser.feed_data(data)
+            self._feed(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
+            self._orderly = False
             self._lost_reason = f"it does not speak HTTP/1.1: {error}"
             self.transport.abort()
             self._drop()
             return
-        parts = self._parts
         if self._listener is not listener:
             return  # it left while it was told of the head
-        if self._ended:
-            body = parts[0] if len(parts) == 1 else b"".join(parts)
-            self._reuse()
-            listener.read(body, True)
-        elif parts:
+        parts = self._parts
+        if parts:
             body = parts[0] if len(parts) == 1 else b"".join(parts)
             parts.clear()
+        elif self._ended:
+            body = b""
+        else:
+            return
+        if self._ended:
+            self._reuse()
+            listener.read(body, True)
+        else:
             listener.read(body, False)
 
     def eof_received(self) -> bool:
@@ -112,6 +124,7 @@ class UpstreamConnection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._upstream.gone(self)
         if exc is not None:
+            self._orderly = False
             self._lost_reason = f"the connection broke: {exc}"
         self._drop()
 
@@ -135,15 +148,9 @@ class UpstreamConnection(asyncio.Protocol):
         if status < 200:
             return  # interim: the answer is still to come
         self._started = True
-        if status not in _BODILESS:
-            self._framed = any(
-                name.lower() in (b"content-length", b"transfer-encoding") for name, _ in headers
-            )
+        self._head = (status, headers)
         if self._listener is not None:
             self._listener.head(status, headers)
-
-    def on_body(self, data: bytes) -> None:
-        self._parts.append(data)
 
     def on_message_complete(self) -> None:
         if self._started:
@@ -157,7 +164,7 @@ class UpstreamConnection(asyncio.Protocol):
         self._once = once
         self._listener = listener
         listener.link = self
-        self._started = self._ended = self._framed = False
+        self._started = self._ended = False
         self._lost_reason = "it closed the connection"
         self._retry = payload if reused else None
         self.transport.write(payload)
@@ -204,10 +211,17 @@ class UpstreamConnection(asyncio.Protocol):
             # The other side closed it while it was idle: nothing of the request was answered.
             payload, self._retry = self._retry, None
             self._upstream.ask_fresh(listener, payload)
-        elif self._started and not self._framed and self._lost_reason.startswith("it closed"):
-            listener.read(b"".join(self._parts), True)  # framed by the end of the connection
+        elif self._started and self._orderly and not _framed(*self._head):
+            listener.read(b"".join(self._parts), True)
         else:
             listener.lost(True, self._started, self._lost_reason)
+
+
+def _framed(status: int, headers: list[tuple[bytes, bytes]]) -> bool:
+    """The head says where the body ends; otherwise the end of the connection does."""
+    return status in _BODILESS or any(
+        name.lower() in (b"content-length", b"transfer-encoding") for name, _ in headers
+    )
 
 
 class Upstream:

@@ -10,7 +10,7 @@ import re
 from typing import Annotated
 
 import msgspec
-from msgspec import Meta, Raw, Struct
+from msgspec import Meta, Raw, Struct, field
 
 Positive = Annotated[int, Meta(ge=1)]
 Choices = Annotated[int, Meta(ge=1, le=128)]
@@ -195,6 +195,14 @@ class ChunkSummary(Struct):
     usage: Usage | None = None
     error: EngineFault | str | None = None
     prompt_progress: Raw = NOTHING
+
+
+class ChunkMarks(Struct, gc=False):
+    """Which of the fields that keep an event from being passed on untouched it has."""
+
+    usage: Raw = NOTHING
+    error: Raw = NOTHING
+    progress: Raw = field(default=NOTHING, name="prompt_progress")
 
 
 class Answer(Struct):
