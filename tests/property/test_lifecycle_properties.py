@@ -11,7 +11,7 @@ from onefleet.core.lifecycle import ATTEMPTS_MAX, TRANSITIONS, IllegalTransition
 from onefleet.domain.ids import DeviceId, Instant, NodeId
 from onefleet.domain.work import Image, Phase, Slot, Want, Work
 
-many = settings(max_examples=300, deadline=None, derandomize=True)
+many = settings(max_examples=150, deadline=None, derandomize=True)
 EVENTS = sorted({event for _, event in TRANSITIONS}, key=lambda event: event.__name__)
 
 

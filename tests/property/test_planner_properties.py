@@ -138,7 +138,7 @@ def a_plan(snapshot: Snapshot, now: Instant = NOW, policy: Policy = POLICY) -> P
 
 
 many = settings(
-    max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True
 )
 
 

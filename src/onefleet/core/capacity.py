@@ -99,24 +99,36 @@ class Capacity:
         return sum(1 for device_id in slot.devices if suits(named[device_id], demand))
 
     def fit(
-        self, demand: Demand, image_nodes: Sequence[NodeId] | None, *, soon: bool = False
+        self,
+        demand: Demand,
+        image_nodes: Sequence[NodeId] | None,
+        *,
+        soon: bool = False,
+        avoid: Sequence[NodeId] = (),
     ) -> tuple[NodeId, ...] | None:
-        """The node of each rank, or None when it does not fit whole."""
+        """The node of each rank, or None when it does not fit whole (on other nodes than avoid)."""
         if image_nodes is not None:
             for node_id, count in _counts(image_nodes).items():
                 if self.workers_on(node_id, demand, soon=soon) < count:
                     return None
             return tuple(image_nodes)
-        return self.spread(demand, soon=soon)
+        return self.spread(demand, soon=soon, avoid=avoid)
 
     def spread(
-        self, demand: Demand, *, soon: bool, extra: Extra = NO_EXTRA
+        self,
+        demand: Demand,
+        *,
+        soon: bool,
+        extra: Extra = NO_EXTRA,
+        avoid: Sequence[NodeId] = (),
     ) -> tuple[NodeId, ...] | None:
         """Like `fit` for work without an image."""
         kind, whole = demand.kind, demand.workers * demand.devices_min
         takes: list[tuple[int, int, int, NodeId]] = []
         best: tuple[int, int, NodeId] | None = None
         for node_id, room in self.rooms.items():
+            if node_id in avoid:
+                continue
             workers = self.workers_on(node_id, demand, soon=soon, extra=extra)
             if workers == 0:
                 continue

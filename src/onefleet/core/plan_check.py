@@ -187,12 +187,22 @@ class _Checker:
         if work.kind is not WorkKind.REPLICA:
             yield f"{work.id} is stopped for {decision.for_work}, but jobs are only suspended"
             return
+        if self._in_the_way(work, decision.for_work):
+            return
         yield from self._outranked(work, decision.for_work)
         replica = self.snapshot.replicas.get(work.id)
         if replica is None or self.spare.get(replica.deployment_id, 0) <= 0:
             yield f"{work.id} is stopped for {decision.for_work}, but its deployment needs it"
         else:
             self.spare[replica.deployment_id] -= 1
+
+    def _in_the_way(self, replica: Work, for_work: WorkId) -> bool:
+        """Whether it holds what an image of no lower rank needs: then it may be told to move."""
+        waiting = self.works.get(for_work)
+        if waiting is None or waiting.phase is not Phase.SUSPENDED or waiting.image is None:
+            return False
+        there = any(slot.node_id in waiting.image.nodes for slot in replica.placement)
+        return there and self._ranks()[replica.id] >= self._ranks()[for_work]
 
     def _outranked(self, victim: Work, for_work: WorkId) -> Iterator[str]:
         waiting = self.works.get(for_work)

@@ -12,6 +12,7 @@ waits for them. It is neither shrunk nor widened later on.
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping
 from dataclasses import replace
 from types import MappingProxyType
 
@@ -181,6 +182,7 @@ class _Pass:
         self.ranks = ranks(self.after)
         self.held = held_by_tenant(self.works)
         self.capacity = Capacity(self.after, self.now)
+        self.claims = claims(self.works)
         self.victims = Victims(self.after, self.ranks, self.policy, self.now)
         lines: list[list[Work]] = [[] for _ in RANK_NAMES]
         for work in self.works.values():
@@ -292,7 +294,10 @@ class _Pass:
         key = _shape(work.demand, nodes)
         if key in self.no_fit:  # free devices only get fewer within a pass
             return False
-        fitting = self.capacity.fit(work.demand, nodes)
+        fitting = None
+        if work.kind is WorkKind.REPLICA:  # it stays for long: not where an image needs the room
+            fitting = self.capacity.fit(work.demand, nodes, avoid=self._claimed(work.demand))
+        fitting = fitting or self.capacity.fit(work.demand, nodes)
         if fitting is None:
             self.no_fit[key] = True
             return False
@@ -320,6 +325,8 @@ class _Pass:
         if fitting is None:
             chosen = self.victims.choose(work, rank, nodes, self.capacity)
             if not chosen:
+                if nodes is not None and self._waited_ms(work) >= self.policy.patience_ms:
+                    self._relocate(work, rank, nodes)
                 self.no_room[key] = True
                 return False
             for victim in chosen:
@@ -340,6 +347,27 @@ class _Pass:
         self.capacity.free_soon(victim)
         self.no_room.clear()  # a victim may free more than is needed
         self.moved += 1
+
+    def _relocate(self, work: Work, rank: int, nodes: tuple[NodeId, ...]) -> None:
+        """Ask one replica a pass to move out of the way of an image, if it can run elsewhere."""
+        mover = self.victims.relocate(work, rank, nodes, self.capacity)
+        if mover is not None:
+            self._decide(Stop(mover.id, f"moves out of the way of {work.id}", work.id))
+            self.capacity.free_soon(mover)
+            self.moved += 1
+
+    def _claimed(self, demand: Demand) -> tuple[NodeId, ...]:
+        """Nodes where another lasting work of this demand would leave no room for an image."""
+        lasting, found = self._lasting(), []
+        for node_id, devices in self.claims.get(demand.kind, {}).items():
+            room = self.capacity.rooms.get(node_id)
+            if room is None:
+                continue
+            total = sum(1 for device in room.node.devices if device.kind is demand.kind)
+            held = lasting.get((demand.kind, node_id), 0)
+            if total - held - demand.devices_min < devices:
+                found.append(node_id)
+        return tuple(found)
 
     def _keep_for(self, work: Work) -> None:
         """Keep what is free, and comes free, where the work will fit soonest."""
@@ -388,6 +416,18 @@ class _Pass:
                     key = (work.demand.kind, slot.node_id)
                     lasting[key] = lasting.get(key, 0) + len(slot.devices)
         return lasting
+
+
+def claims(works: Mapping[WorkId, Work]) -> dict[DeviceKind, dict[NodeId, int]]:
+    """The most devices that one suspended work's image needs on each node, by kind."""
+    found: dict[DeviceKind, dict[NodeId, int]] = {}
+    for work in works.values():
+        nodes = image_nodes(work) or ()
+        most = found.setdefault(work.demand.kind, {})
+        for node_id in dict.fromkeys(nodes):
+            needed = nodes.count(node_id) * work.demand.devices_min
+            most[node_id] = max(most.get(node_id, 0), needed)
+    return found
 
 
 def _shape(demand: Demand, nodes: tuple[NodeId, ...] | None) -> tuple[object, ...]:

@@ -1,8 +1,9 @@
 """Which running works make room for a waiting one that ranks before them, if that suffices.
 
 Victims go lowest tier first, cheapest loss first. A gang is one victim: it leaves whole. A job is
-suspended, which loses nothing; a replica above its deployment's minimum is stopped. Among the ways
-to make room, the one wins that touches the lowest tier, then the one that costs least.
+suspended, which loses nothing; a replica above its deployment's minimum is stopped; one that can
+run elsewhere moves out of the way of an image (`Victims.relocate`). Among the ways to make room,
+the one wins that touches the lowest tier, then the one that costs least.
 """
 
 from __future__ import annotations
@@ -74,6 +75,27 @@ class Victims:
             if victim.work.kind is WorkKind.REPLICA:
                 self._spare[self._owner[victim.id]] -= 1
         return tuple(victim.work for victim in best[1])
+
+    def relocate(
+        self, work: Work, rank: int, image_nodes: Sequence[NodeId], capacity: Capacity
+    ) -> Work | None:
+        """A replica in the way of an image that could as well run elsewhere; None if none helps.
+
+        Images lie on nodes, and replicas never end: without this, work would wait for ever beside
+        free devices. A replica of its own rank may be asked too, because it only moves.
+        """
+        nodes = tuple(dict.fromkeys(image_nodes))
+        movers = [
+            victim
+            for victim in self._candidates(work.demand.kind, nodes, rank - 1)
+            if victim.work.kind is WorkKind.REPLICA
+            and capacity.fit(victim.work.demand, None, avoid=nodes) is not None
+        ]
+        for _, suffices in _ways(work.demand, image_nodes, capacity):
+            if movers and suffices(movers):
+                self._chosen[movers[0].id] = True
+                return movers[0].work
+        return None
 
     def _suffice(
         self,

@@ -60,6 +60,21 @@ class SimControl:
         self._orders: dict[NodeId, NodeOrders] = {}
         self._number = 0
         self._hinted = False
+        self.lives = True
+
+    def kill(self) -> None:
+        """The process dies: what it knew besides the store is gone, calls that it held as well."""
+        self.lives = False
+        self._polls.clear()
+        self._orders.clear()
+
+    def restart(self) -> None:
+        """A new process reads the store and knows nothing else."""
+        now = self._timeline.now()
+        self.lives = True
+        self.sightings = Sightings(now)
+        self.demands = Demands(now)
+        self.hint()
 
     async def start(self, commit: Commit) -> None:
         """Write the first state and begin to run passes."""
@@ -84,6 +99,8 @@ class SimControl:
 
     async def sync(self, report: NodeReport, reply: Reply) -> None:
         """A node's call; it is answered when there is something that it has not seen."""
+        if not self.lives:
+            return
         lease = self.sightings.renew(report.node_id, self._timeline.now())
 
         def decide(state: State, now: Instant) -> Commit:
@@ -104,7 +121,7 @@ class SimControl:
 
     def demand(self, reports: tuple[DemandReport, ...]) -> None:
         """A gateway's call."""
-        if self.demands.take("gateway", reports, self._timeline.now()):
+        if self.lives and self.demands.take("gateway", reports, self._timeline.now()):
             self.hint()
 
     def hint(self) -> None:
@@ -119,6 +136,8 @@ class SimControl:
 
     async def _pass(self) -> None:
         self._hinted = False
+        if not self.lives:
+            return
         now = self._timeline.now()
         state = await self.store.read()
         leases = {name: self.sightings.lease_of(name) for name in state.nodes}

@@ -98,11 +98,13 @@ class DeploymentSpec(_Strict, frozen=True, kw_only=True):
 class FaultSpec(_Strict, frozen=True, kw_only=True):
     """node_loss: its power goes, files stay. partition: it runs on, unheard. engine_crash: its
     engines die. save_fails: no save works there. agent_restart: its agent is killed, and starts
-    again after for_s."""
+    again after for_s. control_restart: the same for the control plane, wherever it is."""
 
-    kind: Literal["node_loss", "partition", "engine_crash", "save_fails", "agent_restart"]
+    kind: Literal[
+        "node_loss", "partition", "engine_crash", "save_fails", "agent_restart", "control_restart"
+    ]
     at_s: Seconds
-    node: Positive  # 1 is the first
+    node: Positive = 1  # the first
     for_s: Seconds = 0
 
 

@@ -41,6 +41,8 @@ from onefleet.wire.agent import Order
 
 DRIVERS = ("heap", "asyncio")
 MODEL = ModelId("simulated")
+#: Before a submission that found no control plane is tried again.
+RETRY_MS = 1_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +169,9 @@ class World:
         self.programs.add(arrival.program)
 
         async def submit() -> None:
+            if not self.control.lives:  # its owner tries again
+                self.timeline.at(Instant(self.timeline.now() + RETRY_MS), submit)
+                return
             self._arrivals_left -= 1
             changes = [Put(arrival.job), Put(arrival.work)]
             await self.control.change(lambda state, now: Commit(changes=changes))
@@ -194,6 +199,8 @@ class World:
                     node.saves_fail = True
                 case "agent_restart":
                     node.kill_agent()
+                case "control_restart":
+                    self.control.kill()
 
         async def end() -> None:
             self._faults_left -= 1
@@ -205,6 +212,8 @@ class World:
                     node.reachable = True
                 case "save_fails":
                     node.saves_fail = False
+                case "control_restart":
+                    self.control.restart()
                 case "engine_crash":
                     pass
 

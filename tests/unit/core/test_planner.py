@@ -311,6 +311,40 @@ def test_what_just_failed_to_be_saved_is_left_alone_for_a_while() -> None:
     assert not planned(a_snapshot([a_node("n1", 1)], [work, a_job("p", 1, PREMIUM)])).decisions
 
 
+def test_a_replica_moves_out_of_the_way_of_an_image_if_it_can_run_elsewhere() -> None:
+    nodes = [a_node("n1", 2), a_node("n2", 1)]
+    deployment = a_deployment("d", replicas_min=1)
+    replica = placed(a_replica("r"), ("n1", "0"))
+    waiting = suspended(a_job("j", 2), "n1")
+    records = {"deployments": [deployment], "replicas": [replica_of(replica, deployment)]}
+    snapshot = a_snapshot(nodes, [replica, waiting], **records)
+    plan = planned(snapshot)
+    assert decided(plan) == ["stop r: moves out of the way of j"]
+    patient = planned(snapshot, Policy(patience_ms=10_000_000))
+    assert not patient.decisions
+    moved = after(snapshot, plan).works[replica.id]
+    pending = lifecycle.apply(moved, lifecycle.ProcessEnded(143, ""), NOW)
+    snapshot = a_snapshot(nodes, [pending, waiting], **records)
+    assert sorted(decided(planned(snapshot))) == [
+        "restore j on n1/cpu0 n1/cpu1",
+        "start r on n2/cpu0",
+    ]
+    full = placed(a_job("full"), ("n2", "0"))
+    assert not planned(a_snapshot(nodes, [replica, waiting, full], **records)).decisions
+
+
+def test_replicas_are_not_placed_where_an_image_needs_the_room() -> None:
+    nodes = [a_node("n1", 2), a_node("n2", 4), a_node("n9", 1, state=NodeState.DRAINING)]
+    held = [
+        suspended(a_job("j", 2), "n1", at=NOW),
+        suspended(a_job("k", 1), "n9", at=NOW),
+    ]
+    plan = planned(a_snapshot(nodes, [*held, a_replica("r")]))
+    assert places(plan) == {"r": ["n2/cpu0"]}
+    only = planned(a_snapshot(nodes[:1], [held[0], a_replica("r")]))
+    assert places(only) == {"r": ["n1/cpu0"]}
+
+
 # --- reservations ------------------------------------------------------------------------------
 
 
