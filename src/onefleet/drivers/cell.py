@@ -87,6 +87,10 @@ class Cell:
         """The cell's /dev/shm as the machine reaches it."""
         return f"/proc/{self.init}/root{_SHM}"
 
+    def is_alive(self) -> bool:
+        """Whether its first process lives; one that is ending has no root any more."""
+        return os.path.exists(f"/proc/{self.init}/root/proc")
+
     def pids(self) -> list[int]:
         """Process ids, as the cell sees them, of all that lives in it but its first process."""
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):

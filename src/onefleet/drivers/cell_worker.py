@@ -61,8 +61,9 @@ class CellWorker:
         """A child of the supervisor has ended."""
         if pid == self.root:
             self.root_status, self.ended_cpu_ms = status, cpu_ms
-        elif pid == self.cell.init and not self.cell.ending:
-            self.lost = "the first process of its cell was killed, and the cell with it"
+            # The kernel lets a cell's first process go last, so that its death shows here first.
+            if not (self.cell.ending or self.cell.is_alive()):
+                self.lost = "the first process of its cell was killed, and the cell with it"
 
     def members(self) -> list[int]:
         """Live processes of the worker, as its cell numbers them."""

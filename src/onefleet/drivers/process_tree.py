@@ -62,6 +62,12 @@ def stat_fields(pid: int, proc: str = "/proc") -> list[str]:
         return []
 
 
+def born_at(pid: int) -> int:
+    """When the process started, in ticks since boot: with the pid its identity; 0: it is gone."""
+    fields = stat_fields(pid)
+    return 0 if fields[:1] in ([], ["Z"]) else int(fields[19])
+
+
 def memory_bytes(pids: list[int]) -> int:
     """Resident memory that is the processes' own (anonymous and shared, not mapped files)."""
     total = 0

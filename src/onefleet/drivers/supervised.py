@@ -53,11 +53,9 @@ class SupervisedDriver:
     async def save(self, folder: Path, image: Path) -> SavedImage:
         """See Driver.save."""
         self._require(folder)
-        answer = await self._ask(folder, {"op": "save", "image": str(image)}, _ANSWER_LIMIT_S)
-        if answer is not None and not answer["ok"]:
-            raise _raised(answer["error"])
-        state = await self._settled(folder)
-        if state.get("state") != WorkerState.SAVED or state.get("image") != str(image):
+        command = {"op": "save", "image": _absolute(image)}
+        state = await self._command(folder, command, _ANSWER_LIMIT_S)
+        if state.get("state") != WorkerState.SAVED or state.get("image") != command["image"]:
             raise errors.Conflict(
                 f"the worker in {folder} was not saved",
                 why=f"it is {state.get('state')}: {state.get('reason') or 'it does not run'}",
@@ -75,10 +73,7 @@ class SupervisedDriver:
         """See Driver.stop. A worker that does not run, or is saved, stays as it is."""
         self._require(folder)
         limit_s = grace_ms / 1000 + _STOP_MARGIN_S
-        answer = await self._ask(folder, {"op": "stop", "grace_ms": grace_ms}, limit_s)
-        if answer is not None and not answer["ok"]:
-            raise _raised(answer["error"])
-        await self._settled(folder)
+        await self._command(folder, {"op": "stop", "grace_ms": grace_ms}, limit_s)
 
     async def status(self, folder: Path) -> WorkerStatus:
         """See Driver.status."""
@@ -137,6 +132,25 @@ class SupervisedDriver:
             "network": spec.network,
             "grace_ms": spec.grace_ms,
         }
+
+    async def _command(
+        self, folder: Path, command: Mapping[str, Any], limit_s: float
+    ) -> dict[str, Any]:
+        """Have the supervisor obey; the worker's state after. Raises what the supervisor says.
+
+        A supervisor that ends at this very moment gives no answer: it is asked again until it
+        answers, or is seen to be gone.
+        """
+        deadline = asyncio.get_running_loop().time() + limit_s
+        while True:
+            answer = await self._ask(folder, command, limit_s)
+            if answer is not None and not answer["ok"]:
+                raise _raised(answer["error"])
+            state = await self._settled(folder)
+            done = answer is not None or state.get("state") not in _ALIVE
+            if done or asyncio.get_running_loop().time() > deadline:
+                return state
+            await asyncio.sleep(_POLL_S)
 
     async def _ask(
         self, folder: Path, command: Mapping[str, Any], limit_s: float
@@ -200,6 +214,11 @@ _MOVING = (
 )
 
 
+def _absolute(path: Path) -> str:
+    """The supervisor has another current directory."""
+    return str(path.absolute())
+
+
 def _prepare(folder: Path, order: dict[str, Any]) -> None:
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     (folder / files.CHECKPOINT).mkdir(exist_ok=True)
@@ -236,6 +255,8 @@ def _read_state(folder: Path) -> dict[str, Any]:
         return {"state": WorkerState.ENDED, "reason": "it was never started"}
     lost = f"its supervisor (pid {state.get('supervisor')}) was killed, and it was ended with that"
     target = state.get("image")
+    if state.get("pid") and process_tree.born_at(state["pid"]) == state.get("born"):
+        return {**state, "state": WorkerState.STOPPING, "reason": lost}  # but not all of it yet
     if state["state"] == WorkerState.SAVING and target and _is_whole(target):
         return {**state, "state": WorkerState.SAVED, "pid": None, "image_bytes": _size(target)}
     if state["state"] == WorkerState.RESTORING:

@@ -84,7 +84,9 @@ class Supervisor:
             self._write(state=state, exit_code=code, reason=_line(told))
             return {"ok": False, "error": told}
         self._listen()
-        self._write(state="running", pid=self._worker.root, reason="")
+        root = self._worker.root
+        born = process_tree.born_at(root)
+        self._write(state="running", pid=root, born=born, reason="")
         return {"ok": True, "pid": self._worker.root}
 
     def _make_worker(self, restoring: bool) -> Worker:
@@ -150,7 +152,7 @@ class Supervisor:
         worker = self._worker
         assert worker is not None
         if worker.lost:
-            self._end(_KILLED, worker.lost)
+            self._end(None, worker.lost)
         elif self._deadline is not None:
             over = time.monotonic() >= self._deadline
             if worker.root_status is not None and not worker.members():
@@ -188,7 +190,7 @@ class Supervisor:
                 worker.reaped(pid, status, int((usage.ru_utime + usage.ru_stime) * 1000))
                 worker.destroy()
 
-    def _end(self, code: int, reason: str) -> None:
+    def _end(self, code: int | None, reason: str) -> None:
         assert self._worker is not None
         if self._worker.lost:
             self._sweep()
@@ -249,6 +251,8 @@ class Supervisor:
             case "stop":
                 self._waiting.append(client)
                 self._request_stop(int(command["grace_ms"]))
+            case "save" if command["image"] == self._saving:
+                self._waiting.append(client)
             case "save" if self._deadline is not None:
                 busy = Conflict("the worker cannot be saved", why="it is being stopped or saved")
                 _send(client, {"ok": False, "error": _told(busy)})
@@ -283,7 +287,7 @@ class Supervisor:
             self._sweep()
             reason = f"ended: {error.what}, {error.why}; what it had done since its last image"
             self._waiting.append(client)
-            self._write(state="ended", pid=None, exit_code=_KILLED, reason=f"{reason} is lost")
+            self._write(state="ended", pid=None, exit_code=None, reason=f"{reason} is lost")
             self._finish({"ok": False, "error": _told(error)})
         except OnefleetError as error:
             self._refuse_save(error, client)
@@ -370,8 +374,14 @@ class Supervisor:
         try:
             files.write_json(files.STATE, self._state)
         except OSError as error:
-            sys.stderr.write(f"state.json could not be replaced, so it is overwritten: {error}\n")
+            _complain(f"state.json could not be replaced, so it is overwritten: {error}")
             files.overwrite_json(files.STATE, self._state)
+
+
+def _complain(text: str) -> None:
+    """Into the log, if the disk has room for it."""
+    with contextlib.suppress(OSError):
+        os.write(2, f"{text}\n".encode())
 
 
 def _meaning(status: int | None) -> tuple[int, str]:
@@ -432,7 +442,7 @@ def _be_daemon(folder: str, say: int) -> None:
     try:
         _live(folder, say)
     except Exception as error:  # noqa: BLE001  (the outermost loop of this process)
-        traceback.print_exc()
+        _complain(traceback.format_exc())
         answer = {"ok": False, "error": _told(InternalError(f"supervisor failed: {error!r}"))}
         with contextlib.suppress(OSError):
             os.write(say, json.dumps(answer).encode() + b"\n")
