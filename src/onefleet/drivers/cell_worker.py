@@ -22,6 +22,9 @@ from onefleet.drivers.launch import become_command, launch_error
 from onefleet.drivers.supervisor_files import RESTORED, read_json, write_json
 
 _SHM = "shm.tar"
+#: The least that a kernel's limit of process ids may be, and where to look when it is reached.
+_PID_LIMIT = 32_768
+_LOW_PIDS = 300
 
 
 class CellWorker:
@@ -236,9 +239,12 @@ def _check_environment(source: str, manifest: dict[str, Any], root: str) -> None
 def _free_pids(taken: list[int]) -> int:
     """Where criu's own process ids may start without meeting the worker's old ones."""
     first = criu_commands.CRIU_PIDS
-    for pid in taken:
-        if first <= pid < first + criu_commands.CRIU_SPAN:
-            first = pid + 1
+    for first in (criu_commands.CRIU_PIDS, _LOW_PIDS):
+        for pid in sorted(taken):
+            if first <= pid < first + criu_commands.CRIU_SPAN:
+                first = pid + 1
+        if first + criu_commands.CRIU_SPAN < _PID_LIMIT:
+            break
     return first
 
 

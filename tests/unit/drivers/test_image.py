@@ -1,0 +1,125 @@
+"""Images and what is read and written of criu's: whole or refused."""
+
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+
+import pytest
+
+from onefleet.domain.errors import Conflict, NotFound, UpstreamFailed
+from onefleet.drivers import image, pstree
+from onefleet.drivers.cell_worker import _free_pids
+from onefleet.drivers.criu_commands import telling_errors
+from onefleet.drivers.supervisor_files import overwrite_json, read_json, write_json
+
+
+def make(target: Path, **files: bytes) -> None:
+    partial = Path(image.begin(str(target)))
+    for name, content in files.items():
+        (partial / name).write_bytes(content)
+    image.commit(str(target), {"kind": "test"})
+
+
+def test_an_image_is_whole_once_it_has_its_name(tmp_path: Path) -> None:
+    target = tmp_path / "image"
+    partial = Path(image.begin(str(target)))
+    (partial / "left.img").write_bytes(b"rubbish")
+    assert not target.exists()
+    with pytest.raises(NotFound):
+        image.read(str(target))
+    make(target, a=b"one", b=b"two!")  # an earlier attempt's rubbish is not part of it
+    assert not partial.exists()
+    manifest = image.verify(str(target))
+    assert image.total_bytes(manifest) == 7
+    assert sorted(manifest["files"]) == ["a", "b"]
+    with pytest.raises(Conflict, match="already exists"):
+        image.begin(str(target))
+
+
+def test_decay_is_seen_once_it_is_sealed(tmp_path: Path) -> None:
+    target = tmp_path / "image"
+    make(target, a=b"one")
+    image.seal(str(target))
+    image.verify(str(target))
+    (target / "a").write_bytes(b"onE")
+    with pytest.raises(UpstreamFailed, match="torn or corrupt") as caught:
+        image.verify(str(target))
+    assert "a has been changed" in caught.value.why
+    image.discard(str(target))
+    image.seal(str(target))  # taken away meanwhile: no error
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"manifest": {}, "sha256": ""}'])
+def test_a_torn_manifest_is_told(tmp_path: Path, text: str) -> None:
+    target = tmp_path / "image"
+    make(target, a=b"one")
+    (target / "manifest.json").write_text(text)
+    with pytest.raises(UpstreamFailed, match="torn or corrupt"):
+        image.read(str(target))
+
+
+def entry(*numbers: tuple[int, int]) -> bytes:
+    return pstree._packed(list(numbers))
+
+
+def test_daemons_get_a_session_with_a_leader(tmp_path: Path) -> None:
+    path = tmp_path / "pstree.img"
+    marks = b"12345678"
+    root = entry((1, 100), (2, 0), (3, 100), (4, 100), (5, 100), (5, 300))
+    own = entry((1, 40_000), (2, 100), (3, 40_000), (4, 40_000), (5, 40_000))
+    daemon = entry((1, 103), (2, 100), (3, 102), (4, 102), (5, 103))
+    path.write_bytes(marks + root + own)
+    pstree.keep_daemons(str(path))
+    assert path.read_bytes() == marks + root + own  # nothing to mend
+    path.write_bytes(marks + root + own + daemon)
+    pstree.keep_daemons(str(path))
+    mended = entry((1, 103), (2, 100), (3, 102), (4, 100), (5, 103))
+    assert path.read_bytes() == marks + root + own + mended
+
+
+@pytest.mark.parametrize(
+    "tail", [struct.pack("<I", 9) + b"\x08", struct.pack("<I", 2) + b"\x0a\x00", b"\x01"]
+)
+def test_an_unknown_process_tree_is_refused(tmp_path: Path, tail: bytes) -> None:
+    path = tmp_path / "pstree.img"
+    path.write_bytes(b"12345678" + entry((1, 100), (4, 100)) + tail)
+    with pytest.raises(UpstreamFailed, match="not a process tree"):
+        pstree.keep_daemons(str(path))
+
+
+def test_crius_log_is_reduced_to_what_tells() -> None:
+    log = """(00.1) Error (criu/util.c:1533): rlimit: Can't setup RLIMIT_NOFILE for self
+(00.2) Warn  (criu/x.c:1): nothing
+(00.3) Error (criu/sockets.c:628): sockets: Can't get 1:16 opt
+(00.4) Error (criu/cr-dump.c:1681): Dump files (pid: 100) failed with -1
+(00.5) Error (criu/cr-dump.c:2111): Dumping FAILED.
+"""
+    said = telling_errors(log)
+    assert said.startswith("(00.3) Error (criu/sockets.c:628)")
+    assert said.endswith("failed with -1")
+    assert telling_errors("") == "it said nothing"
+    assert telling_errors("no such option\n") == "no such option"
+    assert telling_errors("(00.5) Error (a.c:1): Dumping FAILED.\n").endswith("FAILED.")
+
+
+def test_criu_gets_process_ids_that_the_image_does_not_need() -> None:
+    assert _free_pids([100, 101]) == 30_000
+    assert _free_pids([100, 30_000, 30_063]) == 30_064
+    assert _free_pids([100, 30_064]) == 30_000
+    assert _free_pids([30_010, 30_070, 30_140]) == 30_071
+    assert _free_pids([100, *range(30_000, 32_768, 50)]) == 300  # a tree that has been all round
+
+
+def test_a_state_file_is_replaced_or_overwritten_never_mixed(tmp_path: Path) -> None:
+    path = str(tmp_path / "state.json")
+    assert read_json(path) == {}
+    overwrite_json(path, {"a": 1})  # nothing there: no error, nothing made
+    assert read_json(path) == {}
+    write_json(path, {"state": "running", "reason": "a long reason"})
+    overwrite_json(path, {"state": "saved"})
+    assert read_json(path) == {"state": "saved"}
+    (tmp_path / "state.json").write_text(json.dumps([1]))
+    with pytest.raises(ValueError, match="object"):
+        read_json(path)
