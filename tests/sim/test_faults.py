@@ -102,6 +102,25 @@ def test_a_save_that_fails_leaves_the_job_running() -> None:
     assert report.tiers["basic"].lost_ms == report.tiers["standard"].lost_ms == 0
 
 
+def test_a_big_job_is_not_starved_by_a_stream_of_small_ones() -> None:
+    def queued_ms(patience_ms: int) -> int:
+        small = {"name": "small", "count": 100, "run_s": [15, 25], "submit_s": [0, 400]}
+        big = {"name": "big", "tenant": "team", "devices": 4, "run_s": [5, 5], "submit_s": [20, 20]}
+        done = simulate(
+            scenario(
+                fleet={"nodes": 1, "devices": 4},
+                policy={"patience_ms": patience_ms},
+                tenants=[{"id": "team"}],
+                jobs=[small, {**big, "tier": "standard"}],
+                deployments=[],
+            )
+        )
+        sound(done)
+        return done.tiers["standard"].queue.max_ms
+
+    assert queued_ms(30_000) < 250_000 < 350_000 < queued_ms(10_000_000)
+
+
 def by_chance(seed: int) -> Scenario:
     """A random pool with random faults; what it asks for fits beside its services."""
     rng = random.Random(f"{seed}/pool")

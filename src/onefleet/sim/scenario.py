@@ -136,7 +136,7 @@ class Scenario(_Strict, frozen=True, kw_only=True):
     seed: int
     horizon_s: Annotated[float, msgspec.Meta(gt=0, le=HORIZON_S_MAX)]
     fleet: Fleet
-    policy: dict[str, Count] = {}
+    policy: dict[str, Annotated[int, msgspec.Meta(ge=0, le=10**12)]] = {}
     tenants: tuple[TenantSpec, ...] = ()
     jobs: tuple[JobsSpec, ...] = ()
     deployments: tuple[DeploymentSpec, ...] = ()

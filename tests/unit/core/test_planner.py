@@ -225,6 +225,24 @@ def test_nobody_is_moved_when_it_would_not_suffice() -> None:
     assert texts(plan, "p") == [f"contention: needs 2 cpu devices, 0 free; {held}"]
 
 
+def test_only_devices_with_enough_memory_are_made_free() -> None:
+    small = a_node("g1", 1, kind=DeviceKind.GPU, device_bytes=8 * GIB)
+    large = a_node("g2", 2, kind=DeviceKind.GPU, device_bytes=80 * GIB)
+    works = [
+        placed(a_job("b1", 1, BASIC, kind=DeviceKind.GPU), ("g1", "0")),
+        placed(a_job("b2", 1, BASIC, kind=DeviceKind.GPU), ("g2", "0")),
+        placed(a_job("s3", 1, STANDARD, kind=DeviceKind.GPU), ("g2", "1")),
+    ]
+    premium = a_job("p", 1, PREMIUM, kind=DeviceKind.GPU, memory_bytes=40 * GIB)
+    unleased = a_node("g3", 1, kind=DeviceKind.GPU, lease_expires_at=NOW)
+    gang = placed(a_job("gang", 1, BASIC, kind=DeviceKind.GPU, workers=2), ("g3", "0"), ("g4", "0"))
+    other = a_node("g4", 1, kind=DeviceKind.GPU, device_bytes=80 * GIB)
+    plan = planned(a_snapshot([small, large], [*works, premium]))
+    assert decided(plan) == ["suspend b2: makes room for p (premium)"]
+    plan = planned(a_snapshot([unleased, other], [gang, premium]))
+    assert decided(plan) == ["suspend gang: makes room for p (premium)"]
+
+
 def test_equal_tiers_do_not_move_each_other() -> None:
     running = placed(a_job("r"), ("n1", "0"))
     assert not planned(a_snapshot([a_node("n1", 1)], [running, a_job("j")])).decisions
