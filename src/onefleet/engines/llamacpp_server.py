@@ -33,11 +33,11 @@ _LOG_WARNINGS = 2  # llama.cpp's verbosity: errors and warnings
 def main(arguments: list[str] | None = None) -> int:
     """Serve until SIGTERM or SIGINT. Returns the exit status."""
     options = _parser().parse_args(arguments)
+    if not options.model.is_file():
+        return _fail(f"the model file {options.model} does not exist")
     stop = {signal.SIGTERM, signal.SIGINT}
     # Blocked before the engine starts its threads, which inherit it: only sigwait takes them.
     signal.pthread_sigmask(signal.SIG_BLOCK, stop)
-    if not options.model.is_file():
-        return _fail(f"the model file {options.model} does not exist")
     try:
         server = _load(options)
     except ImportError as error:

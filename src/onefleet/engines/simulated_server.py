@@ -27,6 +27,8 @@ _FAULTS = ("delay_ms", "die_after", "cut_after", "stall_after", "error_status")
 def main(arguments: list[str] | None = None) -> int:
     """Serve until SIGTERM or SIGINT. Returns the exit status."""
     options = _parser().parse_args(arguments)
+    # Whatever started this may have blocked them for itself, and a child inherits that.
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM, signal.SIGINT})
     if options.fail:
         sys.stderr.write("error: the simulated engine was told to fail\n")
         return 1

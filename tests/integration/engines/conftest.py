@@ -106,7 +106,12 @@ def start_engine(tmp_path: Path) -> Iterator[StartEngine]:
     for process in started:
         if process.poll() is None:
             process.terminate()
-        process.wait(timeout=10)
+        try:
+            process.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            raise
 
 
 @pytest.fixture

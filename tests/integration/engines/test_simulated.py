@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import socket
 import time
 from collections.abc import Callable
@@ -215,8 +216,13 @@ def test_a_slow_start_a_failed_start_and_a_closed_port(start_engine: StartEngine
         socket.create_connection((closed.host, closed.port), timeout=5)
 
 
-def test_it_ends_when_told(start_engine: StartEngine) -> None:
+@pytest.mark.parametrize("blocked", [False, True])
+def test_it_ends_when_told(start_engine: StartEngine, blocked: bool) -> None:
+    if blocked:  # by its parent, and inherited
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     engine = start_engine("simulated", decode_tokens_s=1)
+    if blocked:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
     stream = stream_of(engine)
     next(iter(stream))
     engine.process.terminate()
