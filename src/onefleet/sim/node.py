@@ -7,9 +7,9 @@ killing the agent and losing the node's power are two different things, as they 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, assert_never
+from typing import assert_never
 
 from onefleet.agent.protocol import (
     Act,
@@ -34,18 +34,14 @@ from onefleet.agent.worker_machine import WorkerMachine
 from onefleet.domain.fleet import CheckpointMode, Device
 from onefleet.domain.ids import DeviceId, Generation, ImageId, Instant, NodeId
 from onefleet.drivers.base import WorkerState
+from onefleet.sim.line import Line, Sync
 from onefleet.sim.programs import Programs
 from onefleet.sim.scenario import Fleet, ReportsSpec
 from onefleet.sim.timeline import Timeline
 from onefleet.wire.agent import NodeOrders, NodeReport, Order, WorkerReport
 
-#: How long the control plane may hold a call, and when a call without an answer is given up.
+#: How long the control plane may hold a call.
 SYNC_WAIT_MS = 3_000
-SYNC_TIMEOUT_MS = 13_000
-#: Changes that come together are told together.
-GATHER_MS = 10
-
-Sync = Callable[[NodeReport, Callable[[NodeOrders], None]], Coroutine[Any, Any, None]]
 
 
 @dataclass(slots=True)
@@ -91,33 +87,27 @@ class SimNode:
         self.devices = devices
         self.processes: dict[WorkerKey, Process] = {}
         self.machine = WorkerMachine()
-        self.reachable = True
         self.agent_lives = True
         self.saves_fail = False
         self.changed: Callable[[], None] = lambda: None
-        self.calls_harmed = 0
         self.lease_until: Instant | None = None  # counted beside the machine, to check it
         self._fleet = fleet
-        self._reports = reports
         self._timeline = timeline
         self._programs = programs
-        self._sync = sync
-        self._rng = rng
         self._load_ms = load_ms
         self._life = 0  # of the agent
-        self._call = 0
-        self._telling = False
         self._deadline: Instant | None = None
+        self.line = Line(timeline, fleet.network_ms, reports, sync, rng, self._report, self._take)
 
     # --- the life of the machine and of its agent ------------------------------------------------
 
     def boot(self) -> None:
         """An agent starts: it adopts what is here, and calls the control plane."""
         self._life += 1
+        self.line.hang_up()
         self.agent_lives = True
         self.machine = WorkerMachine()
         self._deadline = None
-        self._telling = False
         self.lease_until = None
         for key in sorted(self.processes):
             process = self.processes[key]
@@ -138,12 +128,13 @@ class SimNode:
             )
             if process.ready:
                 self._feed(Ready(key, process.epoch, self.id, 1))
-        self._tell()
+        self.line.tell()
 
     def kill_agent(self) -> None:
         """The agent dies; what it started runs on."""
         self.agent_lives = False
         self._life += 1
+        self.line.hang_up()
 
     def lose_power(self) -> None:
         """Everything that runs is gone; files stay."""
@@ -173,7 +164,7 @@ class SimNode:
     def _feed(self, event: Event) -> None:
         for effect in self.machine.handle(event, self._timeline.now()):
             if isinstance(effect, Report):
-                self._tell()
+                self.line.tell()
             else:
                 self._perform(effect)
         self.machine.check()
@@ -206,10 +197,10 @@ class SimNode:
             case Prune(key, keep):
                 process = self.processes[key]
                 process.images = {k: v for k, v in process.images.items() if k in keep}
-                self._later(0, lambda: self._done(Done(key, Verb.PRUNE)))
+                self._later(0, lambda: self._feed(Done(key, Verb.PRUNE)))
             case Discard(key):
                 self.processes.pop(key, None)
-                self._later(0, lambda: self._done(Done(key, Verb.DISCARD)))
+                self._later(0, lambda: self._feed(Done(key, Verb.DISCARD)))
             case _:
                 assert_never(act)
 
@@ -219,7 +210,7 @@ class SimNode:
         images = known.images if known else {}
         if image is not None and image not in images:
             gone = Done(key, verb, error=f"image {image} is not on this node")
-            self._later(0, lambda: self._done(gone))
+            self._later(0, lambda: self._feed(gone))
             return
         state = WorkerState.STARTING if image is None else WorkerState.RESTORING
         process = Process(key, order, state, is_job=order.job is not None, image=image)
@@ -325,9 +316,6 @@ class SimNode:
         else:
             self._seen(process)
 
-    def _done(self, done: Done) -> None:
-        self._feed(done)
-
     def _feed_if_alive(self, event: Event) -> None:
         if self.agent_lives:
             self._feed(event)
@@ -363,71 +351,12 @@ class SimNode:
             return 0
         return self._programs.program(key.work_id).state_bytes
 
-    # --- calls -----------------------------------------------------------------------------------
+    # --- what is told and taken ------------------------------------------------------------------
 
-    def _tell(self) -> None:
-        """Call the control plane; what changes until then is told with it."""
-        if not self._telling:
-            self._telling = True
-            self._later(GATHER_MS, self._send)
-
-    def _send(self) -> None:
-        self._telling = False
-        self._call += 1
-        call = self._call
-        report = self._report()
-        for delay_ms in self._deliveries():
-            self._carry(report, call, delay_ms)
-
-        def again() -> None:
-            if self._call == call:
-                self._send()
-
-        self._later(SYNC_TIMEOUT_MS, again)
-
-    def _carry(self, report: NodeReport, call: int, delay_ms: int) -> None:
-        life = self._life
-
-        def reply(orders: NodeOrders) -> None:
-            for back_ms in self._deliveries():
-                self._later_if(life, back_ms, lambda: self._receive(orders, call))
-
-        async def arrive() -> None:
-            if self.reachable:
-                await self._sync(report, reply)
-
-        self._timeline.at(Instant(self._timeline.now() + delay_ms), arrive)
-
-    def _later_if(self, life: int, after_ms: int, then: Callable[[], None]) -> None:
-        if self._life == life:
-            self._later(after_ms, then)
-
-    def _receive(self, orders: NodeOrders, call: int) -> None:
-        if not self.reachable:
-            return
+    def _take(self, orders: NodeOrders) -> None:
         if orders.generation >= self.machine.generation:
             self.lease_until = Instant(self._timeline.now() + orders.lease_ms)
         self._feed(OrdersReceived(orders))
-        if call == self._call:
-            self._tell()
-
-    def _deliveries(self) -> tuple[int, ...]:
-        """When copies of a message arrive, in milliseconds from now; none: it is lost."""
-        normal = self._fleet.network_ms
-        faults = self._reports
-        if self._timeline.now() >= faults.until_s * 1000:
-            return (normal,)
-        drawn = self._rng.randrange(1000)
-        for permille, deliveries in (
-            (faults.lost_permille, ()),
-            (faults.duplicated_permille, (normal, normal + self._rng.randrange(1, 100))),
-            (faults.delayed_permille, (normal + faults.delay_ms,)),
-        ):
-            if drawn < permille:
-                self.calls_harmed += 1
-                return deliveries
-            drawn -= permille
-        return (normal,)
 
     def _report(self) -> NodeReport:
         memory = self._fleet.memory_gib << 30

@@ -192,7 +192,7 @@ class World:
                     node.lose_power()
                 case "partition":
                     self.node_losses += 1
-                    node.reachable = False
+                    node.line.reachable = False
                 case "engine_crash":
                     node.crash_engines()
                 case "save_fails":
@@ -209,7 +209,7 @@ class World:
                 case "node_loss" | "agent_restart":
                     node.boot()
                 case "partition":
-                    node.reachable = True
+                    node.line.reachable = True
                 case "save_fails":
                     node.saves_fail = False
                 case "control_restart":
@@ -237,7 +237,7 @@ class World:
                 continue
             node = self.nodes[work.placement[0].node_id]
             for process in node.processes.values():
-                if process.key.work_id == work.id and process.ready and node.reachable:
+                if process.key.work_id == work.id and process.ready and node.line.reachable:
                     found.append(work.id)
         return tuple(found)
 
@@ -309,7 +309,7 @@ class World:
             suspends=totals.suspends,
             resumes=totals.resumes,
             node_losses=self.node_losses,
-            calls_harmed=sum(node.calls_harmed for node in self.nodes.values()),
+            calls_harmed=sum(node.line.harmed for node in self.nodes.values()),
             violations=tuple(Breach(at_ms=v.at, text=v.text) for v in self.checkers.found),
             took_ms=took_ms,
         )
