@@ -48,7 +48,7 @@ def fitted(asked: Deployment, model: Model, nodes: Iterable[Node]) -> Deployment
         context_length=plan.context_length,
         memory_bytes=plan.total_bytes,
     )
-    why = feasibility(demand_of(sized, fleet), fleet) if fleet else None
+    why = feasibility(demand_of(sized), fleet) if fleet else None
     if why is not None:
         raise Infeasible(
             f"{model.id} can never run on this fleet",

@@ -5,21 +5,21 @@ Pure: the reconciler calls it before it plans, and commits what it changed with 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from onefleet.core import autoscale, lifecycle
 from onefleet.core.autoscale import DemandNow
 from onefleet.core.policy import Policy
-from onefleet.domain.fleet import DeviceKind, Node
+from onefleet.domain.fleet import DeviceKind
 from onefleet.domain.ids import DeploymentId, IdSource, Instant, WorkId
 from onefleet.domain.serving import Deployment, Model, Replica
 from onefleet.domain.work import Demand, Phase, Want, Work, WorkKind
 from onefleet.store.base import Note, State
 
 NO_DEMAND = DemandNow(0, 0, Instant(0))
-#: Engines that need a GPU; all others are served from CPU cores.
-GPU_ENGINES = ("vllm",)
+#: What a replica holds: every engine that there is runs on CPU cores.
+SERVING_KIND = DeviceKind.CPU
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,15 +31,6 @@ class Scaled:
     works: tuple[Work, ...] = ()
     gone: tuple[Deployment | Replica | Work, ...] = ()
     notes: tuple[Note, ...] = ()
-
-
-def serving_kind(engine: str, nodes: Iterable[Node]) -> DeviceKind:
-    """The kind of device that replicas of this engine hold."""
-    if engine in GPU_ENGINES and any(
-        device.kind is DeviceKind.GPU for node in nodes for device in node.devices
-    ):
-        return DeviceKind.GPU
-    return DeviceKind.CPU
 
 
 def scale(
@@ -96,7 +87,7 @@ def _work(work_id: WorkId, deployment: Deployment, state: State, now: Instant) -
         kind=WorkKind.REPLICA,
         tenant_id=deployment.tenant_id,
         tier=deployment.tier,
-        demand=demand_of(deployment, state.nodes.values()),
+        demand=demand_of(deployment),
         want=Want.RUN,
         phase=Phase.PENDING,
         submitted_at=now,
@@ -106,10 +97,10 @@ def _work(work_id: WorkId, deployment: Deployment, state: State, now: Instant) -
     )
 
 
-def demand_of(deployment: Deployment, nodes: Iterable[Node]) -> Demand:
+def demand_of(deployment: Deployment) -> Demand:
     """What one replica of the deployment needs to run."""
     return Demand(
-        kind=serving_kind(deployment.engine, nodes),
+        kind=SERVING_KIND,
         devices_min=deployment.devices_per_replica,
         devices_max=deployment.devices_per_replica,
         memory_bytes=deployment.memory_bytes,

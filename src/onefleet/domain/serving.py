@@ -78,7 +78,7 @@ class Deployment:
     model_id: ModelId
     kind: DeploymentKind
     tier: Tier
-    engine: str  # "llamacpp", "simulated", "vllm"
+    engine: str  # "llamacpp" or "simulated"
     replicas_min: int
     replicas_max: int
     replicas_wanted: int
