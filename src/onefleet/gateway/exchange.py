@@ -425,8 +425,10 @@ def engine_error(
             retry_after_ms=_wait_of(headers) or 1_000,
         )
     if 400 <= status < 500 and status not in (401, 403, 407, 408):
-        too_long = fault.type == "exceed_context_size_error" or (
-            "context" in said and ("length" in said or "size" in said)
+        too_long = (
+            fault.type == "exceed_context_size_error"
+            or fault.code == "context_length_exceeded"
+            or ("context" in said and ("length" in said or "size" in said))
         )
         return InvalidRequest(
             said,

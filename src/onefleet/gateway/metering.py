@@ -133,7 +133,7 @@ class Meter:
 
     def _write(self, line: bytes) -> None:
         end = self._at + len(line)
-        if self._map is None or end > self._limits.journal_segment_bytes:
+        if self._map is None or end > len(self._map):
             self._full()
             return
         self._map[self._at : end] = line
@@ -164,14 +164,10 @@ class Meter:
 
     def _open(self) -> None:
         """Open the segment of the current sequence, holding the rows counted so far."""
-        size = self._limits.journal_segment_bytes
         path = self._path(self._sequence)
         held = b"".join(_encode((*row, *counts)) + b"\n" for row, counts in self._rows.items())
-        if self._map is not None:
-            self.close()
-        if len(held) > size:
-            self._complain("usage_journal_full", f"{len(self._rows)} rows do not fit {size} bytes")
-            return
+        size = max(self._limits.journal_segment_bytes, 2 * len(held))
+        self.close()
         fresh = path.with_suffix(".new")
         try:
             handle = os.open(fresh, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)

@@ -48,7 +48,7 @@ def is_passed_on(path: bytes) -> bool:
     if b"%" in plain or b"\\" in plain or b"//" in plain or b"\0" in plain:
         return False
     parts = plain.lower().split(b"/")
-    if b".." in parts or b"." in parts or parts[0]:
+    if len(parts) < 2 or parts[0] or b".." in parts or b"." in parts:
         return False
     return parts[1] not in (b"internal", b"v1")
 
