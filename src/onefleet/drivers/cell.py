@@ -148,12 +148,13 @@ def _become_init(folder: str, work: str, network: str, last_pid: int, report: in
             file.write(str(last_pid))
         linux.name_process("onefleet-cell")
         os.write(report, b"ready")
+        os.closerange(0, 1024)
+        while True:
+            signal.pause()
     except OSError as error:
         os.write(report, str(error).encode())
+    finally:
         os._exit(1)
-    os.closerange(0, 1024)
-    while True:
-        signal.pause()
 
 
 def _assemble_root(folder: str, work: str) -> None:

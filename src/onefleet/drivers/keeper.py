@@ -33,10 +33,11 @@ class Keeper:
         linux.adopt_orphans()
         self.descriptor, news = os.pipe()
         report, failed = os.pipe()
+        supervisor = os.getpid()
         self._keeper = os.fork()
         if self._keeper == 0:
             os.close(report)
-            _become_keeper(order, folder, news, failed)
+            _become_keeper(order, folder, news, failed, supervisor)
         os.close(news)
         os.close(failed)
         with os.fdopen(report, encoding="ascii") as lines:
@@ -84,13 +85,17 @@ class Keeper:
         process_tree.kill_tree(os.getpid(), keep_root=True)
 
 
-def _become_keeper(order: dict[str, Any], folder: str, news: int, failed: int) -> NoReturn:
+def _become_keeper(
+    order: dict[str, Any], folder: str, news: int, failed: int, supervisor: int
+) -> NoReturn:
     """Start the command, say its pid, then its end; end everything when the supervisor dies."""
     try:
         signal.set_wakeup_fd(-1)
         close_all_but(news, failed)
         signal.signal(signal.SIGTERM, _supervisor_died)
         linux.die_with_parent(signal.SIGTERM)
+        if os.getppid() != supervisor:  # it died before it could be watched
+            os._exit(1)
         linux.adopt_orphans()
         linux.name_process("onefleet-keeper")
         root = os.fork()

@@ -20,7 +20,6 @@ import signal
 import socket
 import sys
 import time
-import traceback
 from typing import Any
 
 from onefleet.domain.errors import (
@@ -441,12 +440,11 @@ def _be_daemon(folder: str, say: int) -> None:
     linux.name_process("onefleet-worker")
     try:
         _live(folder, say)
-    except Exception as error:  # noqa: BLE001  (the outermost loop of this process)
-        _complain(traceback.format_exc())
+    except Exception as error:
         answer = {"ok": False, "error": _told(InternalError(f"supervisor failed: {error!r}"))}
         with contextlib.suppress(OSError):
             os.write(say, json.dumps(answer).encode() + b"\n")
-        os._exit(1)
+        raise  # into the log
 
 
 def _live(folder: str, say: int) -> None:
