@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
+from onefleet.config import settings
 from onefleet.domain.layout import Layout
 
 if TYPE_CHECKING:
@@ -93,7 +94,7 @@ def _agent(layout: Layout, chosen: argparse.Namespace) -> int:
     from onefleet.agent.process import run
     from onefleet.drivers.catalog import create_drivers
 
-    run(layout, chosen.node, create_drivers(layout, None))
+    run(layout, chosen.node, create_drivers(layout, settings().criu))
     return 0
 
 
@@ -101,7 +102,7 @@ def _sweep(layout: Layout, chosen: argparse.Namespace) -> int:
     from onefleet.agent.process import sweep
     from onefleet.drivers.catalog import create_drivers
 
-    return 0 if sweep(layout, create_drivers(layout, None)) else 1
+    return 0 if sweep(layout, create_drivers(layout, settings().criu)) else 1
 
 
 def _launcher(layout: Layout, chosen: argparse.Namespace) -> int:

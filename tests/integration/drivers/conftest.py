@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import os
 import signal
 import sys
@@ -14,35 +13,25 @@ from pathlib import Path
 from typing import TypeVar
 
 import pytest
+from tests.checkpoint import make_criu
 
 from onefleet.domain.errors import OnefleetError
 from onefleet.domain.fleet import CheckpointMode
 from onefleet.drivers import process_tree
 from onefleet.drivers.base import Driver, WorkerSpec
 from onefleet.drivers.criu import CriuDriver
-from onefleet.drivers.criu_setup import CriuTool, setup_criu
+from onefleet.drivers.criu_setup import CriuTool
 from onefleet.drivers.local import LocalDriver
 
 T = TypeVar("T")
 LIMIT_S = 60.0
 
 
-def criu_home() -> Path:
-    """Where the tests' managed criu is: ONEFLEET_CRIU_HOME, else the user's cache."""
-    named = os.environ.get("ONEFLEET_CRIU_HOME")
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return Path(named) if named else cache / "onefleet" / "criu"
-
-
 @pytest.fixture(scope="session")
 def criu_tool() -> CriuTool:
     """A criu of this machine, made once for all test processes; skips with the reason."""
-    home = criu_home()
     try:
-        home.parent.mkdir(parents=True, exist_ok=True)
-        with open(home.parent / "criu.lock", "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            return setup_criu(home, None, lambda _what, _share: None)
+        return make_criu()
     except (OnefleetError, OSError) as error:
         pytest.skip(f"no criu here: {error.lines() if isinstance(error, OnefleetError) else error}")
 
