@@ -140,7 +140,7 @@ class SimGateway:
             self._timeline.at(Instant(self._timeline.now() + GATHER_MS), self._send)
 
     async def _repeat(self) -> None:
-        self._tell()
+        self.update()  # an engine may be heard again without anything having changed
         self._timeline.at(Instant(self._timeline.now() + REPEAT_MS), self._repeat)
 
     async def _send(self) -> None:
