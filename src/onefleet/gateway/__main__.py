@@ -6,18 +6,10 @@ import argparse
 import sys
 from pathlib import Path
 
-import msgspec
-
 from onefleet import config
+from onefleet.domain.errors import Unreachable
 from onefleet.gateway.process import run
-
-
-class Internal(msgspec.Struct):
-    """The control plane's address, as the launcher writes it."""
-
-    host: str
-    port: int
-    token: str
+from onefleet.wire import internal
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -31,16 +23,15 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     layout = config.settings(options.data_dir).layout
     try:
-        internal = msgspec.json.decode(layout.internal_file.read_bytes(), type=Internal)
-    except (OSError, msgspec.MsgspecError) as error:
-        sys.stderr.write(f"error: {layout.internal_file} cannot be read\nwhy: {error}\n")
-        sys.stderr.write("try: onefleet up\n")
-        return 1
+        control = internal.read(layout.internal_file)
+    except Unreachable as error:
+        sys.stderr.write(f"{error.lines()}\n")
+        return error.exit_code
     return run(
         layout,
-        internal.host,
-        internal.port,
-        internal.token,
+        control.host,
+        control.port,
+        control.token,
         listen_fd=options.listen_fd,
         host=options.host,
         port=options.port,

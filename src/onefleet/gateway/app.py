@@ -134,6 +134,8 @@ class Gateway:
 
     def joined(self, connection: ClientConnection) -> bool:
         self._connections[connection] = None
+        if len(self._connections) > 2 * self.limits.connections:
+            connection.transport.abort()  # not even refusals can be waited for
         return len(self._connections) <= self.limits.connections
 
     def left(self, connection: ClientConnection) -> None:

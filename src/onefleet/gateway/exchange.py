@@ -158,6 +158,8 @@ class EngineExchange(EngineAnswer):
     def head(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
         self._status = status
         self._heard_at = self.gateway.now
+        if self._paused and self.link is not None:
+            self.link.pause()  # the client has not read the answer before this one
         if status != 200:
             self._error_headers = headers
 

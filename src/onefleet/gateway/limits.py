@@ -35,6 +35,7 @@ class GatewayLimits:
     shun_ms: int = 500  # an endpoint that refused a connection is not tried again before
     first_byte_ms: int = 600_000
     quiet_ms: int = 120_000  # between two pieces of an answer
+    comment_ms: int = 15_000  # a stream that is quiet for this long gets an empty comment
     idle_margin_ms: int = 1_000  # a connection is closed this long before the engine would
     idle_connections: int = 64  # kept an endpoint
     engine_idle_ms: int = 60_000  # kept at most, also where the engine never closes

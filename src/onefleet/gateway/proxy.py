@@ -101,6 +101,8 @@ class ControlProxy:
 
     def head(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
         self._heard_at = self._gateway.now
+        if self._paused and self.link is not None:
+            self.link.pause()  # the client has not read the answer before this one
         request = self._request
         lines = [replies.status_line(status)]
         length: bytes | None = None

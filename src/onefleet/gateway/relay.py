@@ -36,6 +36,7 @@ class _EngineFailedError(Exception):
 class StreamRelay(EngineExchange):
     """A streamed chat or completion answer. shows_usage: the client asked for usage."""
 
+    _commented_at = 0
     _flows = False  # the head is sent, and whole events may be passed on as they are
 
     def prepare(self, usage: UsageSum, shows: bool, shows_each: bool, legacy: bool) -> None:
@@ -120,6 +121,13 @@ class StreamRelay(EngineExchange):
         if not self._sent:
             return None
         return replies.chunk(b":\n\n") if self._chunked else b":\n\n"
+
+    def tick(self, now: int) -> None:
+        super().tick(now)
+        quiet = now - max(self._heard_at, self._commented_at)
+        if self._flows and not self._paused and quiet > self.gateway.limits.comment_ms:
+            self._commented_at = now
+            self.client.write(replies.chunk(b":\n\n"))
 
     # --- inside
 

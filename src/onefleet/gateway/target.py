@@ -1,4 +1,8 @@
-"""A deployment as the data plane runs it: its engines' endpoints, and who waits for one."""
+"""A deployment as the data plane runs it: its engines' endpoints, and who waits for one.
+
+Who waits gets no byte before an engine has begun to answer, not even a heartbeat: the status line
+would be a promise that nobody can keep yet. It is answered, or told why not, within `hold_ms`.
+"""
 
 from __future__ import annotations
 

@@ -393,6 +393,17 @@ def test_a_silent_engine_is_given_up(tmp_path: Path) -> None:
     serve(tmp_path, test, replace(LIMITS, first_byte_ms=100, quiet_ms=150), silent)
 
 
+def test_a_quiet_stream_is_kept_alive_by_comments(tmp_path: Path) -> None:
+    async def test(pool: Rig, engine: Upstream) -> None:
+        reply = await pool.ask("POST", "/v1/chat/completions", chat(stream=True))
+        assert reply.events[-1] == "[DONE]"
+        assert 2 <= reply.events.count(":") <= 8
+        assert b"".join(chat_events("a")[:3]) in reply.body.replace(b":\n\n", b"")
+
+    script = stream(chat_events("a"), 0.15)
+    serve(tmp_path, test, replace(LIMITS, comment_ms=60), script)
+
+
 def test_an_answer_over_the_limit_is_a_502(tmp_path: Path) -> None:
     async def test(pool: Rig, engine: Upstream) -> None:
         endless = stream([b"data: " + b"x" * 3_000] * 4)

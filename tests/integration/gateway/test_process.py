@@ -296,6 +296,6 @@ def test_without_a_pool_it_says_what_to_do(tmp_path: Path) -> None:
         text=True,
         check=False,
     )
-    assert done.returncode == 1
+    assert done.returncode == 7
     assert done.stderr.splitlines()[0].startswith("error: ")
     assert done.stderr.splitlines()[2] == "try: onefleet up"
