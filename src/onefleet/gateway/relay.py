@@ -56,6 +56,7 @@ class StreamRelay(EngineExchange):
         self._events = 0
         self._done = False
         self._last_usage = b""
+        self._offsets: dict[int, int] = {}
         self.usage.clear()
 
     def read(self, data: bytes, ended: bool) -> None:
@@ -207,7 +208,7 @@ class StreamRelay(EngineExchange):
         if bytes(summary.prompt_progress):
             return b""
         if summary.usage is None:
-            return legacy_logprobs(data, event) if self.converts_logprobs else event
+            return self._converted(data, event)
         if not summary.choices or not self.shows_each_usage:
             self.usage.add(summary.usage, bool(summary.choices) and self.shows_each_usage)
             self._last_usage = self._usage_event(event, data, bool(summary.choices))
@@ -222,7 +223,10 @@ class StreamRelay(EngineExchange):
         fields.pop("timings", None)
         stripped = _encode(fields)
         event = b"data: %b\n\n" % stripped
-        return legacy_logprobs(stripped, event) if self.converts_logprobs else event
+        return self._converted(stripped, event)
+
+    def _converted(self, data: bytes, event: bytes) -> bytes:
+        return legacy_logprobs(data, event, self._offsets) if self.converts_logprobs else event
 
     def _usage_event(self, event: bytes, data: bytes, has_choices: bool) -> bytes:
         """The one usage event that a client who asked for it gets before the end."""

@@ -6,10 +6,12 @@ from typing import Any
 
 import msgspec
 
-from onefleet.wire.openai import CachedDetails, TokenLogprob, Usage
+from onefleet.wire.openai import CachedDetails, ChoiceLogprobs, TokenLogprob, Usage
 
 _decode_fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _decode_choices = msgspec.json.Decoder(list[dict[str, msgspec.Raw]]).decode
+_decode_content = msgspec.json.Decoder(ChoiceLogprobs).decode
+_NULL = msgspec.Raw(b"null")
 _encode = msgspec.json.Encoder().encode
 
 
@@ -79,16 +81,23 @@ def legacy(entries: list[msgspec.Raw], offset: int) -> dict[str, Any]:
     }
 
 
-def legacy_logprobs(data: bytes, event: bytes) -> bytes:
-    """A completion event with its logprobs in their own shape; `event` itself if they are."""
+def legacy_logprobs(data: bytes, event: bytes, offsets: dict[int, int]) -> bytes:
+    """A completion event with its logprobs in their own shape; `event` itself if they are.
+
+    offsets: characters so far by choice; they are moved on.
+    """
     if b'"logprobs":{"content"' not in data and b'"logprobs": {"content"' not in data:
         return event
     fields = _decode_fields(data)
     choices = _decode_choices(fields["choices"])
     for choice in choices:
-        shape = msgspec.json.decode(choice.get("logprobs", b"null"))
-        if isinstance(shape, dict) and "content" in shape:
-            raw = msgspec.json.decode(choice["logprobs"], type=dict[str, list[msgspec.Raw] | None])
-            choice["logprobs"] = msgspec.Raw(_encode(legacy(raw["content"] or [], 0)))
+        raw = choice.get("logprobs", _NULL)
+        if b'"content"' not in bytes(raw):
+            continue
+        index = int(bytes(choice.get("index", b"0")))
+        start = offsets.get(index, 0)
+        shape = legacy(_decode_content(raw).content or [], start)
+        offsets[index] = start + sum(len(token) for token in shape["tokens"])
+        choice["logprobs"] = msgspec.Raw(_encode(shape))
     fields["choices"] = msgspec.Raw(_encode(choices))
     return b"data: %b\n\n" % _encode(fields)

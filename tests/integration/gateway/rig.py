@@ -138,6 +138,7 @@ class Upstream:
     nodelay: list[bool] = field(default_factory=list)
     _server: asyncio.Server | None = None
     _writers: list[asyncio.StreamWriter] = field(default_factory=list)
+    _serving: list[asyncio.Task[None]] = field(default_factory=list)
 
     async def start(self, port: int = 0) -> Upstream:
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", port)
@@ -149,12 +150,16 @@ class Upstream:
             self._server.close()
         for writer in self._writers:
             writer.transport.abort()
-        await asyncio.sleep(0)
+        if self._serving:
+            await asyncio.wait(self._serving, timeout=2)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
         number = self.connections
         self._writers.append(writer)
+        task = asyncio.current_task()
+        assert task is not None
+        self._serving.append(task)
         with contextlib.suppress(ConnectionError):
             while (asked := await read_request(reader)) is not None:
                 asked.connection = number

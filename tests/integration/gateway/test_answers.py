@@ -152,12 +152,16 @@ def test_tool_calls_logprobs_reasoning_and_choices_are_put_together(tmp_path: Pa
 
 
 # What llama.cpp really writes for two prompts: a null event, and usage beside the last choice.
-LLAMA_COMPLETION = [
-    b"data: null\n\n",
+LLAMA_TOKEN = (
     b'data: {"choices":[{"text":"one","index":0,"logprobs":{"content":[{"id":1,"token":"one",'
     b'"bytes":[1],"logprob":-1.5,"top_logprobs":[{"id":1,"token":"one","bytes":[1],"logprob":-1.5},'
     b'{"id":2,"token":"two","bytes":[2],"logprob":-2.5}]}]},"finish_reason":null}],"created":1,'
-    b'"model":"tiny","object":"text_completion","id":"cmpl-1"}\n\n',
+    b'"model":"tiny","object":"text_completion","id":"cmpl-1"}\n\n'
+)
+LLAMA_COMPLETION = [
+    b"data: null\n\n",
+    LLAMA_TOKEN,
+    LLAMA_TOKEN,
     b'data: {"choices":[{"text":"","index":0,"logprobs":null,"finish_reason":"length"}],"created":1'
     b',"model":"tiny","object":"text_completion","usage":{"completion_tokens":2,"prompt_tokens":1,'
     b'"total_tokens":3,"prompt_tokens_details":{"cached_tokens":0}},"id":"cmpl-1","timings":{}}\n\n',
@@ -167,10 +171,10 @@ LLAMA_COMPLETION = [
     DONE,
 ]
 LEGACY = {
-    "tokens": ["one"],
-    "token_logprobs": [-1.5],
-    "top_logprobs": [{"one": -1.5, "two": -2.5}],
-    "text_offset": [0],
+    "tokens": ["one", "one"],
+    "token_logprobs": [-1.5, -1.5],
+    "top_logprobs": [{"one": -1.5, "two": -2.5}] * 2,
+    "text_offset": [0, 3],
 }
 COMPLETION = {"model": "tiny", "prompt": ["a", "b"], "max_tokens": 3, "logprobs": 2}
 
@@ -182,7 +186,8 @@ def test_llama_completions_streamed(tmp_path: Path) -> None:
         *choices, usage, done = reply.events
         assert done == "[DONE]"
         decoded = [msgspec.json.decode(one) for one in choices]
-        assert decoded[0]["choices"][0]["logprobs"] == LEGACY
+        shapes = [one["choices"][0]["logprobs"] for one in decoded[:2]]
+        assert LEGACY == {key: shapes[0][key] + shapes[1][key] for key in LEGACY}
         assert all("usage" not in one for one in decoded)
         last = msgspec.json.decode(usage)
         assert last["choices"] == []
@@ -199,7 +204,7 @@ def test_llama_completions_plain(tmp_path: Path) -> None:
     async def test(pool: Rig, engine: Upstream) -> None:
         reply = await pool.ask("POST", "/v1/completions", COMPLETION)
         one, two = reply.json["choices"]
-        assert (one["text"], one["finish_reason"], one["logprobs"]) == ("one", "length", LEGACY)
+        assert (one["text"], one["finish_reason"], one["logprobs"]) == ("oneone", "length", LEGACY)
         assert (two["text"], two["finish_reason"]) == ("two", "stop")
         assert reply.json["object"] == "text_completion"
         assert reply.json["usage"]["total_tokens"] == 8
