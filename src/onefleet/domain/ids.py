@@ -24,6 +24,7 @@ Instant = NewType("Instant", int)  # milliseconds since the Unix epoch (simulati
 Millis = NewType("Millis", int)  # a duration
 
 NO_GENERATION = Generation(0)  # of a record that no store has seen yet
+EPOCH = Instant(0)  # long ago: no time was set
 
 
 class IdSource(Protocol):

@@ -11,6 +11,7 @@ from enum import StrEnum
 
 from onefleet.domain.fleet import DeviceKind
 from onefleet.domain.ids import (
+    EPOCH,
     NO_GENERATION,
     DeviceId,
     Generation,
@@ -132,5 +133,5 @@ class Work:
     ended_at: Instant | None = None
     image_before: Image | None = None
     failures: int = 0
-    not_before: Instant = Instant(0)
+    not_before: Instant = EPOCH
     generation: Generation = NO_GENERATION
