@@ -254,7 +254,7 @@ def readable(message: str) -> str:
 def decode_prompt(raw: Raw, field: str) -> Prompt:
     """Read `prompt` or `input`. Raises msgspec.ValidationError naming the field."""
     try:
-        prompt = msgspec.json.decode(raw, type=Prompt)
+        prompt: Prompt = msgspec.json.decode(raw, type=Prompt)
     except msgspec.ValidationError:
         prompt = []
     if not prompt and prompt != "":
