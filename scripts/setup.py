@@ -8,6 +8,7 @@ where this is root and apt-get is there; otherwise it says what is missing and h
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import os
 import re
@@ -19,6 +20,14 @@ import time
 from pathlib import Path
 
 MINIMUM = (3, 11)
+#: What a person told pip of the package index -> what uv, which reads no pip.conf, calls it.
+PIP_TO_UV = {
+    "cert": "SSL_CERT_FILE",
+    "extra-index-url": "UV_INDEX",
+    "find-links": "UV_FIND_LINKS",
+    "index-url": "UV_DEFAULT_INDEX",
+    "trusted-host": "UV_INSECURE_HOST",
+}
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -26,8 +35,13 @@ def fail(what: str, why: str, hint: str) -> None:
     sys.exit(f"error: {what}\nwhy: {why}\ntry: {hint}")
 
 
-def step(number: int, total: int, label: str, command: list[str]) -> None:
-    """Run one step; on a terminal show a bar of steps with the seconds it has taken."""
+def step(
+    number: int, total: int, label: str, command: list[str], extra: dict[str, str] | None = None
+) -> None:
+    """Run one step; on a terminal show a bar of steps with the seconds it has taken.
+
+    extra: added to the environment.
+    """
     log = ROOT / ".venv-setup.log"
     done = threading.Event()
     started = time.monotonic()
@@ -44,7 +58,13 @@ def step(number: int, total: int, label: str, command: list[str]) -> None:
     if sys.stderr.isatty():
         ticker.start()
     with log.open("w") as out:
-        code = subprocess.run(command, stdout=out, stderr=subprocess.STDOUT, check=False).returncode
+        code = subprocess.run(
+            command,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, **(extra or {})},
+            check=False,
+        ).returncode
     done.set()
     if ticker.is_alive():
         ticker.join()
@@ -86,6 +106,20 @@ def pinned(lock: Path, name: str) -> str:
     return found.group(0)
 
 
+def index_settings(python: Path) -> dict[str, str]:
+    """The package index that pip is told to use (pip.conf, PIP_*), as environment for uv."""
+    asked = [str(python), "-m", "pip", "config", "list"]
+    listed = subprocess.run(asked, capture_output=True, text=True, check=False).stdout
+    found: dict[str, str] = {}
+    for line in listed.splitlines():  # a line is: global.index-url='https://…'
+        key, _, value = line.partition("=")
+        name = PIP_TO_UV.get(key.rpartition(".")[2])
+        if name and value and name not in os.environ:
+            words = str(ast.literal_eval(value)).split()
+            found[name] = ("," if name == "UV_FIND_LINKS" else " ").join(words)
+    return found
+
+
 def main() -> None:
     venv, lock = Path(sys.argv[1]), Path(sys.argv[2])
     if sys.version_info < MINIMUM:
@@ -108,15 +142,16 @@ def main() -> None:
         [str(python), "-m", "pip", "install", *quiet, "-r", str(bootstrap)],
     )
     count = len(re.findall(r"^\S+==", lock.read_text(), re.M))
-    target = ["--python", str(python)]
+    target, index = ["--python", str(python)], index_settings(python)
     step(
         3,
         4,
         f"installing {count} packages",
         [str(uv), "pip", "install", *target, "--require-hashes", "-r", str(lock)],
+        index,
     )
     local = ["--no-deps", "--no-build-isolation", "-e", str(ROOT)]
-    step(4, 4, "installing onefleet", [str(uv), "pip", "install", *target, *local])
+    step(4, 4, "installing onefleet", [str(uv), "pip", "install", *target, *local], index)
 
 
 if __name__ == "__main__":
