@@ -40,10 +40,12 @@ def until(what: str, probe: Callable[[], Any], timeout_s: float = PATIENCE_S) ->
 class Pool:
     """One data folder and, while it is up, its processes."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, criu: bool = True) -> None:
         """The folder is made, and borrows the tests' criu where this machine can have one."""
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
+        if not criu:
+            return
         with contextlib.suppress(OnefleetError, OSError):
             make_criu()
             (folder / "criu").symlink_to(criu_home())
@@ -163,9 +165,9 @@ def _cmdline(process: psutil.Process) -> list[str]:
 
 
 @contextlib.contextmanager
-def pool(folder: Path) -> Iterator[Pool]:
+def pool(folder: Path, *, criu: bool = True) -> Iterator[Pool]:
     """A pool that is up inside the block and leaves no process behind."""
-    it = Pool(folder)
+    it = Pool(folder, criu=criu)
     it.up()
     try:
         yield it

@@ -13,6 +13,8 @@ from tests.e2e.harness import Pool, pool, until
 pytestmark = pytest.mark.e2e
 
 STEPS = 1_500
+#: How long the pool is down: well over what a start and a stop take to be told.
+NIGHT_S = 3
 
 
 def test_the_second_start_finds_everything(tmp_path: Path, undisturbed: dict[int, str]) -> None:
@@ -25,6 +27,7 @@ def test_the_second_start_finds_everything(tmp_path: Path, undisturbed: dict[int
         until("the job runs", lambda: it.phase(job) == "running")
         it.down()
         assert it.processes() == []
+        time.sleep(NIGHT_S)
         started = time.monotonic()
         it.up()
         assert time.monotonic() - started < 60
@@ -37,6 +40,24 @@ def test_the_second_start_finds_everything(tmp_path: Path, undisturbed: dict[int
         ended = it.finished(job)
         assert ended["outcome"] == "succeeded"
         assert it.digest(job) == undisturbed[STEPS]
+        whole_ms = ended["ended_at"] - ended["submitted_at"]
+        assert ended["suspends"] == 1
+        assert ended["ran_ms"] <= whole_ms - NIGHT_S * 1000, "the night was not run time"
+
+
+def test_a_program_that_saved_nothing_is_told_what_it_lost(tmp_path: Path) -> None:
+    with pool(tmp_path / "data", criu=False) as it:
+        job = it.submit(steps=100_000, name="careless")
+        until("the job runs", lambda: it.phase(job) == "running")
+        if it.job(job)["checkpoint"] == "criu":
+            pytest.skip("this machine has a criu of its own, so every job is saved whole")
+        time.sleep(1)
+        it.run("suspend", job)
+        until("it is suspended", lambda: it.phase(job) == "suspended")
+        seen = it.job(job)
+        assert seen["lost_ms"] == seen["ran_ms"] > 0
+        assert "are lost" in seen["reason"]
+        it.run("cancel", job)
 
 
 def test_one_folder_has_one_pool_and_one_port_one_owner(tmp_path: Path) -> None:

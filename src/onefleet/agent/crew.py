@@ -139,6 +139,7 @@ class Crew:
             image=record.image,
             images=records.images(folder),
             image_bytes=status.image_bytes if status else record.image_bytes,
+            lost_ms=status.lost_ms if status else 0,
             devices=record.order.devices,
         )
 
@@ -149,7 +150,10 @@ class Crew:
             status = await self._drivers[record.driver].status(self.folder(key))
         except OnefleetError as error:
             status = WorkerStatus(WorkerState.ENDED, reason=error.what)
-        seen = StatusSeen(key, epoch, status.state, status.exit_code, status.reason)
+        seen = StatusSeen(
+            key, epoch, status.state, status.exit_code, status.reason,
+            status.image_bytes, status.lost_ms,
+        )  # fmt: skip
         return seen, status
 
     async def quiet(self, limit_s: float) -> bool:
@@ -231,7 +235,7 @@ class Crew:
         saved = await self._drivers[record.driver].save(folder, folder / records.IMAGES / image)
         await self._keep(_with(record, image, saved.size_bytes))
         log.info("saved", worker=folder.name, bytes=saved.size_bytes, frozen_ms=saved.frozen_ms)
-        return Done(act.key, act.verb, image_bytes=saved.size_bytes)
+        return Done(act.key, act.verb, image_bytes=saved.size_bytes, lost_ms=saved.lost_ms)
 
     async def _stop(self, act: Stop, grace_ms: int) -> Done:
         record = self._records[act.key]

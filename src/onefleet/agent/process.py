@@ -313,6 +313,7 @@ class Agent:
             exit_code=worker.exit_code,
             image=worker.image,
             image_bytes=worker.image_bytes,
+            image_lost_ms=worker.image_lost_ms,
             memory_bytes=status.memory_bytes if status else 0,
             cpu_ms=status.cpu_ms if status else 0,
             host=worker.host if worker.alive else "",

@@ -120,6 +120,7 @@ class Done:
     error: str = ""
     exit_code: int | None = None
     image_bytes: int = 0
+    lost_ms: int = 0  # of a save: work just before it that is not in the image
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +132,8 @@ class StatusSeen:
     state: WorkerState
     exit_code: int | None = None
     reason: str = ""
+    image_bytes: int = 0
+    lost_ms: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,6 +173,7 @@ class Adopted:
     image: ImageId | None = None
     images: tuple[ImageId, ...] = ()
     image_bytes: int = 0
+    lost_ms: int = 0
     devices: tuple[DeviceId, ...] = ()
 
 

@@ -97,6 +97,7 @@ class Worker:
     image: ImageId | None = None
     images: tuple[ImageId, ...] = ()
     image_bytes: int = 0
+    image_lost_ms: int = 0
     failed_save: ImageId | None = None
     condemned: str = ""
     exit_code: int | None = None
@@ -273,6 +274,7 @@ class WorkerMachine:
         worker.observed = Observed.SAVED
         worker.image = image
         worker.image_bytes = done.image_bytes
+        worker.image_lost_ms = done.lost_ms
         if image not in worker.images:
             worker.images = (*worker.images, image)
 
@@ -282,6 +284,7 @@ class WorkerMachine:
             return
         if worker.settling and seen.state in _SETTLED:
             worker.settling = False
+            worker.image_bytes, worker.image_lost_ms = seen.image_bytes, seen.lost_ms
             self._settle(worker, seen.state)
         if seen.state is WorkerState.ENDED and worker.alive:
             worker.alive = False
@@ -308,6 +311,7 @@ class WorkerMachine:
             image=found.image,
             images=found.images,
             image_bytes=found.image_bytes,
+            image_lost_ms=found.lost_ms,
             exit_code=found.exit_code,
             reason=found.reason,
             grace_ms=found.grace_ms,

@@ -123,13 +123,29 @@ def _events(work: Work, current: list[WorkerReport], now: Instant) -> list[lifec
         return [lifecycle.ProcessEnded(None, failed[0].reason)]
     if work.phase is Phase.RESTORING and whole and _all(states, Observed.RUNNING):
         return [lifecycle.Restored()]
+    saved = whole and _all(states, Observed.SAVED)
+    if saved and work.phase is Phase.RUNNING and _saved_unasked(work, current):
+        return [lifecycle.SaveOrdered("its node saved it by itself"), _saved(work, current, now)]
     if work.phase is Phase.SAVING:
         failed = [r for r in current if r.observed is Observed.SAVE_FAILED]
         if failed:
             return [lifecycle.SaveFailed(failed[0].reason)]
-        if whole and _all(states, Observed.SAVED):
-            return [lifecycle.Saved(_image(work, current, now))]
+        if saved:
+            return [_saved(work, current, now)]
     return []
+
+
+def _saved_unasked(work: Work, current: list[WorkerReport]) -> bool:
+    """Whether it is as good as saved by order: its agent went down, or heard nothing for a lease.
+
+    A gang whose agents saved on their own has no common image; each brings back its own worker.
+    """
+    return work.suspendable and all(r.image == current[0].image for r in current)
+
+
+def _saved(work: Work, current: list[WorkerReport], now: Instant) -> lifecycle.Saved:
+    lost_ms = max(r.image_lost_ms for r in current)
+    return lifecycle.Saved(_image(work, current, now), lost_ms)
 
 
 def _end_events(work: Work, current: list[WorkerReport], whole: bool) -> list[lifecycle.Event]:

@@ -69,9 +69,14 @@ class SaveOrdered:
 
 @dataclass(frozen=True, slots=True)
 class Saved:
-    """The image of all its workers is whole and durable; nothing of it runs."""
+    """The image of all its workers is whole and durable; nothing of it runs.
+
+    lost_ms: run time just before the save that is not in it: a program that is asked to save
+    itself may not have done so.
+    """
 
     image: Image
+    lost_ms: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,8 +249,8 @@ def _after(work: Work, event: Event, now: Instant) -> Work:  # one arm an event
             if not work.suspendable:
                 raise _illegal(work, event, "it cannot be saved")
             return _enter(work, Phase.SAVING, now, reason)
-        case Saved(image):
-            return _saved(work, image, now)
+        case Saved():
+            return _saved(work, event, now)
         case SaveFailed(reason):
             return _failed_once(_enter(work, Phase.RUNNING, now, f"not saved: {reason}"), now)
         case StopOrdered(reason):
@@ -295,16 +300,19 @@ def _placed(work: Work, event: Placed, now: Instant) -> Work:
     )
 
 
-def _saved(work: Work, image: Image, now: Instant) -> Work:
-    if len(image.nodes) != work.demand.workers:
-        raise _illegal(work, Saved(image), f"the image is not of {work.demand.workers} workers")
+def _saved(work: Work, event: Saved, now: Instant) -> Work:
+    if len(event.image.nodes) != work.demand.workers:
+        raise _illegal(work, event, f"the image is not of {work.demand.workers} workers")
+    lost_ms = min(max(event.lost_ms, 0), progress_ms(work))
+    told = f"{work.reason}; {lost_ms} ms of its run are lost: it had not saved them itself"
     return _enter(
         work,
         Phase.SUSPENDED,
         now,
-        work.reason,
-        image=replace(image, ran_ms=progress_ms(work)),
+        told if lost_ms else work.reason,
+        image=replace(event.image, ran_ms=progress_ms(work) - lost_ms),
         image_before=work.image,
+        lost_ms=work.lost_ms + lost_ms,
         suspends=work.suspends + 1,
         failures=0,
         not_before=Instant(0),

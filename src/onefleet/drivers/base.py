@@ -71,18 +71,24 @@ class WorkerStatus:
     exit_code: int | None = None
     reason: str = ""
     image_bytes: int = 0
+    lost_ms: int = 0  # as SavedImage.lost_ms
     memory_bytes: int = 0
     cpu_ms: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class SavedImage:
-    """A whole, durable image of one worker."""
+    """A whole, durable image of one worker.
+
+    lost_ms: the time just before the save whose work is not in it. A cooperative image holds what
+    the program itself wrote; it may have written nothing for a while.
+    """
 
     folder: Path
     size_bytes: int
     frozen_ms: int  # how long the processes stood still before their memory was free
     files: tuple[tuple[str, int], ...] = field(default=())  # writable files and their sizes then
+    lost_ms: int = 0
 
 
 class Driver(Protocol):

@@ -67,6 +67,7 @@ class SupervisedDriver:
             size_bytes=images.total_bytes(manifest),
             frozen_ms=int(state.get("frozen_ms", 0)),
             files=tuple((path, size) for path, size, *_ in manifest["writable"]),
+            lost_ms=int(manifest.get("lost_ms", 0)),
         )
 
     async def stop(self, folder: Path, grace_ms: int) -> None:
@@ -258,7 +259,7 @@ def _read_state(folder: Path) -> dict[str, Any]:
     if state.get("pid") and process_tree.born_at(state["pid"]) == state.get("born"):
         return {**state, "state": WorkerState.STOPPING, "reason": lost}  # but not all of it yet
     if state["state"] == WorkerState.SAVING and target and _is_whole(target):
-        return {**state, "state": WorkerState.SAVED, "pid": None, "image_bytes": _size(target)}
+        return {**state, "state": WorkerState.SAVED, "pid": None, **_image_facts(target)}
     if state["state"] == WorkerState.RESTORING:
         return {**state, "state": WorkerState.SAVED, "pid": None, "reason": lost}
     return {**state, "state": WorkerState.ENDED, "pid": None, "exit_code": None, "reason": lost}
@@ -272,8 +273,12 @@ def _is_whole(image: str) -> bool:
     return True
 
 
-def _size(image: str) -> int:
-    return images.total_bytes(images.read(image))
+def _image_facts(image: str) -> dict[str, int]:
+    manifest = images.read(image)
+    return {
+        "image_bytes": images.total_bytes(manifest),
+        "lost_ms": int(manifest.get("lost_ms", 0)),
+    }
 
 
 def _status(folder: Path) -> WorkerStatus:
@@ -291,6 +296,7 @@ def _status(folder: Path) -> WorkerStatus:
         exit_code=state.get("exit_code"),
         reason=str(state.get("reason", "")),
         image_bytes=int(state.get("image_bytes", 0)),
+        lost_ms=int(state.get("lost_ms", 0)),
         memory_bytes=memory,
         cpu_ms=cpu_ms,
     )

@@ -38,6 +38,8 @@ _LOCK_LIMIT_S = 120.0
 #: While it waits for processes whose end the kernel does not announce to it.
 _POLL_S = 0.02
 _BACKLOG = 16
+#: Files get the time of the kernel's last tick, which may be this much behind the clock.
+_CLOCK_TICK_NS = 20_000_000
 _KILLED = 128 + signal.SIGKILL
 
 Worker = cell_worker.CellWorker | keeper.Keeper
@@ -56,6 +58,8 @@ class Supervisor:
         self._deadline: float | None = None  # of a stop's or cooperative save's grace
         self._overran = False
         self._saving: str | None = None  # the image of a cooperative save
+        self._began_ns = 0  # of this stretch, and when it was asked to save itself; wall clock
+        self._asked_ns = 0
         self._stopping = False
         self._waiting: list[socket.socket] = []
         self._clients: dict[socket.socket, bytes] = {}
@@ -82,6 +86,7 @@ class Supervisor:
             code = None if restoring else 127
             self._write(state=state, exit_code=code, reason=_line(told))
             return {"ok": False, "error": told}
+        self._began_ns = time.time_ns()
         self._listen()
         root = self._worker.root
         born = process_tree.born_at(root)
@@ -312,6 +317,7 @@ class Supervisor:
         self._waiting.append(client)
         self._saving = target
         self._deadline = time.monotonic() + self._order["grace_ms"] / 1000
+        self._asked_ns = time.time_ns()
         worker.ask_to_end()
 
     def _finish_cooperative(self, target: str) -> None:
@@ -330,6 +336,7 @@ class Supervisor:
             "writable": [],
             "cpu_ms": cpu_ms,
             "frozen_ms": 0,
+            "lost_ms": self._unsaved_ms(),
         }
         reason = ""
         if self._overran:
@@ -348,6 +355,17 @@ class Supervisor:
         else:
             self._saved(target, manifest, reason)
 
+    def _unsaved_ms(self) -> int:
+        """How long it had run, when it was asked to save itself, since what it did save.
+
+        What it saved is what it wrote into its checkpoint folder. Nothing since this stretch
+        began: then the whole stretch; what was not saved of earlier ones was told at their end.
+        """
+        newest = files.newest_change_ns(files.CHECKPOINT)
+        if newest >= self._asked_ns - _CLOCK_TICK_NS:
+            return 0
+        return max(self._asked_ns - max(newest, self._began_ns), 0) // 1_000_000
+
     def _saved(self, target: str, manifest: dict[str, Any], reason: str) -> None:
         size = image.total_bytes(manifest)
         self._write(
@@ -358,6 +376,7 @@ class Supervisor:
             image_bytes=size,
             cpu_ms=manifest["cpu_ms"],
             frozen_ms=manifest["frozen_ms"],
+            lost_ms=manifest.get("lost_ms", 0),
         )
         self._finish({"ok": True})
 

@@ -101,6 +101,7 @@ class WorkerReport(msgspec.Struct, frozen=True, kw_only=True):
     exit_code: int | None = None  # 128 + signal for a process that a signal ended
     image: ImageId | None = None
     image_bytes: int = 0
+    image_lost_ms: int = 0  # work just before the save that is not in the image (cooperative)
     memory_bytes: int = 0  # resident now
     cpu_ms: int = 0  # used so far by its processes
     host: str = ""  # engines: where it listens

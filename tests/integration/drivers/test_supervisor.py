@@ -313,6 +313,49 @@ def test_a_cooperative_save_is_an_end_in_time_and_a_start(local: Bench) -> None:
     asyncio.run(scenario())
 
 
+@pytest.mark.parametrize(
+    ("before", "on_term", "low_ms", "high_ms"),
+    [
+        ("pass", "sys.exit(1)", 300, 60_000),  # it saves nothing: the whole run
+        ("save()", "sys.exit(1)", 150, 60_000),  # it saved itself a while ago: what came after
+        ("pass", "save(); sys.exit(1)", 0, 0),
+        ("save()", "save(); sys.exit(1)", 0, 0),
+    ],
+)
+def test_a_cooperative_save_tells_what_the_program_did_not_save(
+    local: Bench, before: str, on_term: str, low_ms: int, high_ms: int
+) -> None:
+    source = f"""
+        import os, pathlib, signal, sys, time
+        folder = pathlib.Path(os.environ["ONEFLEET_CHECKPOINT_DIR"]) / "deep"
+        def save():
+            folder.mkdir(exist_ok=True)
+            (folder / "n").write_text("1")
+        def stop(*_):
+            {on_term}
+        signal.signal(signal.SIGTERM, stop)
+        time.sleep(0.15)
+        {before}
+        time.sleep(0.15)
+        print("up", flush=True)
+        while True: time.sleep(0.01)
+    """
+
+    async def scenario() -> None:
+        spec = local.spec(source)
+        await local.driver.start(spec)
+        local.wait_lines(1)
+        saved = await local.driver.save(local.folder, local.image())
+        assert low_ms <= saved.lost_ms <= high_ms
+        assert (await local.driver.status(local.folder)).lost_ms == saved.lost_ms
+        await local.driver.restore(spec, local.image())
+        local.wait_lines(2)
+        again = await local.driver.save(local.folder, local.image("second"))
+        assert low_ms <= again.lost_ms <= high_ms
+
+    asyncio.run(scenario())
+
+
 def test_lost_work_of_a_cooperative_save_is_told(local: Bench) -> None:
     source = """
         import signal, time

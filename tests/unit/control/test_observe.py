@@ -54,7 +54,7 @@ STOPPING = lifecycle.apply(
         (STARTING, Observed.RESTORE_FAILED, Phase.PENDING),
         (RUNNING, Observed.RUNNING, Phase.RUNNING),
         (RUNNING, Observed.STARTING, Phase.RUNNING),
-        (RUNNING, Observed.SAVED, Phase.RUNNING),
+        (RUNNING, Observed.SAVED, Phase.SUSPENDED),
         (RUNNING, Observed.RESTORING, Phase.RUNNING),
         (RUNNING, Observed.RESTORE_FAILED, Phase.PENDING),
         (SAVING, Observed.RUNNING, Phase.SAVING),
@@ -115,6 +115,34 @@ def test_a_save_records_what_was_saved() -> None:
     assert (image.id, image.size_bytes, image.nodes) == ("own-1-0", 77, ("n1",))
 
 
+def test_a_node_that_saved_a_job_by_itself_stops_its_run_time() -> None:
+    began = replace(RUNNING, phase_since=Instant(NOW - 5_000), started_at=Instant(NOW - 5_000))
+    report = a_worker(began, Observed.SAVED, image="own-1-0", image_bytes=77)
+    saved = work_after(began, report)
+    assert (saved.phase, saved.ran_ms, saved.lost_ms, saved.suspends) == (
+        Phase.SUSPENDED, 5_000, 0, 1,
+    )  # fmt: skip
+    assert saved.image is not None and saved.image.id == "own-1-0"
+    assert "by itself" in saved.reason
+
+
+def test_what_cannot_be_saved_stays_as_it_is_when_its_node_saved_it() -> None:
+    fixed = replace(RUNNING, suspendable=False)
+    assert work_after(fixed, a_worker(fixed, Observed.SAVED)) == fixed
+
+
+def test_what_a_program_did_not_save_itself_is_lost_and_told() -> None:
+    began = replace(RUNNING, phase_since=Instant(NOW - 5_000), started_at=Instant(NOW - 5_000))
+    saving = lifecycle.apply(began, lifecycle.SaveOrdered("made room"), NOW)
+    report = a_worker(saving, Observed.SAVED, image_lost_ms=4_000)
+    saved = work_after(saving, report)
+    assert (saved.ran_ms, saved.lost_ms) == (5_000, 4_000)
+    assert saved.image is not None and saved.image.ran_ms == 1_000
+    assert saved.reason.startswith("made room; 4000 ms of its run are lost")
+    whole = work_after(saving, a_worker(saving, Observed.SAVED, image_lost_ms=9_000))
+    assert (whole.lost_ms, whole.image and whole.image.ran_ms) == (5_000, 0)
+
+
 GANG = placed(a_job("job-1", workers=2), ("n1", "0"), ("n2", "0"), running=False)
 
 
@@ -130,6 +158,13 @@ def test_a_gang_runs_when_all_its_workers_do() -> None:
     assert gang_after(GANG, one).phase is Phase.STARTING
     assert gang_after(GANG, one, a_worker(GANG, Observed.STARTING, 1)).phase is Phase.STARTING
     assert gang_after(GANG, one, two).phase is Phase.RUNNING
+
+
+def test_a_gang_without_a_common_image_is_not_saved() -> None:
+    running = lifecycle.apply(GANG, lifecycle.Started(), NOW)
+    one, two = (a_worker(running, Observed.SAVED, rank, image=f"own-1-{rank}") for rank in (0, 1))
+    assert gang_after(running, one, two) == running
+    assert gang_after(running, one, a_worker(running, Observed.RUNNING, 1)) == running
 
 
 def test_a_gang_is_saved_when_all_its_workers_are() -> None:
