@@ -81,7 +81,7 @@ def answers(pieces: list[bytes]) -> bytes:
             gateway.close()
             for task in asyncio.all_tasks() - {asyncio.current_task()}:
                 task.cancel()
-            return written.replace(gateway._id_prefix.encode(), b"id")
+            return written.replace(gateway._id_prefix, b"id")
 
     return asyncio.run(main())
 

@@ -145,42 +145,42 @@ class HoldQueue(Generic[WaiterT]):
     its deadline.
     """
 
-    __slots__ = ("_waiters", "hold_ms", "limit")
+    __slots__ = ("hold_ms", "limit", "waiters")
 
     def __init__(self, limit: int, hold_ms: Millis) -> None:
         self.limit = limit
         self.hold_ms = hold_ms
-        self._waiters: OrderedDict[WaiterT, Instant] = OrderedDict()
+        self.waiters: OrderedDict[WaiterT, Instant] = OrderedDict()  # with their deadlines
 
     def __len__(self) -> int:
-        return len(self._waiters)
+        return len(self.waiters)
 
     def __contains__(self, waiter: object) -> bool:
-        return waiter in self._waiters
+        return waiter in self.waiters
 
     def offer(self, waiter: WaiterT, now: Instant) -> bool:
         """Queue it at the end. False: the queue is full."""
-        if len(self._waiters) >= self.limit:
+        if len(self.waiters) >= self.limit:
             return False
-        self._waiters[waiter] = Instant(now + self.hold_ms)
+        self.waiters[waiter] = Instant(now + self.hold_ms)
         return True
 
     def put_back(self, waiter: WaiterT, deadline: Instant) -> None:
         """Queue it at the front, even when the queue is full: it was let in before."""
-        self._waiters[waiter] = deadline
-        self._waiters.move_to_end(waiter, last=False)
+        self.waiters[waiter] = deadline
+        self.waiters.move_to_end(waiter, last=False)
 
     def first(self) -> WaiterT | None:
         """The one whose turn it is; it stays queued. None when nobody waits."""
-        return next(iter(self._waiters), None)
+        return next(iter(self.waiters), None)
 
     def remove(self, waiter: WaiterT) -> bool:
         """It gave up. False: it does not wait here."""
-        return self._waiters.pop(waiter, None) is not None
+        return self.waiters.pop(waiter, None) is not None
 
     def expired(self, now: Instant) -> list[WaiterT]:
         """Those whose time is over, removed, longest first. O(waiters): call it on a tick."""
-        over = [waiter for waiter, deadline in self._waiters.items() if deadline <= now]
+        over = [waiter for waiter, deadline in self.waiters.items() if deadline <= now]
         for waiter in over:
-            del self._waiters[waiter]
+            del self.waiters[waiter]
         return over

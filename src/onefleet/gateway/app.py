@@ -81,7 +81,7 @@ class Gateway:
         self._targets: dict[str, Target] = {}  # by deployment id
         self._own: dict[tuple[str, str], Target] = {}  # by tenant and name
         self._public: dict[str, Target] = {}  # by name
-        self._id_prefix = f"req-{secrets.token_hex(5)}"
+        self._id_prefix = f"req-{secrets.token_hex(5)}".encode()
         self._ids = 0
 
     # --- time
@@ -269,7 +269,7 @@ class Gateway:
 
     def _new_id(self) -> bytes:
         self._ids += 1
-        return b"%b-%x" % (self._id_prefix.encode(), self._ids)
+        return b"%b-%x" % (self._id_prefix, self._ids)
 
     def _authenticate(self, request: Request) -> KeyRoute:
         if not self.ready:

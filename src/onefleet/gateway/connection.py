@@ -193,7 +193,7 @@ class ClientConnection(asyncio.Protocol):
         request.sink = None
         if not keep or not request.keep_alive or not request.complete:
             self._shut(not request.complete or bool(self._ahead) or bool(self._reader.queue))
-        else:
+        elif self._reader.queue or self._ahead or self._eof or not self._reading:
             self._run()
 
     def hold_reading(self) -> None:

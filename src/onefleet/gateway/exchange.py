@@ -105,7 +105,7 @@ class EngineExchange(EngineAnswer):
         self.request = request
         self.client = client
         self.target = target
-        self.operation = operation
+        self.series = target.series(operation)
         self.path = path
         self.body = body
         self._began = self._granted_at = perf_counter()
@@ -119,7 +119,7 @@ class EngineExchange(EngineAnswer):
         key = self.request.key
         assert key is not None
         quota = gateway.quotas.get(key.tenant_id)
-        refusal = quota.admit(self.estimate, Instant(gateway.clock())) if quota else None
+        refusal = quota.admit(self.estimate, Instant(gateway.now)) if quota else None
         if refusal is not None:
             gateway.metrics.refused[refusal.kind] = gateway.metrics.refused.get(refusal.kind, 0) + 1
             self.estimate = 0
@@ -223,7 +223,7 @@ class EngineExchange(EngineAnswer):
 
     def succeed(self, keep: bool = True) -> None:
         """The answer is written whole. The bill has been written before its last bytes."""
-        series = self.target.series(self.operation)
+        series = self.series
         now = perf_counter()
         series.duration.observe(now - self._began)
         if self.first_at:
@@ -279,7 +279,7 @@ class EngineExchange(EngineAnswer):
             return
         quota = self.gateway.quotas.get(key.tenant_id)
         if quota is not None:
-            quota.settle(estimate, prompt + completion, Instant(self.gateway.clock()))
+            quota.settle(estimate, prompt + completion, Instant(self.gateway.now))
         if not prompt and not completion:
             return
         gateway = self.gateway
@@ -290,7 +290,7 @@ class EngineExchange(EngineAnswer):
             cached,
             completion,
         )
-        series = self.target.series(self.operation)
+        series = self.series
         series.prompt_tokens += prompt
         series.cached_tokens += cached
         series.completion_tokens += completion
@@ -314,9 +314,7 @@ class EngineExchange(EngineAnswer):
         """Answer 200 with a JSON body and end."""
         self.bill()
         self.gateway.metrics.answered(200)
-        self.client.write(
-            replies.whole(200, replies.JSON, body, self.request.request_id, self.answer_headers())
-        )
+        self.client.write(replies.good(body, self.request.request_id, self.answer_headers()))
         self.succeed()
 
     # --- inside
@@ -326,7 +324,7 @@ class EngineExchange(EngineAnswer):
         quota = self.gateway.quotas.get(key.tenant_id) if key is not None else None
         if quota is None:
             return b""
-        now = Instant(self.gateway.clock())
+        now = Instant(self.gateway.now)
         lines = b""
         for kind, bucket in ((b"requests", quota.requests), (b"tokens", quota.tokens)):
             if bucket is not None:

@@ -69,10 +69,9 @@ def chat(gateway: Gateway, request: Request, client: ClientConnection) -> Engine
     if "max_completion_tokens" in fields:
         fields["max_tokens"] = fields.pop("max_completion_tokens")
     most = call.max_completion_tokens or call.max_tokens
-    exchange = _generation(
-        gateway, request, client, target, fields, "chat", call, UsageSum(1, call.n or 1)
-    )
-    _size(exchange, messages, _tokens_of(messages), most, call.n or 1)
+    choices = call.n or 1
+    exchange = _generation(gateway, request, client, target, fields, "chat", call, 1, choices)
+    _size(exchange, messages, len(messages) // _TOKEN_BYTES + 1, most, choices)
     return exchange
 
 
@@ -94,7 +93,8 @@ def completion(gateway: Gateway, request: Request, client: ClientConnection) -> 
         fields,
         "text_completion",
         call,
-        UsageSum(count, call.n or 1),
+        count,
+        call.n or 1,
     )
     _size(exchange, memoryview(call.prompt), tokens, call.max_tokens, choices * count)
     return exchange
@@ -121,7 +121,7 @@ def embedding(gateway: Gateway, request: Request, client: ClientConnection) -> E
     exchange = PlainRelay(
         gateway, request, client, target, "embeddings", b"/v1/embeddings", _encode(fields)
     )
-    exchange.prepare(as_base64 if wanted == "base64" else as_numbers)
+    exchange.adapter = as_base64 if wanted == "base64" else as_numbers
     _size(exchange, memoryview(call.input), tokens, 0, 1)
     return exchange
 
@@ -143,7 +143,7 @@ def tokenize(gateway: Gateway, request: Request, client: ClientConnection) -> En
         asked["add_special_tokens"] = asked["add_special"] = call.add_special_tokens
     path = dialect.tokenize_path.encode()
     exchange = PlainRelay(gateway, request, client, target, "tokenize", path, _encode(asked))
-    exchange.prepare(token_answer(target.route.context_length))
+    exchange.adapter = token_answer(target.route.context_length)
     return exchange
 
 
@@ -155,7 +155,7 @@ def detokenize(gateway: Gateway, request: Request, client: ClientConnection) -> 
     exchange = PlainRelay(
         gateway, request, client, target, "detokenize", b"/detokenize", _encode(asked)
     )
-    exchange.prepare(text_answer)
+    exchange.adapter = text_answer
     return exchange
 
 
@@ -187,7 +187,8 @@ def _generation(
     fields: dict[str, msgspec.Raw],
     operation: str,
     call: ChatCall | CompletionCall,
-    usage: UsageSum,
+    prompts: int,
+    choices: int,
 ) -> StreamRelay | StreamGather | PlainRelay:
     """Who answers a chat or completion call, and with which body the engine is asked."""
     dialect = target.dialect
@@ -199,7 +200,6 @@ def _generation(
         fields["stream"] = _FALSE
         fields.pop("stream_options", None)
         plain = PlainRelay(gateway, request, client, target, operation, path, _encode(fields))
-        plain.prepare()
         return plain
     options = call.stream_options
     shows_each = False
@@ -214,10 +214,11 @@ def _generation(
     body = _encode(fields)
     if not call.stream:
         gather = StreamGather(gateway, request, client, target, operation, path, body)
-        gather.prepare(usage, operation == "chat")
+        gather.prepare(UsageSum(prompts, choices), operation == "chat")
         return gather
     relay = StreamRelay(gateway, request, client, target, operation, path, body)
     legacy = operation != "chat" and bool(call.logprobs)
+    usage = UsageSum(prompts, choices)
     relay.prepare(usage, bool(options and options.include_usage), shows_each, legacy)
     return relay
 
@@ -255,10 +256,6 @@ def prefix_hashes(prompt: memoryview, seed: int) -> tuple[int, ...]:
     return tuple(hashes)
 
 
-def _tokens_of(text: memoryview) -> int:
-    return len(text) // _TOKEN_BYTES + 1
-
-
 def _prompts(gateway: Gateway, raw: msgspec.Raw, field: str) -> tuple[int, int]:
     """How many prompts there are, and an estimate of their tokens."""
     try:
@@ -268,7 +265,7 @@ def _prompts(gateway: Gateway, raw: msgspec.Raw, field: str) -> tuple[int, int]:
             f'the field "{field}" is wrong', why=readable(str(error)), param=field
         ) from error
     if isinstance(prompt, str):
-        return 1, len(raw_bytes(raw)) // _TOKEN_BYTES + 1
+        return 1, len(memoryview(raw)) // _TOKEN_BYTES + 1
     if isinstance(prompt[0], int):
         return 1, len(prompt)
     limit = gateway.limits.prompts
@@ -279,12 +276,8 @@ def _prompts(gateway: Gateway, raw: msgspec.Raw, field: str) -> tuple[int, int]:
             param=field,
         )
     if isinstance(prompt[0], str):
-        return len(prompt), len(raw_bytes(raw)) // _TOKEN_BYTES + 1
+        return len(prompt), len(memoryview(raw)) // _TOKEN_BYTES + 1
     return len(prompt), sum(len(item) for item in prompt if isinstance(item, list))
-
-
-def raw_bytes(raw: msgspec.Raw) -> memoryview:
-    return memoryview(raw)
 
 
 def _some_target(gateway: Gateway, request: Request, model: str | None) -> Target:

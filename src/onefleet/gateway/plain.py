@@ -23,27 +23,29 @@ Adapter = Callable[[bytes], bytes]
 class PlainRelay(EngineExchange):
     """A plain answer of an engine that stops when a plain request is left."""
 
-    def prepare(self, adapter: Adapter | None = None) -> None:
-        self.adapter = adapter
-        self.restart()
+    adapter: Adapter | None = None
+    _parts: list[bytes] | None = None
+    _size = 0
+    _usage: Usage | None = None
 
     def restart(self) -> None:
-        self._parts: list[bytes] = []
+        self._parts = None
         self._size = 0
-        self._usage: Usage | None = None
 
     def answer(self, data: bytes, ended: bool) -> None:
-        if data:
-            self._parts.append(data)
-            self._size += len(data)
+        self._size += len(data)
         limit = self.gateway.limits.answer_bytes
         if self._size > limit:
             self.broken(f"its answer is over the limit answer_bytes of {limit}")
             return
-        if not ended:
-            return
-        parts = self._parts
-        body = parts[0] if len(parts) == 1 else b"".join(parts)
+        body = data
+        if not ended or self._parts is not None:
+            if self._parts is None:
+                self._parts = []
+            self._parts.append(data)
+            if not ended:
+                return
+            body = b"".join(self._parts)
         try:
             self._usage = _decode_answer(body).usage
             if self.adapter is not None:

@@ -47,7 +47,7 @@ class GatewayProcess:
         dialects: Mapping[str, Dialect],
     ) -> None:
         self.limits = limits
-        control = Upstream(control_host, control_port, limits, _CONTROL_IDLE_MS)
+        control = Upstream(control_host, control_port, limits, _CONTROL_IDLE_MS, True)
         log = structlog.get_logger("gateway")
         meter = Meter(layout.usage_folder, limits, lambda code, line: log.error(code, what=line))
         self.gateway = Gateway(limits, dialects, meter, control, self._demand_changed)

@@ -48,6 +48,14 @@ def whole(
     )
 
 
+def good(body: bytes, request_id: bytes, extra: bytes) -> bytes:
+    """A whole answer of status 200 with a JSON body."""
+    return (
+        b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n"
+        b"x-request-id: %b\r\n%b\r\n%b" % (len(body), request_id, extra, body)
+    )
+
+
 def stream_head(request_id: bytes, extra: bytes, chunked: bool) -> bytes:
     """The head of a 200 event stream. Not chunked: for HTTP/1.0, ended by closing."""
     return (

@@ -111,7 +111,7 @@ class Target:
 
     def acquire(self, waiter: Waiter, now: Instant) -> None:
         """Grant a replica now or later, in order. Raises Overloaded when too many wait."""
-        if not len(self._queue):
+        if not self._queue.waiters:
             engine = self._choose(waiter, now)
             if engine is not None:
                 self._grant(waiter, engine)
@@ -145,7 +145,7 @@ class Target:
         """A grant is over."""
         engine.in_flight -= 1
         self.active -= 1
-        if len(self._queue):
+        if self._queue.waiters:
             self.dispatch(now)
 
     def dispatch(self, now: Instant) -> None:
@@ -188,9 +188,14 @@ class Target:
             waiter.expired()
 
     def _choose(self, waiter: Waiter, now: Instant) -> EngineEndpoint | None:
+        engines = self.engines
+        if len(engines) == 1:
+            only = engines[0]
+            free = only.in_flight < only.slots and only.shunned_until <= now
+            return only if free else None
         prefixes = waiter.prefixes
         home = self._index.home(prefixes) if prefixes else None
-        chosen = choose(self.engines, home, now)
+        chosen = choose(engines, home, now)
         assert chosen is None or isinstance(chosen, EngineEndpoint)
         return chosen
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import time
+from collections.abc import Callable
 from typing import Protocol, cast
 
 import httptools
@@ -47,6 +48,7 @@ class UpstreamConnection(asyncio.Protocol):
     __slots__ = (
         "_ended",
         "_feed",
+        "_fields",
         "_head",
         "_headers",
         "_keeps",
@@ -61,15 +63,21 @@ class UpstreamConnection(asyncio.Protocol):
         "_upstream",
         "idle_since",
         "on_body",
+        "on_header",
         "transport",
     )
 
     def __init__(self, upstream: Upstream) -> None:
         self._upstream = upstream
         self._listener: Listener | None = None
+        # The parser's calls that only keep things do so without a frame of Python.
+        self._fields: dict[bytes, bytes] = {}
         self._headers: list[tuple[bytes, bytes]] = []
+        self.on_header: Callable[[bytes, bytes], None] = (
+            self._add_header if upstream.repeated_headers else self._fields.__setitem__
+        )
         self._parts: list[bytes] = []
-        self.on_body = self._parts.append  # the parser's call, without a frame of Python
+        self.on_body = self._parts.append
         self._started = self._ended = False
         self._head: tuple[int, list[tuple[bytes, bytes]]] = (0, [])
         self._once = self._keeps = False
@@ -138,13 +146,15 @@ class UpstreamConnection(asyncio.Protocol):
 
     # --- the parser's side
 
-    def on_header(self, name: bytes, value: bytes) -> None:
+    def _add_header(self, name: bytes, value: bytes) -> None:
         if not self._started:
             self._headers.append((name, value))
 
     def on_headers_complete(self) -> None:
         status = self._parser.get_status_code()
-        headers, self._headers = self._headers, []
+        headers = self._headers or list(self._fields.items())
+        self._headers = []
+        self._fields.clear()
         if status < 200:
             return  # interim: the answer is still to come
         self._started = True
@@ -165,6 +175,8 @@ class UpstreamConnection(asyncio.Protocol):
         self._listener = listener
         listener.link = self
         self._started = self._ended = False
+        if self._fields:
+            self._fields.clear()  # trailers of the answer before
         self._lost_reason = "it closed the connection"
         self._retry = payload if reused else None
         self.transport.write(payload)
@@ -227,8 +239,19 @@ def _framed(status: int, headers: list[tuple[bytes, bytes]]) -> bool:
 class Upstream:
     """The connections to one address."""
 
-    def __init__(self, host: str, port: int, limits: GatewayLimits, idle_close_ms: int) -> None:
-        """idle_close_ms: when the other side closes an idle connection; 0: never."""
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        limits: GatewayLimits,
+        idle_close_ms: int,
+        repeated_headers: bool = False,
+    ) -> None:
+        """idle_close_ms: when the other side closes an idle connection; 0: never.
+
+        repeated_headers: headers of an answer that come more than once are all kept.
+        """
+        self.repeated_headers = repeated_headers
         self.host = host
         self.port = port
         self.opened = 0  # connections so far

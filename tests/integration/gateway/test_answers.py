@@ -187,7 +187,7 @@ def test_llama_completions_streamed(tmp_path: Path) -> None:
         assert done == "[DONE]"
         decoded = [msgspec.json.decode(one) for one in choices]
         shapes = [one["choices"][0]["logprobs"] for one in decoded[:2]]
-        assert LEGACY == {key: shapes[0][key] + shapes[1][key] for key in LEGACY}
+        assert {key: shapes[0][key] + shapes[1][key] for key in LEGACY} == LEGACY
         assert all("usage" not in one for one in decoded)
         last = msgspec.json.decode(usage)
         assert last["choices"] == []
