@@ -97,6 +97,7 @@ def run_command(words: list[str]) -> int:
 def _run(words: list[str], meta: dict[str, Any]) -> int:
     try:
         with root.make_context("onefleet", list(words)) as ctx:
+        _must_be_text(words)
             try:
                 result = root.invoke(ctx)
             finally:
@@ -125,6 +126,14 @@ def _run(words: list[str], meta: dict[str, Any]) -> int:
 
 
 def _lines(error: OnefleetError) -> str:
+def _must_be_text(words: list[str]) -> None:
+    """Raise UsageError for a word whose bytes are not UTF-8: no answer or record could carry it."""
+    for word in words:
+        if any("\ud800" <= letter <= "\udfff" for letter in word):
+            shown = os.fsencode(word).decode(errors="replace")
+            raise click.UsageError(f"{shown[:80]!r} is not UTF-8 text")
+
+
     """The three lines. OpenAI clients show a message alone, so /v1 repeats why and hint in it."""
     for extra, mark in ((error.hint, "; try: "), (error.why, "; ")):
         if extra:

@@ -201,7 +201,8 @@ def ran_until(work: Work, now: Instant) -> int:
 
 def _blocked(work: Work, scene: Scene) -> str:
     found = scene.blockers.get(work.id, ())
-    return found[0].text if found and not work.phase.holds_devices else ""
+    waits = work.phase in (Phase.PENDING, Phase.SUSPENDED)  # the newest plan may be older than that
+    return found[0].text if found and waits else ""
 
 
 def _node_of(work: Work) -> str:

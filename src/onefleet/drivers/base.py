@@ -35,7 +35,8 @@ class WorkerSpec:
     command's whole environment; PATH and ONEFLEET_CHECKPOINT_DIR (`checkpoint` in the folder) are
     set where it has none. cpus: the cores that it may use (affinity); empty: all. network, for the
     transparent driver: "cell" gives it a loopback of its own and nothing else, "host" leaves it the
-    machine's network. grace_ms: how long a cooperative save may take.
+    machine's network. grace_ms: how long a cooperative save may take. ends_with: id of a process
+    that the worker shall not outlive; 0: none.
     """
 
     folder: Path
@@ -45,6 +46,7 @@ class WorkerSpec:
     cpus: tuple[int, ...] = ()
     network: str = "cell"
     grace_ms: int = 10_000
+    ends_with: int = 0
 
 
 class WorkerState(StrEnum):

@@ -7,6 +7,7 @@ on this machine.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import shutil
 import sys
@@ -40,6 +41,9 @@ while True:
 """
 _PROBE_LIMIT_S = 30.0
 _POLL_S = 0.005
+_PROBE = "onefleet-probe-"
+#: A probe's folder that is this old was left by a process that was killed at it.
+_PROBE_AGE_S = 600.0
 
 
 class CriuDriver(SupervisedDriver):
@@ -109,9 +113,13 @@ class CriuDriver(SupervisedDriver):
         )
 
     async def _save_a_counter(self) -> SavedImage:
-        base = Path(await asyncio.to_thread(tempfile.mkdtemp, prefix="onefleet-probe-"))
+        await asyncio.to_thread(_sweep_old_probes)
+        base = Path(await asyncio.to_thread(tempfile.mkdtemp, prefix=_PROBE))
         spec = WorkerSpec(
-            folder=base / "worker", command=(sys.executable, "-I", "-c", _COUNTER), work=base
+            folder=base / "worker",
+            command=(sys.executable, "-I", "-c", _COUNTER),
+            work=base,
+            ends_with=os.getpid(),
         )
         try:
             await super().start(spec)
@@ -128,6 +136,14 @@ class CriuDriver(SupervisedDriver):
             if (spec.folder / "worker.json").exists():
                 await self.stop(spec.folder, 0)
             await asyncio.to_thread(shutil.rmtree, base, ignore_errors=True)
+
+def _sweep_old_probes() -> None:
+    """Remove the folders of probes whose process was killed; its worker ended with it."""
+    for folder in sorted(Path(tempfile.gettempdir()).glob(f"{_PROBE}*")):
+        with contextlib.suppress(OSError):
+            if time.time() - folder.stat().st_mtime > _PROBE_AGE_S:
+                shutil.rmtree(folder, ignore_errors=True)
+
 
 
 def make_finder(managed: Path, given: Path | None) -> Callable[[], CriuTool]:

@@ -132,6 +132,7 @@ class SupervisedDriver:
             "cpus": list(spec.cpus),
             "network": spec.network,
             "grace_ms": spec.grace_ms,
+            "ends_with": spec.ends_with,
         }
 
     async def _command(

@@ -118,12 +118,16 @@ class Supervisor:
         self._selector.register(self._wakeup, selectors.EVENT_READ)
         if self._worker.descriptor >= 0:
             self._selector.register(self._worker.descriptor, selectors.EVENT_READ)
+        owner = self._watch_owner()
         while not self._finished:
             for key, _ in self._selector.select(self._timeout()):
                 if key.fileobj is self._listener:
                     self._accept()
                 elif isinstance(key.fileobj, socket.socket):
                     self._read(key.fileobj)
+                elif key.fileobj == owner:
+                    self._selector.unregister(owner)
+                    self._request_stop(0)
                 elif key.fileobj == self._wakeup:
                     with contextlib.suppress(BlockingIOError):
                         os.read(self._wakeup, 512)
@@ -132,6 +136,18 @@ class Supervisor:
             self._worker.poll()
             self._reap()
             self._advance()
+
+    def _watch_owner(self) -> int:
+        """A descriptor that tells the end of the process that this worker shall not outlive."""
+        if not self._order.get("ends_with"):  # an older agent does not say
+            return -1
+        try:
+            watch = os.pidfd_open(self._order["ends_with"])
+        except ProcessLookupError:
+            self._request_stop(0)
+            return -1
+        self._selector.register(watch, selectors.EVENT_READ)
+        return watch
 
     # Ends
 

@@ -109,6 +109,25 @@ def test_nothing_outlives_its_supervisor(bench: Bench) -> None:
     asyncio.run(scenario())
 
 
+def test_a_worker_ends_with_the_process_that_it_shall_not_outlive(bench: Bench) -> None:
+    async def scenario() -> None:
+        with subprocess.Popen(["sleep", "1000"]) as owner:
+            await bench.driver.start(bench.spec(FAMILY, ends_with=owner.pid))
+            bench.wait_lines(1)
+            members = process_tree.tree(bench.supervisor())
+            assert (await bench.driver.status(bench.folder)).state is WorkerState.RUNNING
+            owner.kill()
+        await ended(bench)
+        for pid in members:
+            wait_for(lambda pid=pid: gone(pid), bool)
+        late = await asyncio.create_subprocess_exec("true")
+        await late.wait()
+        await bench.driver.start(bench.spec(FAMILY, ends_with=late.pid))
+        await ended(bench)
+
+    asyncio.run(scenario())
+
+
 def test_the_death_of_the_guard_ends_the_worker_honestly(bench: Bench) -> None:
     async def scenario() -> None:
         members = await family(bench)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 
 import msgspec
@@ -88,8 +89,9 @@ def test_debug_adds_the_traceback(fake, cli):
         ("deploy", "m", "--tier", "gold"),
         ("tenant", "create", "x", "--reserve", "cpu"),
         ("run", "--env", "novalue", "--", "true"),
+        ("run", "--", "echo", os.fsdecode(b"\xff\xfe")),
     ],
-    ids=" ".join,
+    ids=lambda words: " ".join(words).encode("ascii", "replace").decode(),
 )
 def test_usage_errors_exit_2_in_three_lines(fake, cli, words):
     code, out, err = cli(*words)

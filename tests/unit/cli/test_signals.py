@@ -15,6 +15,8 @@ def start(tmp_path: Path, *words: str, **options: object) -> subprocess.Popen[st
     environment = {**os.environ, "ONEFLEET_DATA_DIR": str(tmp_path), "PYTHONUNBUFFERED": "1"}
     environment.pop("ONEFLEET_KEY", None)
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
+    # A shell starts what runs in the background with SIGINT ignored, and that is inherited.
+    pipes["preexec_fn"] = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
     line = [sys.executable, "-m", "onefleet.cli.main", *words]
     return subprocess.Popen(line, text=True, env=environment, **pipes)
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.unit.control.states import a_state
+from tests.fleets import a_job, placed
+from tests.unit.control.states import NOW, a_state
 
 from onefleet.control.api.deployments import default_name
 from onefleet.control.api.logs import _text
@@ -13,7 +14,12 @@ from onefleet.control.auth import Caller, caller_of, digest_of, must_be_internal
 from onefleet.control.auth import Permission as P
 from onefleet.control.call import decoded, good_name
 from onefleet.control.clock import TimeIds, WallClock
+from onefleet.control.demand import Demands
 from onefleet.control.errors import detail_of, response_of
+from onefleet.control.leases import Sightings
+from onefleet.control.views import Scene, job_view
+from onefleet.core import lifecycle
+from onefleet.core.plan import Blocker, Gate
 from onefleet.domain.errors import (
     Forbidden,
     InvalidRequest,
@@ -54,6 +60,17 @@ def test_bytes_that_are_no_text_are_read_on(raw: bytes) -> None:
         text, used = _text(raw[at : at + 4], last=at + 4 >= len(raw))
         assert used > 0 and text
         at += used
+
+
+def test_what_an_older_plan_said_is_no_reason_of_a_job_that_went_on() -> None:
+    waiting = a_job("job-1")
+    running = placed(waiting, ("n1", "0"))
+    over = lifecycle.apply(running, lifecycle.ProcessEnded(0, ""), NOW)
+    for work, reason in ((waiting, "no room"), (running, ""), (over, "")):
+        state = a_state(work)
+        blockers = {work.id: (Blocker(Gate.CONTENTION, "no room"),)}
+        scene = Scene(state, Sightings(NOW), Demands(NOW), blockers, NOW)
+        assert job_view(state.jobs[work.id], scene).reason == reason
 
 
 def test_a_field_at_fault_is_named_by_its_path() -> None:
