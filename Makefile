@@ -10,7 +10,7 @@ ARGS ?=
 .PHONY: run test check bench lock clean
 
 run: $(VENV)/ready
-	@scripts/run.sh "$(TOUR)" --port "$(PORT)" $(ARGS)
+	@scripts/run.sh "$(TOUR)" "$(PORT)" $(ARGS)
 
 test: $(VENV)/ready-dev
 	$(BIN)/pytest -n auto --dist loadfile $(ARGS)

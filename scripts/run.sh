@@ -1,22 +1,23 @@
 #!/bin/sh
 # Start the pool on this machine, take the tour, and keep serving until Ctrl-C.
 #
-# usage: run.sh first|yes|no|only [options of `onefleet up`]
+# usage: run.sh first|yes|no|only PORT [options of `onefleet up`]
 #
 # first: the tour, unless this data folder has had one. only: the tour, then stop and leave with
 # its exit code.
 set -u
-bin="$(dirname "$0")/../.venv/bin"
+bin="$(dirname "$(dirname "$0")")/.venv/bin"
 tour=$1
-shift
+port=$2
+shift 2
 data="${ONEFLEET_DATA_DIR:-${XDG_DATA_HOME:-$HOME/.local/share}/onefleet}"
 toured="$data/toured"
 
 if [ ! -e "$toured" ]; then
     # What this machine can do; a check that fails says what is done without it.
-    "$bin/onefleet" doctor --fix --data-dir "$data" || true
+    "$bin/onefleet" doctor --fix --port "$port" --data-dir "$data" || true
 fi
-"$bin/onefleet" up --detach --data-dir "$data" "$@" || exit $?
+"$bin/onefleet" up --detach --quiet --port "$port" --data-dir "$data" "$@" || exit $?
 
 stop() {
     trap - EXIT INT TERM HUP
@@ -40,7 +41,7 @@ esac
 
 echo
 "$bin/onefleet" status --data-dir "$data"
-echo "The pool serves until Ctrl-C."
+echo "The pool serves until Ctrl-C. In another terminal: $bin/onefleet top"
 while [ -e "$data/run/pool.json" ]; do
     sleep 1
 done

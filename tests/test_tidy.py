@@ -22,8 +22,8 @@ FILE_LINES_MAX = 600
 CLASS_METHODS_MAX = 25
 BANNED_MODULES = ("utils", "util", "common", "helpers", "manager", "managers", "models", "misc")
 
-#: Files that may read the environment.
-ENVIRONMENT = ("src/onefleet/config.py",)
+#: Files that may read the environment: the configuration's, and a job's own code.
+ENVIRONMENT = ("src/onefleet/cli/tour_job/own_checkpoint.py", "src/onefleet/config.py")
 
 #: A process's outermost loop: the one place where any error is caught, logged and counted.
 OUTERMOST = ("src/onefleet/control/process.py:run_passes",)

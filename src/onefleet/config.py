@@ -27,6 +27,7 @@ class Settings:
     width: int | None
     force_color: bool = False
     dumb: bool = False  # the terminal cannot be redrawn
+    port: int = DEFAULT_PORT
 
     @property
     def layout(self) -> Layout:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import shutil
 import sys
 from types import TracebackType
 from typing import Any
@@ -96,8 +97,8 @@ def run_command(words: list[str]) -> int:
 
 def _run(words: list[str], meta: dict[str, Any]) -> int:
     try:
-        with root.make_context("onefleet", list(words)) as ctx:
         _must_be_text(words)
+        with root.make_context("onefleet", list(words)) as ctx:
             try:
                 result = root.invoke(ctx)
             finally:
@@ -125,7 +126,6 @@ def _run(words: list[str], meta: dict[str, Any]) -> int:
         return EXIT_INTERRUPTED
 
 
-def _lines(error: OnefleetError) -> str:
 def _must_be_text(words: list[str]) -> None:
     """Raise UsageError for a word whose bytes are not UTF-8: no answer or record could carry it."""
     for word in words:
@@ -134,11 +134,22 @@ def _must_be_text(words: list[str]) -> None:
             raise click.UsageError(f"{shown[:80]!r} is not UTF-8 text")
 
 
+def _lines(error: OnefleetError) -> str:
     """The three lines. OpenAI clients show a message alone, so /v1 repeats why and hint in it."""
     for extra, mark in ((error.hint, "; try: "), (error.why, "; ")):
         if extra:
             error.what = error.what.removesuffix(f"{mark}{extra}")
     return error.lines()
+
+
+def program() -> str:
+    """What to type for this command line: `onefleet` where the PATH has it, else where it is."""
+    own = os.path.abspath(sys.argv[0])
+    found = shutil.which("onefleet")
+    if not os.path.basename(own).startswith("onefleet") or (found and os.path.samefile(found, own)):
+        return "onefleet"
+    near = os.path.relpath(own)
+    return own if near.startswith("..") else near
 
 
 def say(text: str) -> None:

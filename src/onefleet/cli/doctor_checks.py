@@ -18,7 +18,7 @@ from typing import Any
 
 import msgspec
 
-from onefleet.config import DEFAULT_HOST, DEFAULT_PORT, Settings
+from onefleet.config import DEFAULT_HOST, Settings
 from onefleet.domain.errors import OnefleetError
 from onefleet.domain.quantities import size
 
@@ -113,11 +113,11 @@ def _port(chosen: Settings) -> Verdict:
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind((DEFAULT_HOST, DEFAULT_PORT))
-        except OSError as error:
-            who = holder(DEFAULT_PORT) or str(error)
-            return WARN, f"port {DEFAULT_PORT} is in use: {who}", "onefleet up --port 0"
-    return PASS, f"{DEFAULT_HOST}:{DEFAULT_PORT} is free", ""
+            probe.bind((DEFAULT_HOST, chosen.port))
+        except (OSError, OverflowError) as error:
+            who = holder(chosen.port) or str(error)
+            return WARN, f"port {chosen.port} cannot be used: {who}", "onefleet up --port 0"
+    return PASS, f"{DEFAULT_HOST}:{chosen.port} is free", ""
 
 
 def _files(chosen: Settings) -> Verdict:
@@ -143,7 +143,11 @@ def _namespaces(chosen: Settings) -> Verdict:
     done = subprocess.run(line, capture_output=True, text=True, timeout=20, check=False)
     if done.returncode == 0:
         return PASS, "pid, mount and net namespaces can be made: jobs get cells", ""
-    return WARN, done.stderr.strip()[-200:], "run as root; without cells jobs are not suspended"
+    return (
+        WARN,
+        done.stderr.strip()[-200:],
+        "run as root; without cells jobs are asked to save themselves",
+    )
 
 
 def _criu(chosen: Settings) -> Verdict:

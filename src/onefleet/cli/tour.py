@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import click
 
-from onefleet.cli.boundary import debug_option, say
+from onefleet.cli.boundary import debug_option, program, say
 from onefleet.cli.options import current_screen, data_dir_option
 from onefleet.cli.pool import connect
 from onefleet.cli.progress import Bar
@@ -128,8 +128,9 @@ def _prepare(it: TourPool, compute_s: float) -> Scene:
         )
     )
     serving, free = it.serving_devices()
+    node = it.node(serving.node)
     with Bar(it.screen, "measuring this machine"):
-        training = choose_training(compute_s)
+        training = choose_training(compute_s, saves_itself=node.checkpoint == "cooperative")
     return Scene(it, serving, free, training, send_code(it.pool, FOLDER).digest)
 
 
@@ -157,15 +158,23 @@ def _first_losses(scene: Scene, job: JobView) -> None:
         it.await_job(
             job.id, lambda now: len(output(it.pool, job.id).losses) >= 3, "print 3 losses", RUN_S
         )
-    click.echo(f"on      {', '.join(running.devices)}; saved by {running.checkpoint}")
+    click.echo(f"on      {', '.join(running.devices)}; {_saved_by(running)}")
     for line in output(it.pool, job.id).losses[:3]:
         click.echo(f"        {line}")
-    if running.checkpoint != "criu":
-        raise Unsupported(
-            "this machine cannot suspend a job transparently",
-            why=running.checkpoint_reason or f"jobs are saved by: {running.checkpoint}",
-            hint="onefleet doctor",
-        )
+
+
+def _saved_by(job: JobView) -> str:
+    match job.checkpoint:
+        case "criu":
+            return "saved from outside by criu, with no line of code for it"
+        case "cooperative":
+            return f"asked to save itself, since {job.checkpoint_reason}"
+        case other:
+            raise Unsupported(
+                f"this machine cannot suspend a job: {other}",
+                why=job.checkpoint_reason,
+                hint="onefleet doctor",
+            )
 
 
 def _burst(scene: Scene, job: JobView) -> tuple[Burst, JobView]:
@@ -195,9 +204,10 @@ def _resumed(scene: Scene, job: JobView, mark: int, burst: Burst, before: JobVie
             why=f"the job is {suspended.phase}; the event log has no job.suspended",
             hint=f"onefleet why {job.id}",
         )
+    image = f"its image is {size(suspended.image_bytes)}" if suspended.image_bytes else "by itself"
     click.echo(
         f"saved   the job in {saved:.2f} s: {size(before.memory_bytes)} of memory before, "
-        f"{size(suspended.memory_bytes)} now; its image is {size(suspended.image_bytes)}"
+        f"{size(suspended.memory_bytes)} now; {image}"
     )
     said = " ".join(burst.answers[0].text.split())
     click.echo(
@@ -291,9 +301,10 @@ def _where(it: TourPool, credentials: str, job: JobView, took_s: float) -> None:
     url = it.pool.base_url
     click.echo(f"\nconsole {url}/console")
     click.echo(f"API     {url}/v1  (any OpenAI client; the key is in {credentials})")
-    click.echo("try     onefleet chat smollm2")
-    click.echo(f"        onefleet why {job.id}")
-    click.echo("        onefleet top")
+    name = program()
+    click.echo(f"try     {name} chat {SHARED}")
+    click.echo(f"        {name} why {job.id}")
+    click.echo(f"        {name} top")
     say(f"the tour took {took_s:.0f} s")
 
 

@@ -25,6 +25,7 @@ from onefleet.wire.api import (
     NewKey,
     NewModel,
     NewTenant,
+    NodeView,
     Page,
     ReplicaView,
     TenantView,
@@ -112,6 +113,14 @@ class TourPool:
                 hint="onefleet ps, onefleet deployment list; then onefleet cancel or undeploy",
             )
         return serving, free
+
+    def node(self, node_id: str) -> NodeView:
+        """One machine. Raises NotFound."""
+        nodes = self.pool.get("/api/v1/nodes", Page[NodeView]).data
+        found = next((n for n in nodes if n.id == node_id), None)
+        if found is None:
+            raise NotFound(f"there is no node {node_id}", why="it was just there; it left")
+        return found
 
     def job(self, job_id: str) -> JobView:
         return get_job(self.pool, job_id)

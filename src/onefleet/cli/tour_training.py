@@ -22,14 +22,19 @@ DIGEST = "digest "
 
 @dataclass(frozen=True)
 class Training:
-    """A script and a number of steps that it does in the time that was asked for."""
+    """A script and a number of steps that it does in the time that was asked for.
+
+    saves_itself: nobody can save it from outside, so it is asked to.
+    """
 
     script: str
     steps: int
+    saves_itself: bool
 
     @property
     def command(self) -> tuple[str, ...]:
-        return (sys.executable, self.script, "--steps", str(self.steps))
+        own = ("--saves-itself",) if self.saves_itself else ()
+        return (sys.executable, self.script, "--steps", str(self.steps), *own)
 
     @property
     def what(self) -> str:
@@ -38,7 +43,7 @@ class Training:
         return "plain Python (PyTorch is not installed), a language model that learns sonnets"
 
 
-def choose_training(compute_s: float) -> Training:
+def choose_training(compute_s: float, saves_itself: bool) -> Training:
     """The PyTorch script where torch is installed; as many steps as this machine does in so long,
     by a measurement of a second.
     """
@@ -55,7 +60,7 @@ def choose_training(compute_s: float) -> Training:
         raise Unsupported(
             f"{script} does not run here", why=str(said).strip()[-400:], hint=" ".join(line)
         ) from error
-    return Training(script, max(int(speed * compute_s), 24))
+    return Training(script, max(int(speed * compute_s), 24), saves_itself)
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING
 
 import click
 
-from onefleet.cli.boundary import debug_option, say
+from onefleet.cli.boundary import debug_option, program, say
 from onefleet.config import DEFAULT_PORT, child_environment, settings
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from onefleet.domain.layout import Layout
 
 
@@ -21,22 +23,29 @@ if TYPE_CHECKING:
 @click.option("--port", type=int, default=DEFAULT_PORT, show_default=True, help="0: any free one.")
 @click.option("--data-dir", help="Where the pool keeps everything.")
 @click.option("--detach", is_flag=True, help="Return once it is ready; it runs on.")
+@click.option("--quiet", "-q", is_flag=True, help="Leave out what to do next.")
 @debug_option
-def up(port: int, data_dir: str | None, detach: bool) -> None:
+def up(port: int, data_dir: str | None, detach: bool, quiet: bool) -> None:
     """Start the pool on this machine: gateway, control plane and agent.
 
     Without --detach it keeps running until Ctrl-C, which saves the jobs and ends every process.
     """
     layout = settings(data_dir).layout
+
+    def ready(url: str) -> None:
+        say(_where(layout, url))
+        if not quiet:
+            say(_next_steps(f"{program()} down" if detach else "Ctrl-C"))
+
     if detach:
-        _detached(layout, port)
+        _detached(layout, port, ready)
         return
     from onefleet.cli.launcher import start
 
-    start(layout, port, say, lambda url: say(_next_steps(layout, url, "Ctrl-C")))
+    start(layout, port, say, ready)
 
 
-def _detached(layout: Layout, port: int) -> None:
+def _detached(layout: Layout, port: int, ready: Callable[[str], None]) -> None:
     """Start the launcher as a daemon; relay what it says until it is ready or fails."""
     from onefleet.cli import pool_folder
 
@@ -58,7 +67,7 @@ def _detached(layout: Layout, port: int) -> None:
         for line in said:
             message = json.loads(line)
             if "url" in message:
-                say(_next_steps(layout, message["url"], "onefleet down"))
+                ready(message["url"])
                 return
             if "error" in message:
                 raise _error(message)
@@ -80,14 +89,19 @@ def _error(message: dict[str, str]) -> Exception:
     return error_of(int(message["status"]), json.dumps({"error": message["error"]}).encode())
 
 
-def _next_steps(layout: Layout, url: str, end: str) -> str:
+def _where(layout: Layout, url: str) -> str:
     return "\n".join(
         (
             f"pool is ready at {url}",
-            f"  OpenAI API  {url}/v1    key: {layout.credentials}",
-            f"  console     {url}/",
+            f"  OpenAI API  {url}/v1",
+            f"  console     {url}/console",
+            f"  key         in {layout.credentials}",
             f"  data        {layout.root}",
-            "next: onefleet status, onefleet model add demo:smollm2, onefleet tour",
-            f"stop it with {end}",
         )
     )
+
+
+def _next_steps(end: str) -> str:
+    name = program()
+    steps = f"{name} status, {name} model add demo:smollm2, {name} tour"
+    return f"next: {steps}\nstop it with {end}"

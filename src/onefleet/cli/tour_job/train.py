@@ -1,10 +1,11 @@
 """The tour's training job where PyTorch is not installed: a language model in plain Python.
 
-usage: train.py --steps N | --measure
+usage: train.py --steps N [--saves-itself] | --measure
 
 It learns to predict the next character of Shakespeare's sonnets from the last one to five: every
 context has a row of weights in a hashed table (a maximum-entropy n-gram model), trained by
-Adagrad. It knows nothing of Onefleet. Equal N gives an equal last line: the digest of all weights.
+Adagrad. Equal N gives an equal last line: the digest of all weights. It knows nothing of Onefleet,
+but with --saves-itself, for machines that cannot save it from outside.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ import time
 import zlib
 from array import array
 from pathlib import Path
+
+from own_checkpoint import OwnCheckpoint  # type: ignore[import-not-found]  # beside this file
 
 ORDERS = (1, 2, 3, 5)  # lengths of the contexts
 ROWS = 1 << 16  # contexts share these by their hash
@@ -74,6 +77,18 @@ class Model:
             )
         return loss
 
+    def dump(self, step: int, total: float) -> bytes:
+        """All that the next step depends on."""
+        return array("d", [step, total]).tobytes() + self.weights.tobytes() + self.squares.tobytes()
+
+    def load(self, state: bytes) -> tuple[int, float]:
+        """Take what `dump` gave; return its step and total."""
+        numbers = array("d")
+        numbers.frombytes(state)
+        size = len(self.weights)
+        self.weights, self.squares = numbers[2 : 2 + size], numbers[2 + size :]
+        return int(numbers[0]), numbers[1]
+
     def verse(self, start: str, length: int) -> str:
         """A likely continuation of `start`; always the same one."""
         draw = random.Random(0)
@@ -89,15 +104,20 @@ def say(line: str) -> None:
     sys.stdout.flush()
 
 
-def train(model: Model, steps: int) -> None:
+def train(model: Model, steps: int, own: OwnCheckpoint) -> None:
     """Learn for so many steps, printing the mean loss LINES times."""
     every = max(steps // LINES, 1)
-    total = 0.0
-    for step in range(1, steps + 1):
+    left = own.load()
+    if left is None:
+        say(f"state {len(model.weights) * 2 * 8} bytes, {model.width} characters")
+    done, total = model.load(left) if left else (0, 0.0)
+    for step in range(done + 1, steps + 1):
         total += model.learn(1 + step % (len(model.text) - 1))
         if step % every == 0:
             say(f"step {step}/{steps} loss {total / every:.12f}")
             total = 0.0
+        if own.asked:
+            own.leave(model.dump(step, total))
 
 
 def measure(model: Model) -> float:
@@ -112,14 +132,14 @@ def measure(model: Model) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--saves-itself", action="store_true")
     parser.add_argument("--measure", action="store_true")
     asked = parser.parse_args()
     model = Model(Path(__file__).with_name("sonnets.txt").read_text(encoding="ascii"))
     if asked.measure:
         say(f"{measure(model):.1f}")
         return
-    say(f"state {len(model.weights) * 2 * 8} bytes, {model.width} characters")
-    train(model, asked.steps)
+    train(model, asked.steps, OwnCheckpoint(asked.saves_itself))
     say("verse: " + " / ".join(model.verse("Shall I compare", 90).split("\n")))
     state = hashlib.sha256(model.weights.tobytes() + model.squares.tobytes())
     say(f"digest {state.hexdigest()}")

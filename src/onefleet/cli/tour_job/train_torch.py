@@ -1,20 +1,23 @@
 """The tour's training job where PyTorch is installed: a small recurrent language model.
 
-usage: train_torch.py --steps N | --measure
+usage: train_torch.py --steps N [--saves-itself] | --measure
 
-It learns to predict the next character of Shakespeare's sonnets with a GRU and AdamW. It knows
-nothing of Onefleet. Equal N gives an equal last line: the digest of all weights and moments.
+It learns to predict the next character of Shakespeare's sonnets with a GRU and AdamW. Equal N gives
+an equal last line: the digest of all weights and moments. It knows nothing of Onefleet, but with
+--saves-itself, for machines that cannot save it from outside.
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
+import io
 import sys
 import time
 from pathlib import Path
 
 import torch
+from own_checkpoint import OwnCheckpoint  # type: ignore[import-not-found]  # beside this file
 
 LINES = 24  # how many lines of loss a run prints
 HIDDEN = 256
@@ -48,6 +51,27 @@ class Trainer:
         self.optimiser.step()
         return float(loss.detach())
 
+    def dump(self, step: int, total: float) -> bytes:
+        """All that the next step depends on."""
+        state = {
+            "step": step,
+            "total": total,
+            "model": self.model.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "chance": torch.get_rng_state(),
+        }
+        out = io.BytesIO()
+        torch.save(state, out)
+        return out.getvalue()
+
+    def load(self, state: bytes) -> tuple[int, float]:
+        """Take what `dump` gave; return its step and total."""
+        left = torch.load(io.BytesIO(state), weights_only=True)
+        self.model.load_state_dict(left["model"])
+        self.optimiser.load_state_dict(left["optimiser"])
+        torch.set_rng_state(left["chance"])
+        return left["step"], left["total"]
+
     def digest(self) -> str:
         """SHA-256 over all weights and moments."""
         state = hashlib.sha256()
@@ -63,9 +87,27 @@ def say(line: str) -> None:
     sys.stdout.flush()
 
 
+def train(trainer: Trainer, steps: int, own: OwnCheckpoint) -> None:
+    """Learn for so many steps, printing the mean loss LINES times."""
+    every = max(steps // LINES, 1)
+    left = own.load()
+    if left is None:
+        count = sum(p.numel() for p in trainer.model.parameters())
+        say(f"state {count * 4 * 3} bytes, PyTorch {torch.__version__}")
+    done, total = trainer.load(left) if left else (0, 0.0)
+    for step in range(done + 1, steps + 1):
+        total += trainer.learn()
+        if step % every == 0:
+            say(f"step {step}/{steps} loss {total / every:.12f}")
+            total = 0.0
+        if own.asked:
+            own.leave(trainer.dump(step, total))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--saves-itself", action="store_true")
     parser.add_argument("--measure", action="store_true")
     asked = parser.parse_args()
     trainer = Trainer(Path(__file__).with_name("sonnets.txt").read_text(encoding="ascii"))
@@ -77,14 +119,7 @@ def main() -> None:
             steps += 1
         say(f"{steps / (time.perf_counter() - started):.1f}")
         return
-    count = sum(p.numel() for p in trainer.model.parameters())
-    say(f"state {count * 4 * 3} bytes, PyTorch {torch.__version__}")
-    every, total = max(asked.steps // LINES, 1), 0.0
-    for step in range(1, asked.steps + 1):
-        total += trainer.learn()
-        if step % every == 0:
-            say(f"step {step}/{asked.steps} loss {total / every:.12f}")
-            total = 0.0
+    train(trainer, asked.steps, OwnCheckpoint(asked.saves_itself))
     say(f"digest {trainer.digest()}")
 
 

@@ -1,0 +1,46 @@
+"""``onefleet doctor --fix`` where nothing can be fixed, and the port that it looks at."""
+
+from __future__ import annotations
+
+import json
+import socket
+from pathlib import Path
+
+import pytest
+
+from onefleet.cli import doctor_checks
+from onefleet.cli.main import main
+from onefleet.domain.errors import Unsupported
+
+
+@pytest.fixture(autouse=True)
+def only_the_port(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other checks start programs."""
+    checks = tuple(c for c in doctor_checks.CHECKS if c[0] == "port")
+    monkeypatch.setattr(doctor_checks, "CHECKS", checks)
+
+
+def test_what_cannot_be_fixed_is_said_and_the_checks_go_on(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    def refuse(*arguments: object) -> None:
+        raise Unsupported("no copy can be made", why="this is not root", hint="run it as root")
+
+    monkeypatch.setattr("onefleet.drivers.criu_setup.setup_criu", refuse)
+    assert main(["doctor", "--fix", "--data-dir", str(tmp_path), "-o", "name"]) == 0
+    said = capsys.readouterr()
+    assert (
+        said.err == "not fixed: no copy can be made: this is not root; to fix it, run it as root\n"
+    )
+    assert said.out == "port\n"
+
+
+def test_the_port_that_is_asked_for_is_looked_at(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        main(["doctor", "--port", str(port), "--data-dir", str(tmp_path), "-o", "jsonl"])
+    check = json.loads(capsys.readouterr().out)
+    assert check["result"] == "warn"
+    assert f"port {port} cannot be used" in check["evidence"]
