@@ -14,6 +14,7 @@ import msgspec
 
 from onefleet.domain.errors import (
     InvalidRequest,
+    NotFound,
     OnefleetError,
     Overloaded,
     QuotaExceeded,
@@ -143,6 +144,15 @@ class EngineExchange(EngineAnswer):
 
     def expired(self) -> None:
         target = self.target
+        if target.removed:
+            self.fail(
+                NotFound(
+                    f'the model "{target.route.name}" was removed while the request waited',
+                    param="model",
+                    code="model_not_found",
+                )
+            )
+            return
         limit = self.gateway.limits.hold_ms
         self.fail(
             TimedOut(

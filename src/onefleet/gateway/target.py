@@ -31,7 +31,7 @@ class Waiter(Protocol):
         """Here is one; give it back by `Target.release`."""
 
     def expired(self) -> None:
-        """There was none in time."""
+        """There was none in time, or the deployment was removed."""
 
 
 class EngineEndpoint(Backend):
@@ -75,6 +75,7 @@ class Target:
         self.active = 0
         self.last_request_at = Instant(0)  # wall clock
         self.engines: list[EngineEndpoint] = []
+        self.removed = False
         self._limits = limits
         self._queue: HoldQueue[Waiter] = HoldQueue(limits.held, Millis(limits.hold_ms))
         self._index = PrefixIndex(limits.prefixes)
@@ -133,6 +134,9 @@ class Target:
 
     def put_back(self, waiter: Waiter, deadline: Instant) -> None:
         """Its replica turned out to be gone: it waits again, first in line."""
+        if self.removed:
+            waiter.expired()
+            return
         self._queue.put_back(waiter, deadline)
         self._demand_changed()
 
@@ -180,6 +184,7 @@ class Target:
 
     def close(self) -> None:
         """The deployment is gone: those who wait are told, what is answered is finished."""
+        self.removed = True
         for engine in self.engines:
             engine.upstream.close()
         self.engines = []
