@@ -21,8 +21,8 @@ import signal
 from collections.abc import Callable
 from typing import NoReturn
 
-from onefleet.domain.errors import Unsupported
 from onefleet.drivers import linux, process_tree
+from onefleet.drivers.rights import enter_user_namespace, no_cell, rights
 
 #: Where a worker finds its work folder and its own folder.
 JOB = "/job"
@@ -42,16 +42,22 @@ class Cell:
     also puts it into the mount and network namespaces. There is one cell a supervisor.
 
     folder, work: absolute paths on the machine. last_pid: the process id after which the next
-    one is given. Raises Unsupported when the machine does not allow it.
+    one is given. ids: user and group that the worker has, for a supervisor that is not root: it
+    moves into a user namespace. Raises Unsupported when the machine does not allow it.
     """
 
-    def __init__(self, folder: str, work: str, network: str, last_pid: int) -> None:
+    def __init__(
+        self, folder: str, work: str, network: str, last_pid: int, ids: tuple[int, int]
+    ) -> None:
         self.ending = False
+        self.rights = rights()
         report, answer = os.pipe()
         try:
+            if self.rights.user_namespace:
+                enter_user_namespace(*ids)
             linux.unshare(linux.NEW_PIDS)
         except OSError as error:
-            raise _unsupported(str(error)) from error
+            raise no_cell(self.rights, str(error)) from error
         self.init = os.fork()
         if self.init == 0:
             os.close(report)
@@ -61,7 +67,7 @@ class Cell:
             said = lines.read()
         if said != "ready":
             self.destroy()
-            raise _unsupported(said or "the cell's first process died at once")
+            raise no_cell(self.rights, said or "the cell's first process died at once")
         kinds = [("mnt", linux.NEW_MOUNTS)]
         if network != "host":
             kinds.append(("net", linux.NEW_NETWORK))
@@ -123,14 +129,6 @@ class Cell:
             os.kill(self.init, signal.SIGKILL)
 
 
-def _unsupported(why: str) -> Unsupported:
-    return Unsupported(
-        "the worker's cell could not be made",
-        why=why,
-        hint="run as root on Linux with pid, mount and network namespaces allowed",
-    )
-
-
 def _become_init(folder: str, work: str, network: str, last_pid: int, report: int) -> NoReturn:
     """Set the namespaces up from inside, say so, then wait for the end."""
     try:
@@ -144,8 +142,9 @@ def _become_init(folder: str, work: str, network: str, last_pid: int, report: in
         _assemble_root(folder, work)
         if network != "host":
             linux.loopback_up()
-        with open("/proc/sys/kernel/ns_last_pid", "w", encoding="ascii") as file:
-            file.write(str(last_pid))
+            # Its ports are its own, the low ones too.
+            _set("net/ipv4/ip_unprivileged_port_start", 0)
+        _set("kernel/ns_last_pid", last_pid)
         linux.name_process("onefleet-cell")
         os.write(report, b"ready")
         os.closerange(0, 1024)
@@ -155,6 +154,11 @@ def _become_init(folder: str, work: str, network: str, last_pid: int, report: in
         os.write(report, str(error).encode())
     finally:
         os._exit(1)
+
+
+def _set(name: str, value: int) -> None:
+    with open(f"/proc/sys/{name}", "w", encoding="ascii") as file:
+        file.write(str(value))
 
 
 def _assemble_root(folder: str, work: str) -> None:

@@ -21,6 +21,7 @@ from onefleet.domain.errors import OnefleetError, Unsupported
 from onefleet.domain.fleet import CheckpointMode
 from onefleet.drivers.base import Capability, SavedImage, WorkerSpec, WorkerState
 from onefleet.drivers.criu_setup import CriuTool, check, find_criu
+from onefleet.drivers.rights import rights
 from onefleet.drivers.supervised import SupervisedDriver
 from onefleet.drivers.supervisor_files import STDOUT
 
@@ -40,10 +41,10 @@ while True:
     n += 1; time.sleep(0.002)
 """
 _PROBE_LIMIT_S = 30.0
-_POLL_S = 0.005
 _PROBE = "onefleet-probe-"
 #: A probe's folder that is this old was left by a process that was killed at it.
 _PROBE_AGE_S = 600.0
+_POLL_S = 0.005
 
 
 class CriuDriver(SupervisedDriver):
@@ -93,24 +94,22 @@ class CriuDriver(SupervisedDriver):
         began = time.monotonic()
         try:
             tool = await self._find_tool()
-            if os.geteuid() != 0:
-                raise Unsupported(
-                    "jobs cannot be saved transparently",
-                    why="cells need root, and this process runs as an ordinary user",
-                    hint="run the agent as root",
-                )
-            await asyncio.to_thread(check, tool)
+            mine = rights()
+            if mine.checks:
+                await asyncio.to_thread(check, tool)
             saved = await self._save_a_counter()
         except OnefleetError as error:
             why = f"{error.what}: {error.why}" if error.why else error.what
             return Capability(CheckpointMode.NONE, reason=why, evidence=error.hint)
         took_ms = int((time.monotonic() - began) * 1000)
-        return Capability(
-            mode=CheckpointMode.CRIU,
-            reason="",
-            evidence=f"criu {tool.version} ({tool.source}) saved a counter of {saved.size_bytes} "
-            f"bytes, restored it, and it counted on: {took_ms} ms",
+        evidence = (
+            f"criu {tool.version} ({tool.source}) saved a counter of {saved.size_bytes} "
+            f"bytes, restored it, and it counted on: {took_ms} ms"
         )
+        if mine.user_namespace:
+            cannot = ", ".join(limit.what for limit in mine.limits)
+            evidence += f"; as user {os.getuid()}, in a user namespace, which cannot save {cannot}"
+        return Capability(mode=CheckpointMode.CRIU, reason="", evidence=evidence)
 
     async def _save_a_counter(self) -> SavedImage:
         await asyncio.to_thread(_sweep_old_probes)
@@ -137,13 +136,13 @@ class CriuDriver(SupervisedDriver):
                 await self.stop(spec.folder, 0)
             await asyncio.to_thread(shutil.rmtree, base, ignore_errors=True)
 
+
 def _sweep_old_probes() -> None:
     """Remove the folders of probes whose process was killed; its worker ended with it."""
     for folder in sorted(Path(tempfile.gettempdir()).glob(f"{_PROBE}*")):
         with contextlib.suppress(OSError):
             if time.time() - folder.stat().st_mtime > _PROBE_AGE_S:
                 shutil.rmtree(folder, ignore_errors=True)
-
 
 
 def make_finder(managed: Path, given: Path | None) -> Callable[[], CriuTool]:

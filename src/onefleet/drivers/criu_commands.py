@@ -14,7 +14,9 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from onefleet.domain.errors import OnefleetError, StorageFull, TimedOut, UpstreamFailed
+from onefleet.drivers import linux
 from onefleet.drivers.cell import OWN, ROOT_PID, Cell
+from onefleet.drivers.rights import Rights, limit_in
 from onefleet.drivers.supervisor_files import HOOK, HOOK_ASKS, HOOK_HEARS
 
 #: criu's own processes in a cell start here; a restored worker has its old ids, far below.
@@ -71,9 +73,10 @@ def dump(
         os.open(f"{folder}/{name}", os.O_RDWR | os.O_CLOEXEC) for name in (HOOK_ASKS, HOOK_HEARS)
     )
     log = os.memfd_create("criu")
-    command = [*criu, "dump", "-t", str(ROOT_PID), "-D", ".", "-W", OWN, *_BOTH, *_DUMP]
+    what = ("dump", "-t", str(ROOT_PID), *_DUMP)
+    command = [*criu, *what, "-D", ".", "-W", OWN, *_BOTH, *cell.rights.criu_options]
     here = os.open(partial, os.O_RDONLY | os.O_DIRECTORY)
-    pid = cell.run(lambda: _become_criu(command, here, log))
+    pid = cell.run(lambda: _become_criu(command, cell.rights, here, log))
     os.close(here)
     refused: OnefleetError | OSError | None = None
     try:
@@ -93,7 +96,7 @@ def dump(
     if refused is not None:
         raise refused
     if status != 0:
-        raise _failure("save", text, partial)
+        raise _failure("save", text, partial, cell.rights)
 
 
 def restore(cell: Cell, criu: list[str], image: str) -> None:
@@ -102,16 +105,17 @@ def restore(cell: Cell, criu: list[str], image: str) -> None:
     Raises UpstreamFailed with criu's own words, CriuKilled, TimedOut.
     """
     log = os.memfd_create("criu")
-    command = [*criu, "restore", "-D", ".", "-W", OWN, "-d", "-S", *_BOTH]
+    command = [*criu, "restore", "-d", "-S", "-D", ".", "-W", OWN, *_BOTH]
+    command += cell.rights.criu_options
     here = os.open(image, os.O_RDONLY | os.O_DIRECTORY)
-    pid = cell.run(lambda: _become_criu(command, here, log))
+    pid = cell.run(lambda: _become_criu(command, cell.rights, here, log))
     os.close(here)
     status = _wait_end(pid)
     text = _take_log(log)
     if os.WIFSIGNALED(status):
         raise _killed("restore", status)
     if status != 0:
-        raise _failure("restore", text, image)
+        raise _failure("restore", text, image, cell.rights)
 
 
 def telling_errors(log: str) -> str:
@@ -125,7 +129,7 @@ def telling_errors(log: str) -> str:
     return chosen[0] if chosen[0] == chosen[-1] else f"{chosen[0]}; {chosen[-1]}"
 
 
-def _become_criu(command: list[str], folder: int, log: int) -> NoReturn:
+def _become_criu(command: list[str], mine: Rights, folder: int, log: int) -> NoReturn:
     """Execute criu in `folder`, a descriptor: its path may mean nothing inside the cell."""
     os.fchdir(folder)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
@@ -134,6 +138,8 @@ def _become_criu(command: list[str], folder: int, log: int) -> NoReturn:
     signal.set_wakeup_fd(-1)
     for number in (signal.SIGCHLD, signal.SIGPIPE, signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_DFL)
+    if mine.user_namespace:
+        linux.keep_capabilities()
     os.execv(command[0], command)  # noqa: S606
 
 
@@ -181,7 +187,7 @@ def _killed(verb: str, status: int) -> CriuKilled:
     )
 
 
-def _failure(verb: str, log: str, folder: str) -> OnefleetError:
+def _failure(verb: str, log: str, folder: str, mine: Rights) -> OnefleetError:
     why = telling_errors(log)
     if "No space left on device" in log or _is_full(folder):
         return StorageFull(
@@ -189,7 +195,11 @@ def _failure(verb: str, log: str, folder: str) -> OnefleetError:
             why=why,
             hint="free some space; the worker was not harmed",
         )
-    return UpstreamFailed(f"criu could not {verb} the worker", why=why, hint="see doctor")
+    what = f"criu could not {verb} the worker"
+    if limit := limit_in(mine, log):
+        why = f"{limit.what} cannot be {verb}d without root ({why})"
+        return UpstreamFailed(what, why=why, hint=limit.hint)
+    return UpstreamFailed(what, why=why, hint="see doctor")
 
 
 def _is_full(folder: str) -> bool:

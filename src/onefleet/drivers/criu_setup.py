@@ -93,7 +93,7 @@ def find_criu(managed: Path, given: Path | None) -> CriuTool:
     raise Unsupported(
         "jobs cannot be saved transparently",
         why=f"{has}, and kernel {os.uname().release} needs {_text(minimum())} or newer",
-        hint="onefleet doctor --fix makes a private copy (root and apt-get needed)",
+        hint="onefleet doctor --fix makes a private copy (apt-get needed)",
     )
 
 
@@ -158,8 +158,6 @@ def _managed(root: Path) -> CriuTool | None:
 
 def _origin() -> tuple[_Release, str]:
     """The distribution's newer release, and the mirror that the system itself uses."""
-    if os.geteuid() != 0:
-        raise _cannot("this process is not root", "run it once as root")
     for program in ("apt-get", "dpkg-deb"):
         if shutil.which(program) is None:
             raise _cannot(f"there is no {program}", f"install criu >= {_text(minimum())} yourself")

@@ -100,7 +100,7 @@ def _become_keeper(
         linux.name_process("onefleet-keeper")
         root = os.fork()
         if root == 0:
-            become_command(order, folder, order["work"], failed)
+            become_command(order, folder, order["work"], None, failed)
         os.close(failed)
         os.write(news, str(root).encode())
         while True:

@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 
 from onefleet.domain.errors import InternalError, InvalidRequest, OnefleetError
 from onefleet.drivers import linux
+from onefleet.drivers.rights import Rights
 from onefleet.drivers.supervisor_files import STDERR, STDOUT
 
 #: Set unless the order says otherwise: equal runs then hash alike and give equal pages.
@@ -22,10 +23,13 @@ DEFAULTS = {"PYTHONHASHSEED": "0", "USE_LIBUV": "0"}
 _MAX_FD = 4096
 
 
-def become_command(order: dict[str, Any], own: str, work: str, report: int) -> NoReturn:
+def become_command(
+    order: dict[str, Any], own: str, work: str, mine: Rights | None, report: int
+) -> NoReturn:
     """Execute the order's command; write an errno to `report` (close-on-exec) if that fails.
 
-    own: the worker's folder as seen from here. work: the directory to run in.
+    own: the worker's folder as seen from here. work: the directory to run in. mine: of whoever is
+    to save it transparently.
     """
     try:
         os.setsid()
@@ -34,11 +38,12 @@ def become_command(order: dict[str, Any], own: str, work: str, report: int) -> N
         if order["cpus"]:
             os.sched_setaffinity(0, order["cpus"])
         linux.fix_addresses()
-        if order["driver"] == "criu":
+        if mine is not None:
             # Whatever is orphaned stays in the tree that is saved.
             linux.adopt_orphans()
             linux.gain_no_privileges()
-            linux.deny_io_uring()
+            if mine.denies_io_uring:
+                linux.deny_io_uring()
         _reset_signals()
         command = order["command"]
         os.execvpe(command[0], command, {**DEFAULTS, **order["environment"]})  # noqa: S606

@@ -13,6 +13,7 @@ import socket
 import struct
 
 NEW_MOUNTS = 0x00020000
+NEW_USERS = 0x10000000
 NEW_PIDS = 0x20000000
 NEW_NETWORK = 0x40000000
 
@@ -31,6 +32,10 @@ _PR_SET_NAME = 15
 _PR_SET_SECCOMP = 22
 _PR_SET_CHILD_SUBREAPER = 36
 _PR_SET_NO_NEW_PRIVS = 38
+_PR_CAP_AMBIENT = 47
+_PR_CAP_AMBIENT_RAISE = 2
+_CAPABILITY_VERSION = 0x20080522
+_CAP_SETUID = 7
 _ADDR_NO_RANDOMIZE = 0x0040000
 _SECCOMP_MODE_FILTER = 2
 _SECCOMP_RET_ALLOW = 0x7FFF0000
@@ -92,6 +97,26 @@ def adopt_orphans() -> None:
 
 def gain_no_privileges() -> None:
     _prctl(_PR_SET_NO_NEW_PRIVS, 1, "PR_SET_NO_NEW_PRIVS")
+
+
+def keep_capabilities() -> None:
+    """Let what this process executes have its capabilities, although it is not uid 0.
+
+    All but CAP_SETUID: a criu that has it takes uid 0 to restore, which a user namespace that maps
+    another id does not know.
+    """
+    header = ctypes.create_string_buffer(struct.pack("=Ii", _CAPABILITY_VERSION, 0))
+    sets = (ctypes.c_uint32 * 6)()  # effective, permitted, inheritable: low halves, then high
+    _checked(_libc.capget(header, sets), "capget")
+    sets[2], sets[5] = sets[1], sets[4]
+    _checked(_libc.capset(header, sets), "capset")
+    permitted = sets[1] | sets[4] << 32
+    zero = ctypes.c_ulong(0)
+    raise_ = ctypes.c_ulong(_PR_CAP_AMBIENT_RAISE)
+    for number in range(permitted.bit_length()):
+        if permitted >> number & 1 and number != _CAP_SETUID:
+            result = _libc.prctl(_PR_CAP_AMBIENT, raise_, ctypes.c_ulong(number), zero, zero)
+            _checked(result, "PR_CAP_AMBIENT_RAISE")
 
 
 def name_process(name: str) -> None:
