@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from onefleet.cli.main import COMMANDS
+from onefleet.core.lifecycle import diagram
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -20,6 +21,12 @@ def test_the_command_reference_is_what_the_commands_say():
 
     written = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
     assert written == reference(), "run: python -m onefleet.cli.reference > docs/cli.md"
+
+
+def test_the_diagram_of_phases_is_the_table():
+    drawn = re.search(r"```mermaid\n(.*?)```", (ROOT / "docs" / "phases.md").read_text(), re.S)
+    assert drawn is not None
+    assert drawn.group(1) == diagram()
 
 
 @pytest.mark.parametrize("name", NAMES)
