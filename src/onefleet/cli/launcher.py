@@ -347,7 +347,7 @@ def pool_ready(layout: Layout, url: str) -> str:
     try:
         status = Client(url, key, timeout_s=5).get("/api/v1/status", StatusView)
     except OnefleetError as error:
-        return f"the gateway ({error.what})" if error.status == 503 else error.what
+        return f"the gateway ({error.what})"
     return "" if status.nodes_ready else "this machine's agent"
 
 

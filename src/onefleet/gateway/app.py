@@ -297,7 +297,7 @@ class Gateway:
         if not is_passed_on(request.path):
             request.refusal = NotFound(
                 f"there is no {request.method.decode()} {request.path.decode('latin-1')}",
-                hint="docs/api lists the routes",
+                hint=f"there are {', '.join(p.decode() for p in ROUTES if p[:4] == b'/v1/')}",
                 code="unknown_url",
             )
             return

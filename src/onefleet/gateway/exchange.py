@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
 #: An engine's error body is read up to this; the rest is dropped.
 _ERROR_BYTES = 64 * 1024
+#: What llama.cpp says, with status 500, to an image or sound that its model cannot take.
+_NO_SUCH_INPUT = "input is not supported"
 
 _decode_error = msgspec.json.Decoder(EngineErrorBody).decode
 
@@ -445,6 +447,8 @@ def engine_error(
             param=fault.param,
             code="context_length_exceeded" if too_long else "invalid_request",
         )
+    if _NO_SUCH_INPUT in said:
+        return InvalidRequest(said, code="unsupported_input")
     return UpstreamFailed(
         f'the engine of deployment "{name}" failed with status {status}', why=said
     )

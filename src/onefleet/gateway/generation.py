@@ -82,6 +82,8 @@ def completion(gateway: Gateway, request: Request, client: ClientConnection) -> 
     target = gateway.target(request, call.model)
     if target.route.purpose is Purpose.EMBEDDING:
         raise _wrong_purpose(target, "completions", "completion")
+    if call.echo:
+        raise _not_possible("echo", "the engines give no tokens of the prompt back")
     fields = _fields(body)
     count, tokens = _prompts(gateway, call.prompt, "prompt")
     choices = max(call.n or 1, call.best_of or 1)
@@ -114,6 +116,8 @@ def embedding(gateway: Gateway, request: Request, client: ClientConnection) -> E
             why="it is float or base64",
             param="encoding_format",
         )
+    if call.dimensions is not None:
+        raise _not_possible("dimensions", "a model's embeddings have the one length that it gives")
     _, tokens = _prompts(gateway, call.input, "input")
     fields = _fields(body)
     fields["model"] = target.name_json
@@ -297,12 +301,23 @@ def _some_target(gateway: Gateway, request: Request, model: str | None) -> Targe
     return target
 
 
+def _not_possible(param: str, why: str) -> InvalidRequest:
+    """For what would change the answer, so that leaving it out silently would be a lie."""
+    return InvalidRequest(
+        f'the field "{param}" is not supported',
+        why=why,
+        hint="leave it out",
+        param=param,
+        code="unsupported_parameter",
+    )
+
+
 def _wrong_purpose(target: Target, wanted: str, purpose: str) -> InvalidRequest:
     route = target.route
     return InvalidRequest(
         f'the model "{route.name}" does not answer {wanted}',
-        why=f"it is a {route.purpose.value} model",
-        hint=f"choose a {purpose} model of GET /v1/models",
+        why=f"its purpose is {route.purpose.value}",
+        hint=f"choose one of GET /v1/models whose purpose is {purpose}",
         param="model",
         code="model_not_supported",
     )

@@ -65,6 +65,13 @@ MESSAGES = [{"role": "user", "content": "hi"}]
             "request_too_large",
             "prompt",
         ),
+        (
+            "completions",
+            {"model": "tiny", "prompt": "a", "echo": True, "logprobs": 1},
+            400,
+            "unsupported_parameter",
+            "echo",
+        ),
         ("embeddings", {"model": "tiny", "input": "a"}, 400, "model_not_supported", "model"),
         ("tokenize", {"prompt": 5}, 400, "invalid_request", "prompt"),
         ("tokenize", {"prompt": "a", "model": "no"}, 404, "model_not_found", "model"),
@@ -113,7 +120,7 @@ def test_each_purpose_has_its_routes(tmp_path: Path) -> None:
                 assert reply.status != 400
             else:
                 assert (reply.status, reply.error["code"]) == (400, "model_not_supported")
-                assert f"it is a {purpose.value} model" in reply.error["message"]
+                assert f"its purpose is {purpose.value}" in reply.error["message"]
 
     for number, purpose in enumerate(Purpose):
         serve(tmp_path / str(number), test, purpose=purpose)
@@ -176,3 +183,13 @@ def test_request_ids(tmp_path: Path) -> None:
         assert len(set(seen)) == len(seen)
 
     serve(tmp_path, test)
+
+
+def test_embeddings_of_another_length_are_refused_rather_than_given_whole(tmp_path: Path) -> None:
+    async def test(pool: Rig, engine: Upstream) -> None:
+        body = {"model": "tiny", "input": "a", "dimensions": 64}
+        reply = await pool.ask("POST", "/v1/embeddings", body)
+        assert (reply.status, reply.error["code"]) == (400, "unsupported_parameter")
+        assert reply.error["param"] == "dimensions"
+
+    serve(tmp_path, test, purpose=Purpose.EMBEDDING)

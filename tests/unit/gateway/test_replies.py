@@ -135,3 +135,9 @@ def test_legacy_logprobs_count_characters() -> None:
         msgspec.Raw(b'{"token":" you","logprob":-2.0}'),
     ]
     assert legacy(entries, 10)["text_offset"] == [10, 12]
+
+
+def test_an_image_for_a_model_of_text_is_the_callers_fault() -> None:
+    said = "image input is not supported - hint: you may need to provide the mmproj"
+    error = engine_error(500, EngineFault(message=said), "tiny", [])
+    assert (error.status, error.error_code) == (400, "unsupported_input")
