@@ -50,6 +50,11 @@ JOB_INHERITS = ("HOME", "LANG", "LC_ALL", "LOGNAME", "PATH", "SHELL", "TMPDIR", 
 PORT_FILE = "port"
 #: A command that could not be started, as shells number it.
 CANNOT_START = 127
+#: Exit codes from here on are of processes that a signal ended.
+KILLED = 128
+#: How much of an engine's stderr is searched for its reason, and how long that may be.
+TAIL_BYTES = 8_192
+COMPLAINT_MAX = 300
 
 
 class Crew:
@@ -122,7 +127,7 @@ class Crew:
             self._records[record.key] = record
             status = None
             if folder in known:
-                status = await self._drivers[record.driver].status(folder)
+                _, status = await self.status(record.key, record.epoch)
             found.append(self._adopted(folder, record, status))
         return found
 
@@ -150,11 +155,26 @@ class Crew:
             status = await self._drivers[record.driver].status(self.folder(key))
         except OnefleetError as error:
             status = WorkerStatus(WorkerState.ENDED, reason=error.what)
+        if status.state is WorkerState.ENDED:
+            status = await asyncio.to_thread(self._explained, key, record, status)
         seen = StatusSeen(
             key, epoch, status.state, status.exit_code, status.reason,
             status.image_bytes, status.lost_ms,
         )  # fmt: skip
         return seen, status
+
+    def _explained(self, key: WorkerKey, record: Record, status: WorkerStatus) -> WorkerStatus:
+        """The end of a worker, for an engine that failed by itself with its own words."""
+        failed = status.exit_code is not None and 0 < status.exit_code < KILLED
+        if record.order.engine is not None and failed:
+            stderr = str(self.folder(key) / supervisor_files.STDERR)
+            told = supervisor_files.tail(stderr, TAIL_BYTES)
+            said = engine(record.order.engine.engine).complaint(told)[:COMPLAINT_MAX]
+            status = replace(status, reason=f"{status.reason}: {said}" if said else status.reason)
+        log.info(
+            "ended", worker=self.folder(key).name, exit_code=status.exit_code, reason=status.reason
+        )
+        return status
 
     async def quiet(self, limit_s: float) -> bool:
         """Wait until no supervisor is left; one may still add digests to an image it saved."""

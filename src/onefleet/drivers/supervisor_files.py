@@ -83,6 +83,16 @@ def sync_folder(path: str) -> None:
         os.close(descriptor)
 
 
+def tail(path: str, size: int) -> str:
+    """The last `size` bytes of a file as text; empty when it cannot be read."""
+    try:
+        with open(path, "rb") as file:
+            file.seek(max(file.seek(0, os.SEEK_END) - size, 0))
+            return file.read(size).decode(errors="replace")
+    except OSError:
+        return ""
+
+
 def newest_change_ns(folder: str) -> int:
     """When a file in the folder, at any depth, was last written, renamed or made; 0 for none.
 

@@ -68,3 +68,7 @@ class Engine(Protocol):
     def environment(self, process: EngineProcess) -> tuple[tuple[str, str], ...]:
         """Environment variables that the process needs on top of the agent's."""
         ...
+
+    def complaint(self, stderr: str) -> str:
+        """Why a process that failed did so, from the end of what it wrote; empty: not said."""
+        ...

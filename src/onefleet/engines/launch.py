@@ -19,6 +19,12 @@ def write_port_file(path: Path, host: str, port: int) -> None:
     os.replace(name, path)
 
 
+def last_line(text: str) -> str:
+    """The last line that says something; empty when none does."""
+    lines = [line.strip() for line in text.splitlines()]
+    return next((line for line in reversed(lines) if line), "")
+
+
 def read_port_file(path: Path) -> tuple[str, int] | None:
     """Return (host, port), or None while the engine is not ready."""
     try:

@@ -8,10 +8,12 @@ between batches, so batches are small.
 from __future__ import annotations
 
 import importlib.util
+import re
 import sys
 
 from onefleet.domain.errors import InvalidRequest
 from onefleet.engines.base import Dialect, EngineProcess
+from onefleet.engines.launch import last_line
 
 #: Tokens a batch: the grain at which a prompt in work can be cancelled.
 BATCH_TOKENS = 128
@@ -24,6 +26,8 @@ OPTIONS: dict[str, tuple[int, int]] = {
     "batch-tokens": (1, 8192),
     "cache-ram-mib": (0, 1 << 20),
 }
+
+_LOADING = re.compile(r"error loading model: (.+)")
 
 
 class LlamaCpp:
@@ -75,6 +79,11 @@ class LlamaCpp:
             ("OMP_NUM_THREADS", str(process.threads)),
             ("GGML_NO_BACKTRACE", "1"),
         )
+
+    def complaint(self, stderr: str) -> str:
+        """What is wrong with the model, where that is said: what follows only repeats it."""
+        found = _LOADING.findall(stderr)
+        return found[-1].strip() if found else last_line(stderr)
 
 
 def _checked(options: tuple[tuple[str, str], ...]) -> list[tuple[str, int]]:

@@ -6,6 +6,7 @@ import sys
 
 from onefleet.domain.errors import InvalidRequest
 from onefleet.engines.base import Dialect, EngineProcess
+from onefleet.engines.launch import last_line
 
 #: What a deployment may set; each is a whole number. See `simulated_server --help`.
 OPTIONS = (
@@ -65,3 +66,7 @@ class Simulated:
     def environment(self, process: EngineProcess) -> tuple[tuple[str, str], ...]:
         """Nothing."""
         return ()
+
+    def complaint(self, stderr: str) -> str:
+        """Its last line."""
+        return last_line(stderr)

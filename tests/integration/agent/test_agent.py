@@ -293,6 +293,18 @@ def test_an_engine_that_dies_is_told(bench: Bench) -> None:
     assert ended.exit_code == 137 and ended.port == 0
 
 
+def test_an_engine_that_cannot_load_its_model_says_why(bench: Bench, tmp_path: Path) -> None:
+    pytest.importorskip("xllamacpp", reason="llama.cpp is not installed")
+    lie = tmp_path / "lie.gguf"
+    lie.write_bytes(b"GGUF" + bytes(100))
+    order = engine()
+    spec = msgspec.structs.replace(order.engine, engine="llamacpp", path=str(lie), context_length=8)
+    bench.control.order(msgspec.structs.replace(order, engine=spec))
+    ended = bench.wait(Observed.ENDED)
+    assert ended.exit_code == 1
+    assert ended.reason.startswith("exited with code 1: ") and "load" in ended.reason
+
+
 def test_an_engine_that_cannot_start_is_told(bench: Bench) -> None:
     bench.control.order(engine(nonsense="1"))
     assert "nonsense" in bench.wait(Observed.ENDED).reason

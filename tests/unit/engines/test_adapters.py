@@ -84,3 +84,16 @@ def test_a_missing_model_file_is_said(tmp_path: Path, capsys: pytest.CaptureFixt
     assert capsys.readouterr().err.splitlines()[-1] == (
         "error: the model file /nowhere.gguf does not exist"
     )
+
+
+def test_the_reason_of_a_failed_engine_is_found_in_what_it_wrote() -> None:
+    said = """
+0.00.020 E llama_model_load: error loading model: unknown tokenizer: 'Xpt2'
+0.00.021 E srv          init: exiting due to model loading error
+error: llama.cpp cannot load /blobs/87 (2064800 bytes): Failed to init server
+"""
+    assert engine("llamacpp").complaint(said) == "unknown tokenizer: 'Xpt2'"
+    assert engine("llamacpp").complaint("error: no such port\n\n") == "error: no such port"
+    for name in sorted(ENGINES):
+        assert engine(name).complaint("") == ""
+        assert engine(name).complaint("a\nb\n") == "b"
