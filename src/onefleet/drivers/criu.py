@@ -107,8 +107,8 @@ class CriuDriver(SupervisedDriver):
             f"bytes, restored it, and it counted on: {took_ms} ms"
         )
         if mine.user_namespace:
-            cannot = ", ".join(limit.what for limit in mine.limits)
-            evidence += f"; as user {os.getuid()}, in a user namespace, which cannot save {cannot}"
+            limits = ", ".join(limit.what for limit in mine.limits)
+            evidence += f"; as user {os.getuid()}, in a user namespace; limits: {limits}"
         return Capability(mode=CheckpointMode.CRIU, reason="", evidence=evidence)
 
     async def _save_a_counter(self) -> SavedImage:

@@ -83,7 +83,7 @@ USER = Rights(
         ),
         Limit(
             ("Can't setgroups",),
-            "for a user with other supplementary groups",
+            "other supplementary groups than at its start",
             "start the agent with the groups that it had then, or as root",
         ),
     ),

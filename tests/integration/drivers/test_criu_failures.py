@@ -24,6 +24,7 @@ from onefleet.drivers import process_tree
 from onefleet.drivers.base import WorkerState
 from onefleet.drivers.criu import CriuDriver
 from onefleet.drivers.criu_setup import CriuTool
+from onefleet.drivers.rights import rights
 
 from .conftest import Bench, gone, wait_for
 from .test_criu_saves import COUNTER, chain, ended, state
@@ -270,6 +271,7 @@ def test_changed_software_is_named(criu: Bench, tmp_path: Path) -> None:
     asyncio.run(scenario())
 
 
+@pytest.mark.skipif(rights().user_namespace, reason="only root's jobs may choose process ids")
 def test_process_ids_where_criu_puts_its_own_do_not_collide(criu: Bench) -> None:
     source = """
         import os, time

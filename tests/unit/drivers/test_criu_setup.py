@@ -92,7 +92,6 @@ def refuse(monkeypatch: pytest.MonkeyPatch, **what: object) -> str:
     monkeypatch.setattr(
         criu_setup.shutil, "which", lambda name, path=None: name if name in programs else None
     )
-    monkeypatch.setattr(criu_setup.os, "geteuid", lambda: what.get("uid", 0))
     monkeypatch.setattr(criu_setup, "_distribution", lambda: what.get("name", "debian"))
     monkeypatch.setattr(criu_setup, "system_mirrors", lambda etc: what.get("mirrors", []))
     with pytest.raises(Unsupported) as caught:
@@ -102,7 +101,6 @@ def refuse(monkeypatch: pytest.MonkeyPatch, **what: object) -> str:
 
 
 def test_where_no_copy_can_be_made_it_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert "not root" in refuse(monkeypatch, uid=1000)
     assert "no apt-get" in refuse(monkeypatch, programs=())
     assert "no release of fedora" in refuse(monkeypatch, name="fedora")
     monkeypatch.setattr(
@@ -114,9 +112,7 @@ def test_where_no_copy_can_be_made_it_says_why(monkeypatch: pytest.MonkeyPatch) 
     assert "no mirror" in refuse(monkeypatch, mirrors=["http://x.example/other", "cdrom:debian"])
 
 
-@pytest.mark.skipif(
-    os.geteuid() != 0 or shutil.which("apt-get") is None, reason="needs root and apt-get"
-)
+@pytest.mark.skipif(shutil.which("apt-get") is None, reason="needs apt-get")
 @pytest.mark.parametrize("signature", ["none", "foreign"])
 def test_an_unsigned_archive_is_refused(tmp_path: Path, signature: str) -> None:
     """A mirror that lies: nothing that the distribution's key did not sign is unpacked."""
