@@ -139,15 +139,18 @@ def _namespaces(chosen: Settings) -> Verdict:
     tool = shutil.which("unshare")
     if tool is None:
         return SKIP, "the program unshare is not there", "apt-get install util-linux"
-    line = [tool, "--pid", "--fork", "--mount", "--net", "--mount-proc", "true"]
+    from onefleet.drivers.rights import no_cell, rights
+
+    mine = rights()
+    user = ["--user", "--map-root-user"] if mine.user_namespace else []
+    line = [tool, *user, "--pid", "--fork", "--mount", "--net", "--mount-proc", "true"]
     done = subprocess.run(line, capture_output=True, text=True, timeout=20, check=False)
     if done.returncode == 0:
-        return PASS, "pid, mount and net namespaces can be made: jobs get cells", ""
-    return (
-        WARN,
-        done.stderr.strip()[-200:],
-        "run as root; without cells jobs are asked to save themselves",
-    )
+        inside = ", in a user namespace" if user else ""
+        return PASS, f"pid, mount and net namespaces can be made{inside}: jobs get cells", ""
+    refusal = no_cell(mine, done.stderr.strip()[-200:])
+    hint = f"{refusal.hint}; without cells jobs are asked to save themselves"
+    return WARN, refusal.why, hint
 
 
 def _criu(chosen: Settings) -> Verdict:
