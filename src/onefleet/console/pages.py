@@ -52,7 +52,8 @@ HEADERS = {
         "img-src 'self'; form-action 'self'; frame-ancestors 'none'; base-uri 'none'"
     ),
     "x-content-type-options": "nosniff",
-    "referrer-policy": "no-referrer",
+    # Not no-referrer: browsers then send "Origin: null" with our own forms, and none is let in.
+    "referrer-policy": "same-origin",
     "cache-control": "no-store",
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from onefleet.domain.ids import Instant
+from onefleet.domain.quantities import size
 from onefleet.domain.work import Phase, Work
 from onefleet.store.base import Note
 
@@ -29,5 +30,5 @@ def _text(after: Work) -> str:
     if after.phase in (Phase.STARTING, Phase.RESTORING):
         return f"on {where}"
     if after.phase is Phase.SUSPENDED and after.image is not None and after.image.size_bytes:
-        return f"{after.reason}; its image has {after.image.size_bytes} bytes"
+        return f"{after.reason}; its image has {size(after.image.size_bytes)}"
     return after.reason or (f"on {where}" if where else "")

@@ -236,6 +236,11 @@ def test_the_login_is_accepted_from_its_own_page():
     assert got.status_code == 303
 
 
+def test_a_browser_says_where_our_own_forms_come_from():
+    """Under no-referrer its forms have the origin "null", which is refused above."""
+    assert ask("GET", "/console/login", None).headers["referrer-policy"] == "same-origin"
+
+
 def test_signing_out_takes_the_cookie_away():
     got = ask("POST", "/console/logout")
     assert got.status_code == 303 and "Max-Age=0" in got.headers["set-cookie"]

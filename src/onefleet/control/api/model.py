@@ -17,6 +17,7 @@ from onefleet.control.pool import Pool
 from onefleet.control.replicas import model_in_use
 from onefleet.domain.errors import Conflict, InvalidRequest, NotFound, OnefleetError
 from onefleet.domain.ids import Instant, ModelId
+from onefleet.domain.quantities import size
 from onefleet.domain.serving import Model
 from onefleet.registry import models
 from onefleet.store.base import Commit, Delete, Note, Put, State
@@ -84,7 +85,7 @@ async def _add(pool: Pool, source: str, name: str | None, steps: Steps) -> Model
                 param="name",
             )
         model = replace(added, created_at=now)
-        note = Note(now, "model.added", model.id, f"{model.size_bytes} bytes from {model.source}")
+        note = Note(now, "model.added", model.id, f"{size(model.size_bytes)} from {model.source}")
         return Commit([Put(model)], [note]), model
 
     async with pool.model_files:
