@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 
@@ -33,10 +32,6 @@ class Burst:
     def first_s(self) -> float:
         """When the earliest first token came, since the burst began."""
         return min(a.first_s for a in self.answers)
-
-    @property
-    def median_first_s(self) -> float:
-        return statistics.median(a.first_s for a in self.answers)
 
     @property
     def total_s(self) -> float:

@@ -9,13 +9,11 @@ agents count their lease from the answer, which came earlier.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from types import MappingProxyType
 
 from onefleet.control.observe import Rank, Seen
 from onefleet.control.orders import LEASE_MS
-from onefleet.domain.fleet import Node
 from onefleet.domain.ids import Generation, Instant, NodeId, WorkId
 from onefleet.domain.work import Phase
 from onefleet.store.base import State
@@ -50,12 +48,6 @@ class Sightings:
     def lease_of(self, node_id: NodeId) -> Instant:
         """When its lease runs out."""
         return self._leases.get(node_id, Instant(self.started_at + LEASE_MS))
-
-    def leased(self, nodes: Mapping[NodeId, Node]) -> Mapping[NodeId, Node]:
-        """The nodes with their leases as they are now."""
-        return MappingProxyType(
-            {k: replace(node, lease_expires_at=self.lease_of(k)) for k, node in nodes.items()}
-        )
 
     def report_of(self, node_id: NodeId) -> NodeReport | None:
         """The node's newest report to this control plane."""

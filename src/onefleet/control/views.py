@@ -9,7 +9,7 @@ from onefleet.control.gateway_table import Blockers, wait_reason
 from onefleet.control.leases import Sightings
 from onefleet.domain.events import Event, Usage
 from onefleet.domain.fleet import CheckpointMode, Device, Node
-from onefleet.domain.ids import DeploymentId, Instant, WorkId
+from onefleet.domain.ids import DeploymentId, Instant
 from onefleet.domain.jobs import Job
 from onefleet.domain.serving import Deployment, Model, Replica
 from onefleet.domain.tenancy import ApiKey, Tenant
@@ -180,7 +180,8 @@ def job_view(job: Job, scene: Scene) -> JobView:
         lost_ms=work.lost_ms,
         ran_ms=ran_ms,
         fraction=round(min(1.0, ran_ms / lasted_ms), 4) if lasted_ms > 0 else 0.0,
-        image_bytes=work.image.size_bytes if work.image else 0,
+        # The node drops the image of a work that ended.
+        image_bytes=work.image.size_bytes if work.image and work.phase is not Phase.ENDED else 0,
         memory_bytes=_memory_of(work, scene),
         checkpoint=mode,
         checkpoint_reason=why_not,
@@ -300,12 +301,3 @@ def usage_view(usage: Usage) -> UsageView:
         cached_tokens=usage.cached_tokens,
         completion_tokens=usage.completion_tokens,
     )
-
-
-def subject_name(state: State, subject: WorkId) -> str:
-    """What people call a job or replica."""
-    job = state.jobs.get(subject)
-    if job is not None:
-        return job.name
-    replica = state.replicas.get(subject)
-    return state.deployments[replica.deployment_id].name if replica else subject

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from onefleet.domain.fleet import Device, DeviceKind, Node, NodeState
+from onefleet.domain.fleet import Node, NodeState
 from onefleet.domain.ids import (
     DeploymentId,
     DeviceId,
@@ -74,18 +74,6 @@ def holders(works: Mapping[WorkId, Work]) -> dict[DeviceId, WorkId]:
 def usable(node: Node, now: Instant) -> bool:
     """Whether new work may be placed on it."""
     return node.state is NodeState.READY and node.lease_expires_at > now
-
-
-def free_devices(snapshot: Snapshot, kind: DeviceKind, now: Instant) -> tuple[Device, ...]:
-    """Devices that new work could have now, by node id and index."""
-    held = holders(snapshot.works)
-    return tuple(
-        device
-        for node in snapshot.nodes.values()
-        if usable(node, now)
-        for device in sorted(node.devices, key=lambda d: (d.index, d.id))
-        if device.kind is kind and device.id not in held
-    )
 
 
 def devices_held(work: Work) -> int:

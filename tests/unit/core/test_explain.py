@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 from tests.fleets import GIB, NOW, a_job, a_node, a_snapshot, placed, planned
 
@@ -11,7 +9,6 @@ from onefleet.core import lifecycle
 from onefleet.core.explain import explain
 from onefleet.core.feasibility import feasibility
 from onefleet.core.plan import Blocker, Gate
-from onefleet.core.snapshot import free_devices
 from onefleet.domain.fleet import DeviceKind, Node, NodeState
 from onefleet.domain.work import Demand
 
@@ -82,10 +79,3 @@ FLEET = [
 def test_feasibility(demand: Demand, fleet: list[Node], text: str | None) -> None:
     assert feasibility(demand, fleet) == text
     assert feasibility(demand, list(reversed(fleet))) == text
-
-
-def test_free_devices_are_told_by_node_and_index() -> None:
-    holder = placed(a_job("h"), ("n1", "1"))
-    snapshot = a_snapshot([a_node("n2", 1), a_node("n1", 3), replace(FLEET[1], id="n0")], [holder])
-    free = free_devices(snapshot, CPU, NOW)
-    assert [device.id for device in free] == ["n1/cpu0", "n1/cpu2", "n2/cpu0"]
