@@ -11,7 +11,7 @@ from onefleet.cli.options import Acting, acting
 @click.command()
 @click.argument("job")
 @click.option("--wait", is_flag=True, help="Return when it has happened.")
-@click.option("--timeout", type=float, default=60.0, help="With --wait: give up after S seconds.")
+@click.option("--timeout", type=float, default=60.0, metavar="S", help="With --wait: how long.")
 @acting
 def cancel(act: Acting, job: str, wait: bool, timeout: float) -> None:
     """End a job: its processes are asked to leave, then killed."""

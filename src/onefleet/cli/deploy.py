@@ -22,7 +22,7 @@ from onefleet.wire.client import segment
 @click.option("--slots", type=click.IntRange(0), default=0, help="Requests at once; 0: planned.")
 @click.option("--context", type=click.IntRange(0), default=0, help="Tokens a slot; 0: planned.")
 @click.option("--wait", is_flag=True, help="Return when it answers.")
-@click.option("--timeout", type=float, default=300.0, help="With --wait: give up after S seconds.")
+@click.option("--timeout", type=float, default=300.0, metavar="S", help="With --wait: how long.")
 @acting
 def deploy(
     act: Acting,

@@ -20,8 +20,16 @@ _LOOK_S = 0.05
 
 
 @click.command()
-@click.option("--data-dir", help="The data folder of the pool.")
-@click.option("--timeout", "limit_s", type=float, default=220.0, show_default=True, help="Seconds.")
+@click.option("--data-dir", metavar="DIR", help="The pool's data folder.")
+@click.option(
+    "--timeout",
+    "limit_s",
+    type=float,
+    default=220.0,
+    show_default=True,
+    metavar="S",
+    help="Give up after S seconds.",
+)
 @debug_option
 def down(data_dir: str | None, limit_s: float) -> None:
     """Stop the pool: jobs are saved so that the next `up` resumes them, replicas are ended."""

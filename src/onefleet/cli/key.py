@@ -17,7 +17,7 @@ def key() -> None:
     """API keys: create, list, revoke."""
 
 
-@key.command()
+@key.command(short_help="Make a key; it is shown this once.")
 @click.option("--tenant", default="default", show_default=True)
 @click.option("--name", default="", help="A note to yourself.")
 @click.option(

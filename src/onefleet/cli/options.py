@@ -28,6 +28,7 @@ Command = Callable[..., Any]
 
 FORMAT = click.Choice(FORMATS)
 TIERS = click.Choice(("premium", "standard", "basic"))
+KINDS = click.Choice(("cpu", "gpu", "fpga", "asic"))
 
 
 class Span(click.ParamType[tuple[int, int]]):

@@ -11,7 +11,7 @@ from onefleet.cli.boundary import EXIT_INTERRUPTED, say
 from onefleet.cli.job_logs import STREAMS, LogReader, follow
 from onefleet.cli.kinds import JOB
 from onefleet.cli.logs import show_text
-from onefleet.cli.options import TIERS, Acting, Span, acting
+from onefleet.cli.options import KINDS, TIERS, Acting, Span, acting
 from onefleet.domain.errors import TimedOut
 from onefleet.domain.quantities import size
 from onefleet.wire.api import CodeView, JobView, NewJob
@@ -34,8 +34,12 @@ def _pairs(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) 
 @click.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
 @click.argument("command", nargs=-1, required=True, metavar="-- CMD...", type=click.UNPROCESSED)
 @click.option("--tier", type=TIERS, default="standard", show_default=True)
-@click.option("--devices", type=Span(1), default="1", show_default=True, help="N or MIN..MAX.")
-@click.option("--kind", default="cpu", show_default=True, help="Of device: cpu, gpu, fpga, asic.")
+@click.option(
+    "--devices", type=Span(1), default="1", show_default=True, help="How many, or from MIN to MAX."
+)
+@click.option(
+    "--kind", type=KINDS, default="cpu", show_default=True, help="Of device that it runs on."
+)
 @click.option("--name", help="Default: after the command.")
 @click.option("--tenant", help="Default: the key's.")
 @click.option("--memory", type=click.IntRange(0), default=0, metavar="BYTES", help="Of one worker.")

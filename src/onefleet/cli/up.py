@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.option("--port", type=int, default=DEFAULT_PORT, show_default=True, help="0: any free one.")
-@click.option("--data-dir", help="Where the pool keeps everything.")
+@click.option("--data-dir", metavar="DIR", help="Where the pool keeps everything.")
 @click.option("--detach", is_flag=True, help="Return once it is ready; it runs on.")
 @click.option("--quiet", "-q", is_flag=True, help="Leave out what to do next.")
 @debug_option

@@ -188,8 +188,10 @@ class _Reader:
         self._at = 0
 
     def head(self) -> Head:
-        if self._size < 24 or self._take(4, "the magic number") != MAGIC:
+        if self._size < len(MAGIC) or self._take(len(MAGIC), "the magic number") != MAGIC:
             self._wrong('it does not begin with "GGUF"', "it is not a GGUF file")
+        if self._size < 24:
+            self._wrong(f"it ends after {self._size} bytes", "the shortest head has 24")
         version = self._number("the version")
         if version not in VERSIONS:
             swapped = int.from_bytes(version.to_bytes(4, "big"), "little") in VERSIONS

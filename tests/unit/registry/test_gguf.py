@@ -92,6 +92,7 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
         (head(entries=1 << 60), f"claims {1 << 60} metadata entries"),
         (head(entries=1), "ends at byte 24, within the length of a metadata key"),
         (head(entries=1) + struct.pack("<Q", 1 << 62), f"claims {1 << 62} bytes"),
+        (head()[:16], "ends after 16 bytes"),
         (head(entries=1) + text("k") + struct.pack("<I", 99), "value type 99"),
         (head(entries=1) + text("k") + struct.pack("<I", 4), 'within "k"'),
         (head(entries=1) + text("k") + struct.pack("<IQ", 8, 1 << 40), f"claims {1 << 40} bytes"),

@@ -190,7 +190,9 @@ def _must_be_new(state: State, tenant_id: TenantId, name: str) -> None:
 
 def find_job(state: State, caller: Caller, text: str) -> Job:
     """The job of that id or name: a live one first, then the newest. Raises NotFound."""
-    missing = NotFound(f'there is no job "{text[:80]}"', hint="onefleet ps")
+    missing = NotFound(
+        f'there is no job "{text[:80]}"', why="none has this id or name", hint="onefleet ps"
+    )
     job = state.jobs.get(WorkId(text))
     if job is None:
         named = [j for j in state.jobs.values() if j.name == text and caller.sees(j.tenant_id)]

@@ -153,6 +153,7 @@ async def why(call: Call) -> WhyView:
         if found is None:
             raise NotFound(
                 f'there is no job or deployment "{name[:80]}"',
+                why="none has this id or name",
                 hint="onefleet ps, onefleet deployment list",
             ) from None
         return await _why_deployment(call, state, found, blockers)

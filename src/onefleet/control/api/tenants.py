@@ -46,7 +46,12 @@ async def create_tenant(call: Call) -> TenantView:
 
     def decide(state: State, now: Instant) -> tuple[Commit, TenantView]:
         if tenant_id in state.tenants:
-            raise Conflict(f'there is a tenant "{tenant_id}" already', param="id")
+            raise Conflict(
+                f'there is a tenant "{tenant_id}" already',
+                why="an id is given once",
+                hint="choose another id, or see: onefleet tenant list",
+                param="id",
+            )
         if len(state.tenants) >= TENANTS_MAX:
             raise QuotaExceeded(f"there are {TENANTS_MAX} tenants already, which is the limit")
         parent = TenantId(new.parent) if new.parent else None
