@@ -13,7 +13,7 @@ from onefleet.cli.kinds import DEPLOYMENT, DEVICE, JOB, STATUS
 from onefleet.cli.options import Reading, reading
 from onefleet.cli.output import API_VERSION, Kind, Terminal, table
 from onefleet.cli.plain_yaml import dump
-from onefleet.cli.watch import PERIOD_S, watch_one
+from onefleet.cli.watch import redraw, watch_one
 from onefleet.domain.quantities import percent, size
 from onefleet.wire.api import (
     DeploymentView,
@@ -101,19 +101,6 @@ def top(view: Reading) -> None:
     elif view.format == "name":
         click.echo(STATUS.id(look(view.pool).status))
     elif view.screen.live:
-        _live(view)
+        redraw(lambda: draw(look(view.pool), view.screen))
     else:
         click.echo(draw(look(view.pool), view.screen), nl=False, color=True)
-
-
-def _live(view: Reading) -> None:
-    from rich.live import Live
-    from rich.text import Text
-
-    def frame() -> Text:
-        return Text.from_ansi(draw(look(view.pool), view.screen))
-
-    with Live(frame(), screen=True, auto_refresh=False) as live:
-        while True:
-            time.sleep(PERIOD_S)
-            live.update(frame(), refresh=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 import click
 
@@ -28,7 +28,7 @@ def watch_many(
 ) -> None:
     """Show a list and what changes in it, until interrupted."""
     if screen.live and format_ in ("table", "wide"):
-        _redraw(lambda: render_list(kind, fetch(), format_, screen) or kind.empty + "\n", sleep)
+        redraw(lambda: render_list(kind, fetch(), format_, screen) or kind.empty + "\n", sleep)
     seen: Mapping[str, object] = {}
     while True:
         now = {kind.id(view): plain(kind.name, view) for view in fetch()}
@@ -47,7 +47,7 @@ def watch_one(
 ) -> None:
     """Show one object and its changes, until interrupted."""
     if screen.live and format_ in ("table", "wide"):
-        _redraw(lambda: render_one(kind, fetch(), format_, screen), sleep)
+        redraw(lambda: render_one(kind, fetch(), format_, screen), sleep)
     watch_many(kind, lambda: (fetch(),), format_, screen, sleep)
 
 
@@ -63,7 +63,8 @@ def changes(before: Mapping[str, object], now: Mapping[str, object]) -> list[tup
     return found
 
 
-def _redraw(draw: Callable[[], str], sleep: Callable[[float], None]) -> None:
+def redraw(draw: Callable[[], str], sleep: Callable[[float], None] = time.sleep) -> NoReturn:
+    """Draw over what was drawn before, until interrupted."""
     click.echo(_CLEAR, nl=False, color=True)
     while True:
         text = draw().replace("\n", "\x1b[K\n")
