@@ -22,7 +22,7 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from onefleet.drivers import linux, process_tree
-from onefleet.drivers.rights import enter_user_namespace, no_cell, rights
+from onefleet.drivers.rights import Identity, enter_user_namespace, no_cell, rights
 
 #: Where a worker finds its work folder and its own folder.
 JOB = "/job"
@@ -42,19 +42,19 @@ class Cell:
     also puts it into the mount and network namespaces. There is one cell a supervisor.
 
     folder, work: absolute paths on the machine. last_pid: the process id after which the next
-    one is given. ids: user and group that the worker has, for a supervisor that is not root: it
-    moves into a user namespace. Raises Unsupported when the machine does not allow it.
+    one is given. worker: who it is, for a supervisor that is not root: it moves into a user
+    namespace. Raises Unsupported when the machine does not allow it.
     """
 
     def __init__(
-        self, folder: str, work: str, network: str, last_pid: int, ids: tuple[int, int]
+        self, folder: str, work: str, network: str, last_pid: int, worker: Identity
     ) -> None:
         self.ending = False
         self.rights = rights()
         report, answer = os.pipe()
         try:
             if self.rights.user_namespace:
-                enter_user_namespace(*ids)
+                enter_user_namespace(worker)
             linux.unshare(linux.NEW_PIDS)
         except OSError as error:
             raise no_cell(self.rights, str(error)) from error

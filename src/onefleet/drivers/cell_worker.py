@@ -16,9 +16,10 @@ import uuid
 from typing import Any
 
 from onefleet.domain.errors import Conflict, OnefleetError, StorageFull, UpstreamFailed
-from onefleet.drivers import criu_commands, image, process_tree, pstree
+from onefleet.drivers import clocks, criu_commands, image, process_tree, pstree
 from onefleet.drivers.cell import JOB, OWN, ROOT_PID, Cell
 from onefleet.drivers.launch import become_command, launch_error
+from onefleet.drivers.rights import Identity
 from onefleet.drivers.supervisor_files import RESTORED, read_json, write_json
 
 _SHM = "shm.tar"
@@ -47,8 +48,8 @@ class CellWorker:
 
     def _start(self) -> None:
         order = self._order
-        ids = (os.getuid(), os.getgid())
-        self.cell = Cell(self._folder, order["work"], order["network"], ROOT_PID - 1, ids)
+        me = Identity(os.getuid(), os.getgid(), {})
+        self.cell = Cell(self._folder, order["work"], order["network"], ROOT_PID - 1, me)
         report, failed = os.pipe()
         self.root = self.cell.run(lambda: become_command(order, OWN, JOB, self.cell.rights, failed))
         os.close(failed)
@@ -149,6 +150,7 @@ class CellWorker:
             "network": self._order["network"],
             "uid": os.getuid(),
             "gid": os.getgid(),
+            "clocks": clocks.of_process(self.root),
             "pids": sorted(pids),
             "writable": process_tree.writable_files(members),
             "programs": programs,
@@ -161,8 +163,10 @@ class CellWorker:
         _check_machine(source, manifest, self._order["criu_version"])
         first = _free_pids(manifest["pids"])
         order = self._order
-        ids = (int(manifest.get("uid", 0)), int(manifest.get("gid", 0)))
-        self.cell = Cell(self._folder, order["work"], manifest["network"], first - 1, ids)
+        # Images of earlier versions were root's, and had no clocks.
+        ids = int(manifest.get("uid", 0)), int(manifest.get("gid", 0))
+        who = Identity(*ids, manifest.get("clocks", {}))
+        self.cell = Cell(self._folder, order["work"], manifest["network"], first - 1, who)
         try:
             _check_environment(source, manifest, f"/proc/{self.cell.init}/root")
             _unpack(f"{source}/{_SHM}", self.cell.shm)

@@ -12,6 +12,7 @@ import os
 import socket
 import struct
 
+NEW_TIME = 0x00000080
 NEW_MOUNTS = 0x00020000
 NEW_USERS = 0x10000000
 NEW_PIDS = 0x20000000
@@ -54,7 +55,7 @@ def _checked(result: int, what: str) -> None:
 
 
 def unshare(flags: int) -> None:
-    """Leave namespaces. NEW_PIDS holds for the children of this process, not for itself."""
+    """Leave namespaces. NEW_PIDS and NEW_TIME hold for the children of this process only."""
     _checked(_libc.unshare(ctypes.c_int(flags)), f"unshare {flags:#x}")
 
 

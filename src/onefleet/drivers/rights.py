@@ -15,7 +15,8 @@ import os
 from dataclasses import dataclass
 
 from onefleet.domain.errors import Unsupported
-from onefleet.drivers import linux
+from onefleet.drivers import clocks, linux
+from onefleet.drivers.clocks import Clocks
 
 _SYS_ADMIN = 21
 _WHOLE_MACHINE = ["0", "0", str(2**32 - 1)]
@@ -30,6 +31,15 @@ _FORBIDDING = (
         "sysctl kernel.apparmor_restrict_unprivileged_userns=0",
     ),
 )
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What a worker brings into a user namespace. clocks: empty for a fresh one."""
+
+    uid: int
+    gid: int
+    clocks: Clocks
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,17 +106,18 @@ def rights() -> Rights:
     return ROOT if real and _effective() >> _SYS_ADMIN & 1 else USER
 
 
-def enter_user_namespace(uid: int, gid: int) -> None:
-    """Move this process into a user namespace of its own, where it is `uid` and may do all.
+def enter_user_namespace(worker: Identity) -> None:
+    """Move this process into a user namespace of its own, where it has the ids and may do all.
 
-    Its children are born there. It must have one thread only. Raises OSError.
+    Its children are born there, with the clocks. It must have one thread only. Raises OSError.
     """
     outside_uid, outside_gid = os.geteuid(), os.getegid()
     linux.unshare(linux.NEW_USERS)
     # Without this the kernel lets nobody but root map a group.
     _write("/proc/self/setgroups", "deny")
-    _write("/proc/self/uid_map", f"{uid} {outside_uid} 1")
-    _write("/proc/self/gid_map", f"{gid} {outside_gid} 1")
+    _write("/proc/self/uid_map", f"{worker.uid} {outside_uid} 1")
+    _write("/proc/self/gid_map", f"{worker.gid} {outside_gid} 1")
+    clocks.go_on_from(worker.clocks)
 
 
 def no_cell(mine: Rights, said: str, settings: str = "/proc/sys") -> Unsupported:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import time
 from pathlib import Path
 
 import pytest
 
 from onefleet.domain.errors import Conflict
-from onefleet.drivers import process_tree
+from onefleet.drivers import clocks, process_tree
 from onefleet.drivers.base import WorkerState
 from onefleet.drivers.rights import rights
 
@@ -247,6 +248,39 @@ def test_orphans_stay_in_the_tree(criu: Bench) -> None:
         stood = told()
         await asyncio.sleep(0.05)
         assert told() == stood
+
+    asyncio.run(scenario())
+
+
+def test_its_clocks_stand_still_while_it_is_saved(criu: Bench) -> None:
+    """Else it would sleep for days where the machine was up for less than the one before."""
+    source = """
+        import time
+        while True: print(time.monotonic_ns(), time.clock_gettime_ns(time.CLOCK_BOOTTIME),
+                          flush=True); time.sleep(0.002)
+    """
+
+    async def scenario() -> None:
+        spec = criu.spec(source)
+        await criu.driver.start(spec)
+        criu.wait_lines(3)
+        away = 0
+        for number in range(2):
+            await criu.driver.save(criu.folder, criu.image(f"image{number}"))
+            left = time.monotonic_ns()
+            seen = len(criu.out().splitlines())
+            await asyncio.sleep(0.2)
+            away += time.monotonic_ns() - left
+            await criu.driver.restore(spec, criu.image(f"image{number}"))
+            criu.wait_lines(seen + 3)
+            pid = (await criu.driver.status(criu.folder)).pid
+            behind = {name: -ahead for name, ahead in clocks.offsets(pid).items()}
+            assert behind["monotonic"] >= away
+            assert behind["boottime"] >= away
+        rows = [[int(word) for word in line.split()] for line in criu.wait_lines(1)]
+        assert rows == sorted(rows)
+        assert rows[-1][0] <= time.monotonic_ns() - away
+        await criu.driver.stop(criu.folder, 0)
 
     asyncio.run(scenario())
 
