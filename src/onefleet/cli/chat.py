@@ -11,10 +11,13 @@ from onefleet.cli.boundary import debug_option, say
 from onefleet.cli.options import data_dir_option
 from onefleet.cli.pool import connect
 from onefleet.cli.speech import Answer, speak
-from onefleet.wire.client import Client
+from onefleet.wire.api import DeploymentView
+from onefleet.wire.client import Client, segment
 
 #: A first token may have to wait for a replica to start.
 TIMEOUT_S = 300.0
+#: How the id of a deployment begins.
+DEPLOYMENT_ID = "dep-"
 
 
 @click.command()
@@ -37,14 +40,18 @@ def chat(
     output: str,
     data_dir: str | None,
 ) -> None:
-    """Talk to the deployment NAME.
+    """Talk to the deployment NAME (or its id).
 
     With a PROMPT (or text on stdin) it answers once; on a terminal without one it goes on until
     an empty line or Ctrl-D. Speed is printed on stderr.
     """
     pool = connect(data_dir, TIMEOUT_S)
     messages = [{"role": "system", "content": system}] if system else []
-    request: dict[str, Any] = {"model": name, "messages": messages, "max_tokens": max_tokens}
+    request: dict[str, Any] = {
+        "model": _served(pool, name),
+        "messages": messages,
+        "max_tokens": max_tokens,
+    }
     if temperature is not None:
         request["temperature"] = temperature
     if seed is not None:
@@ -66,6 +73,13 @@ def _ask() -> str:
         return str(click.prompt(">", prompt_suffix=" ", default="", show_default=False, err=True))
     except click.Abort:
         return ""
+
+
+def _served(pool: Client, name: str) -> str:
+    """The name that the deployment is served under: the /v1 API knows no ids."""
+    if not name.startswith(DEPLOYMENT_ID):
+        return name
+    return pool.get(f"/api/v1/deployments/{segment(name)}", DeploymentView).name
 
 
 def _once(pool: Client, request: dict[str, Any], text: str, output: str) -> None:

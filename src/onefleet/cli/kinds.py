@@ -89,7 +89,7 @@ MODEL: Kind[ModelView] = Kind(
 
 DEPLOYMENT: Kind[DeploymentView] = Kind(
     "Deployment",
-    lambda d: d.name,
+    lambda d: d.id,
     (
         Column("NAME", lambda d: d.name),
         Column("ID", lambda d: d.id, wide=True),

@@ -13,7 +13,7 @@ from onefleet.domain import errors
 
 CREATING = {
     ("model", "add", "demo:smollm2"): "demo:smollm2",
-    ("deploy", "demo:smollm2", "--replicas", "0..2"): "smollm2",
+    ("deploy", "demo:smollm2", "--replicas", "0..2"): "dep-1",
     ("run", "--", "true"): "job-1",
     ("tenant", "create", "lab", "--reserve", "cpu=1"): "default",
     ("key", "create", "--tenant", "default"): "key-1",
