@@ -26,8 +26,8 @@ Exit codes: 0 ok, 1 failure, 2 usage, 3 not found, 4 permission, 5 conflict or q
 (it can never run), 7 unreachable, 124 timeout, 130 interrupted; `run --watch` returns the job's
 own code.
 
-Environment: `ONEFLEET_DATA_DIR`, `ONEFLEET_KEY`, `ONEFLEET_CRIU`, `NO_COLOR`, `FORCE_COLOR`,
-`CLICOLOR`, `TERM`, `COLUMNS`.
+Environment: `ONEFLEET_DATA_DIR`, `ONEFLEET_KEY`, `ONEFLEET_CRIU`, `XDG_DATA_HOME`, `HF_ENDPOINT`,
+`HF_TOKEN`, `NO_COLOR`, `FORCE_COLOR`, `CLICOLOR`, `TERM`, `COLUMNS`.
 """
 
 

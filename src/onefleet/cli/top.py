@@ -64,7 +64,7 @@ def draw(picture: Picture, screen: Terminal) -> str:
     held = sum(used.held_device_ms.values())
     parts = [
         f"onefleet {status.version}   devices {status.devices_used}/{status.devices}   "
-        f"held {percent(held, used.capacity_device_ms)} of the last minute   "
+        f"held {percent(held, used.capacity_device_ms)} of the last minute\n"
         f"jobs {status.jobs_running} running, {status.jobs_waiting} waiting, "
         f"{status.jobs_suspended} suspended\n"
     ]
