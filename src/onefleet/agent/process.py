@@ -302,23 +302,11 @@ class Agent:
         )
 
     def _worker_report(self, worker: Worker) -> WorkerReport:
-        assert worker.observed is not None
         status = self._statuses.get(worker.key)
-        return WorkerReport(
-            work_id=worker.key.work_id,
-            rank=worker.key.rank,
-            epoch=worker.ran,
-            observed=worker.observed,
-            reason=worker.reason,
-            exit_code=worker.exit_code,
-            image=worker.image,
-            image_bytes=worker.image_bytes,
-            image_lost_ms=worker.image_lost_ms,
-            memory_bytes=status.memory_bytes if status else 0,
-            cpu_ms=status.cpu_ms if status else 0,
-            host=worker.host if worker.alive else "",
-            port=worker.port if worker.alive else 0,
-            checkpoint_mode=self._crew.mode(worker.key),
+        return worker.report(
+            self._crew.mode(worker.key),
+            status.memory_bytes if status else 0,
+            status.cpu_ms if status else 0,
         )
 
 

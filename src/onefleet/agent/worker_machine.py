@@ -43,9 +43,10 @@ from onefleet.agent.protocol import (
     Verb,
     WorkerKey,
 )
+from onefleet.domain.fleet import CheckpointMode
 from onefleet.domain.ids import NO_GENERATION, DeviceId, Generation, ImageId, Instant
 from onefleet.drivers.base import WorkerState
-from onefleet.wire.agent import NodeOrders, Observed, Order, OrderVerb
+from onefleet.wire.agent import NodeOrders, Observed, Order, OrderVerb, WorkerReport
 
 #: Between asking and killing, for a worker whose order did not say.
 DEFAULT_GRACE_MS = 10_000
@@ -113,6 +114,30 @@ class Worker:
         return (
             self.ran, self.observed, self.image, self.exit_code, self.reason, self.port,
         )  # fmt: skip
+
+    def report(
+        self, mode: CheckpointMode = CheckpointMode.NONE, memory_bytes: int = 0, cpu_ms: int = 0
+    ) -> WorkerReport:
+        """All that is true of a worker that has been observed. The arguments: what its driver
+        knows of it.
+        """
+        assert self.observed is not None
+        return WorkerReport(
+            work_id=self.key.work_id,
+            rank=self.key.rank,
+            epoch=self.ran,
+            observed=self.observed,
+            reason=self.reason,
+            exit_code=self.exit_code,
+            image=self.image,
+            image_bytes=self.image_bytes,
+            image_lost_ms=self.image_lost_ms,
+            memory_bytes=memory_bytes,
+            cpu_ms=cpu_ms,
+            checkpoint_mode=mode,
+            host=self.host if self.alive else "",
+            port=self.port if self.alive else 0,
+        )
 
 
 class WorkerMachine:

@@ -38,7 +38,7 @@ from onefleet.sim.line import Line, Sync
 from onefleet.sim.programs import Programs
 from onefleet.sim.scenario import Fleet, ReportsSpec
 from onefleet.sim.timeline import Timeline
-from onefleet.wire.agent import NodeOrders, NodeReport, Order, WorkerReport
+from onefleet.wire.agent import NodeOrders, NodeReport, Order
 
 #: How long the control plane may hold a call.
 SYNC_WAIT_MS = 3_000
@@ -372,20 +372,7 @@ class SimNode:
             seen=self.machine.generation,
             wait_ms=SYNC_WAIT_MS,
             workers=tuple(
-                WorkerReport(
-                    work_id=worker.key.work_id,
-                    rank=worker.key.rank,
-                    epoch=worker.ran,
-                    observed=worker.observed,
-                    reason=worker.reason,
-                    exit_code=worker.exit_code,
-                    image=worker.image,
-                    image_bytes=worker.image_bytes,
-                    host=worker.host if worker.alive else "",
-                    port=worker.port if worker.alive else 0,
-                )
-                for worker in self.machine.workers()
-                if worker.observed is not None
+                worker.report() for worker in self.machine.workers() if worker.observed is not None
             ),
             sent_at=self._timeline.now(),
         )
