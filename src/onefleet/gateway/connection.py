@@ -148,7 +148,7 @@ class ClientConnection(asyncio.Protocol):
             if self._drained > self._service.limits.linger_bytes:
                 self.transport.abort()
             return
-        if self._reader.last:
+        if self._reader.over:
             return
         if self._busy and self._reader.incoming is None:
             self._ahead += data

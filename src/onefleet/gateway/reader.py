@@ -2,7 +2,7 @@
 
 Requests wait in `queue` in the order in which they came; the newest may still be missing its
 body. What cannot be served is a request too, with the refusal that answers it, so that answers
-stay in order. After a request that ends the connection nothing more is read (`last`).
+stay in order. After the body of a request that ends the connection (`last`) nothing is read.
 """
 
 from __future__ import annotations
@@ -72,16 +72,21 @@ class RequestReader:
         except httptools.HttpParserUpgrade as upgrade:
             # Another protocol is only offered: HTTP/1.1 goes on after the head.
             rest = data[upgrade.args[0] :]
-            if rest and not self.last:
+            if rest and not self.over:
                 self.parse(rest)
             return
         except httptools.HttpParserError as error:
-            if not self.last:
+            if not self.over:
                 self._malformed(error)
         if self._fatal is None and not self._fresh:
             self._bound(self._read)
-        if self._fatal is not None and not self.last:
+        if self._fatal is not None and not self.over:
             self._refuse_rest(self._fatal)
+
+    @property
+    def over(self) -> bool:
+        """Nothing that is still to come is read: the last request is whole, or is given up."""
+        return self.last and (self.incoming is None or self.incoming.closes)
 
     # --- the parser's calls
 

@@ -112,6 +112,59 @@ def test_a_body_may_come_chunked_and_in_any_pieces(tmp_path: Path) -> None:
     serve(tmp_path, test)
 
 
+@pytest.mark.parametrize("version", [b"1.0", b"1.1"])
+@pytest.mark.parametrize("chunked", [False, True])
+@pytest.mark.parametrize(
+    ("path", "key", "status"),
+    [
+        (b"/v1/chat/completions", KEY, 200),
+        (b"/v1/chat/completions", "of-nobody", 401),
+        (b"/api/v1/jobs", KEY, 200),  # passed on to the control plane
+    ],
+)
+def test_a_last_request_may_send_its_body_later(
+    tmp_path: Path, version: bytes, chunked: bool, path: bytes, key: str, status: int
+) -> None:
+    """Many clients say "connection: close" and send head and body each by itself."""
+    if chunked and version == b"1.0":
+        pytest.skip("HTTP/1.0 has no chunks")
+
+    async def test(pool: Rig, engine: Upstream) -> None:
+        body = msgspec.json.encode(chat())
+        framing = b"transfer-encoding: chunked" if chunked else b"content-length: %d" % len(body)
+        client = await pool.connect()
+        client.send(
+            b"POST %b HTTP/%b\r\nhost: a\r\nconnection: close\r\n" % (path, version)
+            + b"authorization: Bearer %b\r\n%b\r\n\r\n" % (key.encode(), framing)
+        )
+        for piece in (body[:1], body[1:9], body[9:]):
+            await asyncio.sleep(0.02)
+            client.send(b"%x\r\n%b\r\n" % (len(piece), piece) if chunked else piece)
+        client.send(b"0\r\n\r\n" if chunked else b"")
+        async with asyncio.timeout(5):
+            assert (await client.reply()).status == status
+
+    serve(tmp_path, test)
+
+
+def test_a_last_request_with_a_broken_body_is_refused_once(tmp_path: Path) -> None:
+    async def test(pool: Rig, engine: Upstream) -> None:
+        client = await pool.connect()
+        client.send(
+            b"POST /v1/chat/completions HTTP/1.1\r\n"
+            + HOST
+            + b"connection: close\r\ntransfer-encoding: chunked\r\n\r\n"
+        )
+        for _ in range(3):
+            await asyncio.sleep(0.02)
+            client.send(b"nonsense\r\n")
+        async with asyncio.timeout(5):
+            assert (await client.reply()).status == 400
+            assert await client.reader.read() == b""
+
+    serve(tmp_path, test)
+
+
 def test_expect_100_continue(tmp_path: Path) -> None:
     async def test(pool: Rig, engine: Upstream) -> None:
         body = msgspec.json.encode(chat())
