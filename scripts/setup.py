@@ -110,7 +110,8 @@ def index_settings(python: Path) -> dict[str, str]:
     """The package index that pip is told to use (pip.conf, PIP_*), as environment for uv."""
     asked = [str(python), "-m", "pip", "config", "list"]
     listed = subprocess.run(asked, capture_output=True, text=True, check=False).stdout
-    found: dict[str, str] = {}
+    # As pip does, look at all indexes: the lock file's hashes say which file is the right one.
+    found = {"UV_INDEX_STRATEGY": "unsafe-best-match"}
     for line in listed.splitlines():  # a line is: global.index-url='https://…'
         key, _, value = line.partition("=")
         name = PIP_TO_UV.get(key.rpartition(".")[2])
