@@ -15,7 +15,7 @@ from onefleet.core.plan import Blocker, Gate
 from onefleet.core.policy import Policy
 from onefleet.core.snapshot import Snapshot
 from onefleet.domain.fleet import DeviceKind, NodeState
-from onefleet.domain.ids import Instant, NodeId
+from onefleet.domain.ids import Instant, NodeId, WorkId
 from onefleet.domain.work import Demand, Phase, Want, Work, WorkKind
 
 #: Holders that a text names; `Blocker.holders` has them all.
@@ -25,7 +25,8 @@ HOLDERS_TOLD = 6
 class Waiting(NamedTuple):
     """What the pass found out about a work in the queue that got nothing."""
 
-    ahead: int  # works before it in the queue that want the same kind of device
+    line: Sequence[WorkId]  # works in the queue that want the same kind of device, and got none
+    ahead: int  # how many of the line are before it
     kept: bool  # what is free, and what comes free, is kept for it
 
 
@@ -132,8 +133,12 @@ class Blockers:
         if not waiting.kept and self._free(kind, ())[0] > self._left[kind]:
             yield Blocker(Gate.CONTENTION, "free devices are kept for work before it in the queue")
         if waiting.ahead:
-            works = "1 work is" if waiting.ahead == 1 else f"{waiting.ahead} works are"
-            yield Blocker(Gate.CONTENTION, f"{works} before it in the queue")
+            before = tuple(waiting.line[: waiting.ahead])
+            names = ", ".join(before[:HOLDERS_TOLD])
+            if len(before) > HOLDERS_TOLD:
+                names += f" and {len(before) - HOLDERS_TOLD} more"
+            verb = "is" if len(before) == 1 else "are"
+            yield Blocker(Gate.CONTENTION, f"{names} {verb} before it in the queue", before)
 
     def _free_text(self, demand: Demand, places: tuple[NodeId, ...]) -> str:
         """How much is free, in devices and, where that is the trouble, in memory or on a node."""

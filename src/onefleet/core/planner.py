@@ -101,7 +101,7 @@ class _Pass:
         self.absent: dict[WorkId, NodeId] = {}
         self.waiting: dict[WorkId, Waiting] = {}
         self.placed: dict[WorkId, int] = {}  # to the number of the decision
-        self.contended: dict[DeviceKind, int] = {}
+        self.contended: dict[DeviceKind, list[WorkId]] = {}
 
     # --- step 1 to 4: what must happen whoever waits ------------------------------------------
 
@@ -315,9 +315,10 @@ class _Pass:
     def _make_room(self, work: Work, rank: int, queue: Queue) -> bool:
         """Keep what is leaving for it; if that is too little, make more leave, if that suffices."""
         demand, nodes = work.demand, image_nodes(work)
-        ahead = self.contended.get(demand.kind, 0)
-        self.contended[demand.kind] = ahead + 1
-        self.waiting[work.id] = Waiting(ahead, kept=False)
+        line = self.contended.setdefault(demand.kind, [])
+        ahead = len(line)
+        line.append(work.id)
+        self.waiting[work.id] = Waiting(line, ahead, kept=False)
         key = (rank, *_shape(demand, nodes))
         if key in self.no_room:
             return False
@@ -334,7 +335,7 @@ class _Pass:
             fitting = self.capacity.fit(demand, nodes, soon=True)
             assert fitting is not None, "what was chosen did not suffice"
         self.capacity.keep(demand, fitting)
-        self.waiting[work.id] = Waiting(ahead, kept=True)
+        self.waiting[work.id] = Waiting(line, ahead, kept=True)
         queue.granted(work, demand.workers * demand.devices_min)
         return True
 

@@ -160,7 +160,7 @@ def test_younger_work_passes_a_bigger_one_only_for_a_while() -> None:
     assert "contention: free devices are kept for work before it in the queue" in texts(
         plan, "small"
     )
-    assert "contention: 1 work is before it in the queue" in texts(plan, "small")
+    assert "contention: big is before it in the queue" in texts(plan, "small")
     basic = replace(small, tier=BASIC)
     fresh = replace(big, phase_since=NOW)
     assert not planned(a_snapshot(nodes, [holder, fresh, basic])).decisions
