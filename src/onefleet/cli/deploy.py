@@ -16,7 +16,7 @@ from onefleet.wire.client import segment
 @click.option("--name", help='What clients put into "model" (default: the model\'s name).')
 @click.option("--tier", type=TIERS, default="standard", show_default=True)
 @click.option("--replicas", type=Span(), default="1", show_default=True, help="0..N scales to 0.")
-@click.option("--tenant", default="default", show_default=True)
+@click.option("--tenant", help="Default: the key's.")
 @click.option("--engine", default="", help="Default: by the model's format.")
 @click.option("--devices", type=click.IntRange(1), default=1, help="Devices of one replica.")
 @click.option("--slots", type=click.IntRange(0), default=0, help="Requests at once; 0: planned.")
@@ -30,7 +30,7 @@ def deploy(
     name: str | None,
     tier: str,
     replicas: tuple[int, int],
-    tenant: str,
+    tenant: str | None,
     engine: str,
     devices: int,
     slots: int,

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import msgspec
 
+from onefleet.control.discretion import discreet
 from onefleet.core.plan import Blocker
 from onefleet.domain.ids import Generation, WorkId
 from onefleet.domain.serving import Deployment
@@ -64,8 +65,13 @@ def _route(state: State, deployment: Deployment, blockers: Blockers) -> Deployme
         replicas_max=deployment.replicas_max,
         created_at=deployment.created_at,
         endpoints=endpoints,
-        wait_reason="" if endpoints else wait_reason(state, deployment, blockers),
+        wait_reason="" if endpoints else _told(state, deployment, blockers),
     )
+
+
+def _told(state: State, deployment: Deployment, blockers: Blockers) -> str:
+    """Why it waits, as its own tenant's clients may read it."""
+    return discreet(wait_reason(state, deployment, blockers), state, deployment.tenant_id)
 
 
 def _endpoints(state: State, deployment: Deployment) -> tuple[Endpoint, ...]:

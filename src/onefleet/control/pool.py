@@ -15,6 +15,7 @@ from typing import Any, Protocol, TypeVar
 
 import structlog
 
+from onefleet.control.auth import Caller
 from onefleet.control.demand import Demands
 from onefleet.control.gateway_table import same_content, table_for, with_generation
 from onefleet.control.leases import Sightings
@@ -240,11 +241,12 @@ class Pool:
 
     # --- what the handlers look at -------------------------------------------------------------
 
-    def scene(self, state: State) -> Scene:
-        """All that a view may depend on, now."""
+    def scene(self, state: State, viewer: Caller | None = None) -> Scene:
+        """All that a view may depend on, now, for this viewer (None: for one who may see all)."""
         plan = self.last_pass.plan
         blockers = plan.blockers if plan else {}
-        return Scene(state, self.sightings, self.demands, blockers, self.clock.now())
+        now = self.clock.now()
+        return Scene(state, self.sightings, self.demands, blockers, now, viewer)
 
     def take_turn(self, peer: str) -> tuple[str, int]:
         """A peer's newest call has the turn; an older one that is still held lets go of it."""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from onefleet.control.auth import Caller
 from onefleet.control.demand import Demands
+from onefleet.control.discretion import ANOTHERS, discreet
 from onefleet.control.gateway_table import Blockers, wait_reason
 from onefleet.control.leases import Sightings
 from onefleet.domain.events import Event, Usage
@@ -31,13 +33,20 @@ from onefleet.wire.api import (
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """All that a view may depend on, as of one moment."""
+    """All that a view may depend on, as of one moment. viewer None: one who may see all."""
 
     state: State
     sightings: Sightings
     demands: Demands
     blockers: Blockers
     now: Instant
+    viewer: Caller | None = None
+
+    def told(self, text: str) -> str:
+        """The text as the viewer may read it."""
+        if self.viewer is None or self.viewer.is_admin:
+            return text
+        return discreet(text, self.state, self.viewer.tenant_id)
 
 
 def tenant_view(tenant: Tenant, state: State) -> TenantView:
@@ -104,7 +113,7 @@ def deployment_view(deployment: Deployment, scene: Scene) -> DeploymentView:
         active=demand.active,
         waiting=demand.waiting,
         state=state,
-        reason=reason,
+        reason=scene.told(reason),
         created_at=deployment.created_at,
     )
 
@@ -151,7 +160,7 @@ def replica_view(replica: Replica, scene: Scene) -> ReplicaView:
         phase=work.phase,
         node=_node_of(work),
         devices=_devices_of(work),
-        reason=work.reason,
+        reason=scene.told(work.reason),
         memory_bytes=report.memory_bytes if report else 0,
         created_at=replica.created_at,
     )
@@ -170,7 +179,7 @@ def job_view(job: Job, scene: Scene) -> JobView:
         command=job.command,
         want=work.want,
         phase=work.phase,
-        reason=work.reason or _blocked(work, scene),
+        reason=scene.told(work.reason or _blocked(work, scene)),
         node=_node_of(work),
         devices=_devices_of(work),
         devices_min=work.demand.devices_min,
@@ -187,7 +196,7 @@ def job_view(job: Job, scene: Scene) -> JobView:
         checkpoint_reason=why_not,
         outcome=work.outcome,
         exit_code=work.exit_code,
-        why_ended=work.why_ended,
+        why_ended=scene.told(work.why_ended),
         submitted_at=work.submitted_at,
         started_at=work.started_at,
         ended_at=work.ended_at,
@@ -275,18 +284,18 @@ def device_view(device: Device, node: Node, holder: Work | None, named: bool) ->
         product=device.product,
         memory_bytes=device.memory_bytes,
         simulated=device.simulated,
-        holder="" if holder is None else holder.id if named else "another tenant's",
+        holder="" if holder is None else holder.id if named else ANOTHERS,
         tier=holder.tier if holder else "",
     )
 
 
-def event_view(event: Event) -> EventView:
+def event_view(event: Event, scene: Scene) -> EventView:
     return EventView(
         sequence=event.sequence,
         at=event.at,
         kind=event.kind,
         subject=event.subject,
-        text=event.text,
+        text=scene.told(event.text),
     )
 
 

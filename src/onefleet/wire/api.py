@@ -82,11 +82,12 @@ class NewModel(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 
 class NewDeployment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """context_length 0, slots 0: chosen by the memory plan. engine "": by the model's format."""
+    """context_length 0, slots 0: chosen by the memory plan. engine "": by the model's format.
+    tenant null: the key's."""
 
     model: str
     name: str | None = None
-    tenant: str = "default"
+    tenant: str | None = None
     tier: str = "standard"
     kind: str = "paygo"
     replicas_min: int = 1

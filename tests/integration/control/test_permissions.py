@@ -168,7 +168,7 @@ def test_the_default_tenants_deployments_are_seen_by_all_and_touched_by_none(
     admin, red = control.admin(), control.client(callers.keys["member"])
     blue = control.client(callers.keys["blue"])
     admin.post("/api/v1/deployments", NewDeployment(model="m", name="open"), DeploymentView)
-    own = NewDeployment(model="m", name="closed", tenant="red", replicas_min=0)
+    own = NewDeployment(model="m", name="closed", replicas_min=0)  # its key's tenant
     red.post("/api/v1/deployments", own, DeploymentView)
     assert blue.get("/api/v1/deployments/open", DeploymentView).tenant == "default"
     with pytest.raises(Forbidden):
@@ -178,3 +178,29 @@ def test_the_default_tenants_deployments_are_seen_by_all_and_touched_by_none(
     names = [d.name for d in blue.get("/api/v1/deployments", Page[DeploymentView]).data]
     assert "open" in names and "closed" not in names
     assert red.delete("/api/v1/deployments/closed", DeploymentView).state == "removing"
+
+
+def test_a_member_is_not_told_whose_work_it_waits_for(control: Control) -> None:
+    admin, node = control.admin(), FakeNode(control, devices=1)
+    node.sync()
+    keys = {}
+    for tenant in ("red", "blue"):
+        admin.post("/api/v1/tenants", NewTenant(id=tenant), TenantView)
+        keys[tenant] = admin.post("/api/v1/keys", NewKey(tenant=tenant), KeyView).key
+    red, blue = control.client(keys["red"]), control.client(keys["blue"])
+    mine = red.post("/api/v1/jobs", NewJob(command=("x",), name="mine", tier="basic"), JobView)
+    node.until("it runs", lambda: control.job(mine.id).phase == "running")
+    theirs = blue.post("/api/v1/jobs", NewJob(command=("y",), tier="premium"), JobView)
+    node.until("it makes room", lambda: control.job(mine.id).phase == "suspended")
+    node.until("the other runs", lambda: control.job(theirs.id).phase == "running")
+
+    def blocked() -> bool:
+        why = admin.get("/api/v1/why/mine", WhyView)
+        return any(theirs.id in b.holders and "tenant blue" in b.text for b in why.blockers)
+
+    node.until("it is blocked by the other", blocked)
+    for path in ("why/mine", "jobs/mine", "jobs", "events?after=0", "devices", "replicas"):
+        told = msgspec.json.encode(red.get(f"/api/v1/{path}", object)).decode()
+        assert theirs.id not in told and "blue" not in told, path
+    why = red.get("/api/v1/why/mine", WhyView)
+    assert any("another tenant's work" in b.text for b in why.blockers)

@@ -27,7 +27,7 @@ DEVICES_MAX = 4_096
 
 async def create_deployment(call: Call) -> DeploymentView:
     new = await call.body(NewDeployment)
-    tenant_id = TenantId(new.tenant)
+    tenant_id = TenantId(new.tenant) if new.tenant is not None else call.caller.tenant_id
     call.caller.must_act_for(tenant_id)
     _check_numbers(new)
     name = good_name(new.name if new.name is not None else default_name(new.model), "name")
@@ -61,7 +61,9 @@ async def create_deployment(call: Call) -> DeploymentView:
 
     await call.pool.change(decide)
     state = await call.pool.store.read()
-    return views.deployment_view(state.deployments[deployment_id], call.pool.scene(state))
+    return views.deployment_view(
+        state.deployments[deployment_id], call.pool.scene(state, call.caller)
+    )
 
 
 def default_name(model: str) -> str:
@@ -114,7 +116,7 @@ def _must_find(state: State, caller: Caller, text: str) -> Deployment:
 async def list_deployments(call: Call) -> Page[DeploymentView]:
     """The deployments that the caller may call: its tenant's, and the default tenant's."""
     state = await call.pool.store.read()
-    scene = call.pool.scene(state)
+    scene = call.pool.scene(state, call.caller)
     seen = (
         d
         for d in state.deployments.values()
@@ -127,7 +129,7 @@ async def list_deployments(call: Call) -> Page[DeploymentView]:
 async def show_deployment(call: Call) -> DeploymentView:
     state = await call.pool.store.read()
     found = _must_find(state, call.caller, call.path("name"))
-    return views.deployment_view(found, call.pool.scene(state))
+    return views.deployment_view(found, call.pool.scene(state, call.caller))
 
 
 async def remove_deployment(call: Call) -> DeploymentView:
@@ -143,4 +145,6 @@ async def remove_deployment(call: Call) -> DeploymentView:
         return Commit([Put(removed)], [note]), removed
 
     removed = await call.pool.change(decide)
-    return views.deployment_view(removed, call.pool.scene(await call.pool.store.read()))
+    return views.deployment_view(
+        removed, call.pool.scene(await call.pool.store.read(), call.caller)
+    )

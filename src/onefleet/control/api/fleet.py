@@ -9,7 +9,7 @@ from onefleet.wire.api import DeviceView, NodeView, Page, ReplicaView
 
 async def list_nodes(call: Call) -> Page[NodeView]:
     state = await call.pool.store.read()
-    scene = call.pool.scene(state)
+    scene = call.pool.scene(state, call.caller)
     ordered = sorted(state.nodes.values(), key=lambda node: (node.joined_at, node.id))
     return Page(tuple(views.node_view(node, scene) for node in ordered))
 
@@ -28,7 +28,7 @@ async def list_devices(call: Call) -> Page[DeviceView]:
 
 async def list_replicas(call: Call) -> Page[ReplicaView]:
     state = await call.pool.store.read()
-    scene = call.pool.scene(state)
+    scene = call.pool.scene(state, call.caller)
     seen = (r for r in state.replicas.values() if call.caller.sees(state.works[r.id].tenant_id))
     ordered = sorted(seen, key=lambda r: (r.created_at, r.id))
     return Page(tuple(views.replica_view(replica, scene) for replica in ordered))

@@ -82,7 +82,7 @@ async def submit_job(call: Call) -> JobView:
 
     await call.pool.change(decide)
     state = await call.pool.store.read()
-    return views.job_view(state.jobs[work_id], call.pool.scene(state))
+    return views.job_view(state.jobs[work_id], call.pool.scene(state, call.caller))
 
 
 def _demand(new: NewJob) -> Demand:
@@ -209,7 +209,7 @@ def _liveness(work: Work) -> tuple[bool, Instant, str]:
 
 async def list_jobs(call: Call) -> Page[JobView]:
     state = await call.pool.store.read()
-    scene = call.pool.scene(state)
+    scene = call.pool.scene(state, call.caller)
     seen = (job for job in state.jobs.values() if call.caller.sees(job.tenant_id))
     ordered = sorted(seen, key=lambda job: (job.submitted_at, job.id))
     return Page(tuple(views.job_view(job, scene) for job in ordered))
@@ -218,7 +218,7 @@ async def list_jobs(call: Call) -> Page[JobView]:
 async def show_job(call: Call) -> JobView:
     state = await call.pool.store.read()
     job = find_job(state, call.caller, call.path("id"))
-    return views.job_view(job, call.pool.scene(state))
+    return views.job_view(job, call.pool.scene(state, call.caller))
 
 
 async def suspend_job(call: Call) -> JobView:
@@ -260,4 +260,4 @@ async def _want(call: Call, want: Want) -> JobView:
 
     job = await call.pool.change(decide)
     state = await call.pool.store.read()
-    return views.job_view(state.jobs[job.id], call.pool.scene(state))
+    return views.job_view(state.jobs[job.id], call.pool.scene(state, call.caller))

@@ -85,7 +85,8 @@ async def events(call: Call) -> Page[EventView]:
             seen = [e for e in found if _sees_event(call.caller, state, e)]
             left_ms = until - pool.clock.now()
             if seen or (left_ms <= 0 and not found) or pool.closing:
-                return Page(tuple(views.event_view(event) for event in seen))
+                scene = pool.scene(state, call.caller)
+                return Page(tuple(views.event_view(event, scene) for event in seen))
             if found:
                 after = found[-1].sequence  # none of these is the caller's: look further
                 continue
@@ -165,12 +166,13 @@ async def _why_job(
 ) -> WhyView:
     work = state.works[job.id]
     told = explain(work, blockers)
+    scene = call.pool.scene(state, call.caller)
     return WhyView(
         id=job.id,
         name=job.name,
         phase=work.phase,
-        summary=told.summary,
-        blockers=tuple(_blocker_view(b) for b in told.blockers),
+        summary=scene.told(told.summary),
+        blockers=tuple(_blocker_view(b, scene) for b in told.blockers),
         history=await _history(call, state, (job.id,)),
     )
 
@@ -182,7 +184,8 @@ async def _why_deployment(
     blockers: Mapping[WorkId, tuple[Blocker, ...]],
 ) -> WhyView:
     works = views.replica_works(deployment.id, state)
-    view = views.deployment_view(deployment, call.pool.scene(state))
+    scene = call.pool.scene(state, call.caller)
+    view = views.deployment_view(deployment, scene)
     ready = f"{view.replicas_ready} of {view.replicas_wanted} replicas ready"
     found = [b for w in works for b in blockers.get(w.id, ())] if view.state != "ready" else []
     return WhyView(
@@ -191,20 +194,25 @@ async def _why_deployment(
         phase=view.state,
         summary=f"{deployment.name} is {view.state}, {ready}"
         + (f": {view.reason}" if view.reason else ""),
-        blockers=tuple(_blocker_view(b) for b in dict.fromkeys(found)),
+        blockers=tuple(_blocker_view(b, scene) for b in dict.fromkeys(found)),
         history=await _history(call, state, (deployment.id, *(w.id for w in works))),
     )
 
 
-def _blocker_view(blocker: Blocker) -> BlockerView:
-    return BlockerView(gate=blocker.gate, text=blocker.text, holders=blocker.holders)
+def _blocker_view(blocker: Blocker, scene: views.Scene) -> BlockerView:
+    """The holders that the viewer may not see are counted in the text, not named."""
+    text, holders = scene.told(blocker.text), blocker.holders
+    return BlockerView(
+        gate=blocker.gate, text=text, holders=tuple(h for h in holders if scene.told(h) == h)
+    )
 
 
 async def _history(call: Call, state: State, subjects: Sequence[str]) -> tuple[str, ...]:
     after = max(0, state.newest_event - HISTORY_SEARCHED)
     found = await call.pool.store.events(after, HISTORY_SEARCHED)
     own = [event for event in found if event.subject in subjects]
-    return tuple(_line(event) for event in own[-HISTORY_SHOWN:])
+    scene = call.pool.scene(state, call.caller)
+    return tuple(scene.told(_line(event)) for event in own[-HISTORY_SHOWN:])
 
 
 def _line(event: Event) -> str:
