@@ -21,6 +21,7 @@ from pathlib import Path
 
 MINIMUM = (3, 11)
 #: What a person told pip of the package index -> what uv, which reads no pip.conf, calls it.
+ALL_INDEXES = "UV_INDEX_STRATEGY"
 PIP_TO_UV = {
     "cert": "SSL_CERT_FILE",
     "extra-index-url": "UV_INDEX",
@@ -111,7 +112,7 @@ def index_settings(python: Path) -> dict[str, str]:
     asked = [str(python), "-m", "pip", "config", "list"]
     listed = subprocess.run(asked, capture_output=True, text=True, check=False).stdout
     # As pip does, look at all indexes: the lock file's hashes say which file is the right one.
-    found = {"UV_INDEX_STRATEGY": "unsafe-best-match"}
+    found = {} if ALL_INDEXES in os.environ else {ALL_INDEXES: "unsafe-best-match"}
     for line in listed.splitlines():  # a line is: global.index-url='https://…'
         key, _, value = line.partition("=")
         name = PIP_TO_UV.get(key.rpartition(".")[2])

@@ -44,6 +44,7 @@ def test_the_installer_uses_the_index_that_pip_is_told_to_use(
         "SSL_CERT_FILE": "/etc/ssl/own.pem",
         "UV_DEFAULT_INDEX": "https://index.invalid/simple",
         "UV_FIND_LINKS": "/wheels,https://index.invalid/wheels",
+        "UV_INDEX_STRATEGY": "unsafe-best-match",  # all indexes, as pip does
     }
 
 
@@ -51,6 +52,7 @@ def test_what_a_person_told_the_installer_itself_stands(
     setup: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("UV_DEFAULT_INDEX", "https://mine.invalid/simple")
+    monkeypatch.setenv("UV_INDEX_STRATEGY", "first-index")
     python = _pip(tmp_path, "global.index-url='https://index.invalid/simple'")
     assert setup.index_settings(python) == {}
 
