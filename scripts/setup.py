@@ -21,7 +21,6 @@ from pathlib import Path
 
 MINIMUM = (3, 11)
 #: What a person told pip of the package index -> what uv, which reads no pip.conf, calls it.
-ALL_INDEXES = "UV_INDEX_STRATEGY"
 PIP_TO_UV = {
     "cert": "SSL_CERT_FILE",
     "extra-index-url": "UV_INDEX",
@@ -29,6 +28,8 @@ PIP_TO_UV = {
     "index-url": "UV_DEFAULT_INDEX",
     "trusted-host": "UV_INSECURE_HOST",
 }
+#: By default uv looks at the first index alone that has a package.
+ALL_INDEXES = "UV_INDEX_STRATEGY"
 ROOT = Path(__file__).resolve().parent.parent
 
 
