@@ -5,6 +5,7 @@ Everything else gets its configuration as arguments.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,6 +65,18 @@ def hub_access() -> tuple[str, str]:
 def child_environment(extra: dict[str, str] | None = None) -> dict[str, str]:
     """This process's environment plus `extra`, for a process that it starts."""
     return {**os.environ, **(extra or {})}
+
+
+class StandardError:
+    """Where a process of the pool logs to. A full disk costs lines of the log, never the process:
+    an error of a write would be raised wherever something happened to be worth a line."""
+
+    def write(self, text: str) -> None:
+        with contextlib.suppress(OSError):
+            os.write(2, text.encode(errors="replace"))
+
+    def flush(self) -> None:
+        """Nothing is held back."""
 
 
 def _default_data_dir() -> Path:

@@ -81,11 +81,15 @@ class _Proof(msgspec.Struct, frozen=True):
 
 
 def remember_proof(layout: Layout, capability: Capability) -> None:
-    """Keep what was proved, so that the next agent need not wait for the proof."""
+    """Keep what was proved, so that the next agent need not wait for the proof; where there is
+    no room for that, the next one proves it again."""
     path = layout.agent / PROOF
     temporary = path.with_name(f".{PROOF}.new")
-    temporary.write_bytes(msgspec.json.encode(_Proof(_boot(), capability)))
-    temporary.replace(path)
+    try:
+        temporary.write_bytes(msgspec.json.encode(_Proof(_boot(), capability)))
+        temporary.replace(path)
+    except OSError as error:
+        log.warning("the proof is not kept", reason=str(error))
 
 
 def recall_proof(layout: Layout) -> Capability | None:

@@ -27,7 +27,7 @@ from onefleet import __version__
 from onefleet.cli import listening, pool_folder
 from onefleet.cli.pool_folder import Pool, Process
 from onefleet.config import DEFAULT_HOST, child_environment
-from onefleet.domain.errors import InternalError, OnefleetError, TimedOut
+from onefleet.domain.errors import InternalError, OnefleetError, StorageFull, TimedOut
 from onefleet.domain.layout import Layout
 
 #: The pause before a child that died is started again; doubles up to the maximum.
@@ -103,6 +103,7 @@ class Launcher:
         self._listeners: Mapping[str, socket.socket] = {}
         self._started: list[tuple[str, Process]] = []
         self._is_ready = False
+        self._unpublished = False  # the pool file does not say what is true
         self._interrupts = 0
         self._started_at = time.time_ns() // 1_000_000
         self.url = ""
@@ -151,7 +152,7 @@ class Launcher:
             descriptor = self._listeners[spec.listener].fileno()
             passed = (descriptor,)
             command.append(f"--fd={descriptor}")
-        with pool_folder.log_file(self._layout, spec.name).open("ab") as log:
+        with pool_folder.open_log(self._layout, spec.name) as log:
             child.running = _popen(command, log, passed)
         child.process = pool_folder.process(child.running.pid)
         child.started_at = time.monotonic()
@@ -159,17 +160,26 @@ class Launcher:
         self._publish()
 
     def _publish(self) -> None:
-        pool_folder.write_pool(
-            self._layout,
-            Pool(
-                url=self.url,
-                pid=_own().pid,
-                start=_own().start,
-                version=__version__,
-                started_at=self._started_at,
-                processes={c.spec.name: c.process for c in self._children if c.running},
-            ),
+        """Write the pool file. Once the pool serves, a full disk does not end it: what the file
+        says of a child that was started again is made up for when there is room."""
+        pool = Pool(
+            url=self.url,
+            pid=_own().pid,
+            start=_own().start,
+            version=__version__,
+            started_at=self._started_at,
+            processes={c.spec.name: c.process for c in self._children if c.running},
         )
+        try:
+            pool_folder.write_pool(self._layout, pool)
+        except StorageFull as error:
+            if not self._is_ready:
+                raise
+            if not self._unpublished:
+                self._say(error.lines())
+            self._unpublished = True
+        else:
+            self._unpublished = False
 
     def _wait_until_ready(self) -> bool:
         """Whether it got ready; False when it was told to stop before. Raises TimedOut."""
@@ -197,6 +207,8 @@ class Launcher:
         bound_at = time.monotonic() + _BOUND_LOGS_S
         while not self._told_to_stop(_IDLE_S):
             self._tend()
+            if self._unpublished:
+                self._publish()
             if time.monotonic() > bound_at:
                 bound_at = time.monotonic() + _BOUND_LOGS_S
                 for path in sorted(self._layout.logs.glob("*.log")):
@@ -218,7 +230,16 @@ class Launcher:
             if child.running is not None and child.running.poll() is not None:
                 self._note_death(child, now)
             if child.running is None and now >= child.not_before:
-                self._spawn(child)
+                self._spawn_again(child, now)
+
+    def _spawn_again(self, child: _Child, now: float) -> None:
+        """Start a child; where the machine has no memory or process for it, later."""
+        try:
+            self._spawn(child)
+        except OSError as error:
+            child.failures += 1
+            child.not_before = now + BACKOFF_S_MAX
+            self._say(f"{child.spec.name} cannot be started: {error}; again in {BACKOFF_S_MAX:g} s")
 
     def _note_death(self, child: _Child, now: float) -> None:
         assert child.running is not None
@@ -279,8 +300,7 @@ class Launcher:
 
 def sweep(layout: Layout, command: Sequence[str]) -> bool:
     """Save the jobs and end the replicas that an agent left. Whether nothing of them is left."""
-    layout.logs.mkdir(parents=True, exist_ok=True)
-    with pool_folder.log_file(layout, "sweep").open("ab") as log:
+    with pool_folder.open_log(layout, "sweep") as log:
         running = _popen(command, log, ())
         with suppress(subprocess.TimeoutExpired):
             return running.wait(DRAIN_LIMIT_S) == 0

@@ -6,6 +6,7 @@ is never taken for it.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -118,6 +119,8 @@ def write_whole(path: Path, text: str, mode: int = 0o600) -> None:
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
         raise StorageFull(
             f"{path} cannot be written", why=str(error), hint="df -h; onefleet --data-dir elsewhere"
         ) from error
@@ -153,9 +156,16 @@ def take_lock(layout: Layout) -> IO[str]:
             hint="onefleet status; to stop it: onefleet down; or use another --data-dir",
             code="pool_running",
         ) from error
-    file.truncate(0)
-    file.write(str(os.getpid()))
-    file.flush()
+    try:
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            file.close()
+        raise StorageFull(
+            f"{layout.lock} cannot be written", why=str(error), hint=f"df -h {layout.root}"
+        ) from error
     return file
 
 
@@ -184,18 +194,29 @@ def end_strays(layout: Layout, limit_s: float = 10.0) -> int:
     return len(strays)
 
 
-def log_file(layout: Layout, name: str) -> Path:
-    """Where the process of this name logs. One that has grown too long is put aside first."""
-    layout.logs.mkdir(parents=True, exist_ok=True)
+def open_log(layout: Layout, name: str) -> IO[bytes]:
+    """The log of the process of this name, to be appended to. One that has grown too long is put
+    aside first. Where there is no room for a log, it goes nowhere: the process counts for more."""
     path = layout.logs / f"{name}.log"
-    bound_log(path)
-    return path
+    try:
+        layout.logs.mkdir(parents=True, exist_ok=True)
+        bound_log(path)
+        return path.open("ab")
+    except OSError:
+        return open(os.devnull, "ab")
 
 
 def bound_log(path: Path, limit_bytes: int = LOG_BYTES_MAX) -> None:
-    """Put a long log aside by copying, so that its writer (which appends) may keep it open."""
+    """Put a long log aside by copying, so that its writer (which appends) may keep it open.
+
+    Without room for the copy the log is cut all the same: that gives the room back.
+    """
     if path.exists() and path.stat().st_size > limit_bytes:
-        shutil.copyfile(path, path.with_name(f"{path.name}.1"))
+        aside = path.with_name(f"{path.name}.1")
+        try:
+            shutil.copyfile(path, aside)
+        except OSError:
+            aside.unlink(missing_ok=True)
         os.truncate(path, 0)
 
 

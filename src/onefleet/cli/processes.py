@@ -14,11 +14,11 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO, cast
 
 import structlog
 
-from onefleet.config import settings
+from onefleet.config import StandardError, settings
 from onefleet.domain.layout import Layout
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def configure_logs() -> None:
             structlog.processors.format_exc_info,
             structlog.processors.LogfmtRenderer(key_order=("timestamp", "level", "event")),
         ],
-        logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
+        logger_factory=structlog.WriteLoggerFactory(file=cast(TextIO, StandardError())),
         cache_logger_on_first_use=True,
     )
 

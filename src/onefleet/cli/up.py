@@ -50,7 +50,7 @@ def _detached(layout: Layout, port: int, ready: Callable[[str], None]) -> None:
     from onefleet.cli import pool_folder
 
     reader, writer = os.pipe()
-    with pool_folder.log_file(layout, "up").open("ab") as log, open(reader, "rb") as said:
+    with pool_folder.open_log(layout, "up") as log, open(reader, "rb") as said:
         subprocess.Popen(
             (
                 sys.executable, "-m", "onefleet.cli.processes", "launcher",

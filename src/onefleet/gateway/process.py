@@ -8,13 +8,14 @@ import gc
 import signal
 import socket
 import ssl
-import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TextIO, cast
 
 import structlog
 import uvloop
 
+from onefleet.config import StandardError
 from onefleet.domain.layout import Layout
 from onefleet.engines.base import Dialect
 from onefleet.engines.catalog import ENGINES
@@ -161,6 +162,6 @@ def _log_to_stderr() -> None:
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.processors.JSONRenderer(),
         ],
-        logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
+        logger_factory=structlog.WriteLoggerFactory(file=cast(TextIO, StandardError())),
         cache_logger_on_first_use=True,
     )

@@ -20,7 +20,7 @@ from onefleet.domain.ids import Digest, Instant, ModelId
 from onefleet.domain.layout import Layout
 from onefleet.domain.serving import Model, ModelShape, Purpose
 from onefleet.registry import demo
-from onefleet.registry.blobs import Progress, blob_path
+from onefleet.registry.blobs import Progress, blob_path, no_space_is_ours
 from onefleet.registry.gguf import read_head
 from onefleet.registry.gguf_facts import GgufFacts, facts
 from onefleet.registry.hub import Hub
@@ -88,7 +88,8 @@ async def add_model(
     chosen = _checked_name(name or parsed.default_name)
     if parsed.kind is Kind.SIMULATED:
         return _simulated(parsed, chosen, now)
-    fetched = await fetch(parsed, layout, progress, hub or Hub())
+    with no_space_is_ours(layout.root, f"adding {chosen}"):
+        fetched = await fetch(parsed, layout, progress, hub or Hub())
     path = blob_path(layout, fetched.digest)
     try:
         found = await asyncio.to_thread(_describe, path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import http.client
 import json
 import os
@@ -146,6 +147,20 @@ def test_a_killed_child_is_started_again(start: Callable[..., Pool], name: str) 
     assert pool.end() == 0
 
 
+def test_a_full_disk_does_not_end_a_pool_that_serves(start: Callable[..., Pool]) -> None:
+    pool = start().ready()
+    before = pool.children()["agent"]
+    blocker = pool.layout.pool_file.with_name(".pool.json.new")
+    blocker.mkdir()  # the pool file cannot be replaced now
+    os.kill(before.pid, signal.SIGKILL)
+    until(lambda: any("cannot be written" in s for s in pool.said))
+    assert pool.ask() == pool.children()["gateway"].pid
+    assert pool.children()["agent"] == before, "the file says what it said"
+    blocker.rmdir()
+    until(lambda: pool.children()["agent"] != before)
+    assert pool.end() == 0
+
+
 def test_clients_wait_while_the_gateway_is_started_again(start: Callable[..., Pool]) -> None:
     pool = start().ready()
     for _ in range(3):
@@ -250,3 +265,30 @@ def test_a_long_log_is_put_aside(tmp_path: Path) -> None:
         pool_folder.bound_log(path, 50)
         writer.write(b"new")
     assert path.read_bytes() == b"new" and (tmp_path / "x.log.1").read_bytes() == b"x" * 100
+
+
+def test_a_long_log_is_cut_where_there_is_no_room_to_put_it_aside(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_: Path, target: Path) -> None:
+        target.write_bytes(b"x")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(pool_folder.shutil, "copyfile", full)
+    path = tmp_path / "x.log"
+    path.write_bytes(b"x" * 100)
+    pool_folder.bound_log(path, 50)
+    assert [(p.name, p.stat().st_size) for p in tmp_path.iterdir()] == [("x.log", 0)]
+
+
+def test_without_room_for_a_log_it_goes_nowhere(tmp_path: Path) -> None:
+    (tmp_path / "log").write_text("a file where the folder should be")
+    with pool_folder.open_log(Layout(tmp_path), "control") as log:
+        log.write(b"said")
+
+
+def test_a_log_on_a_full_disk_costs_lines_and_nothing_else() -> None:
+    program = "from onefleet.config import StandardError as E; E().write('x'); E().flush()"
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run([sys.executable, "-c", program], stderr=full, check=False)
+    assert done.returncode == 0

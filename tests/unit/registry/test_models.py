@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import hashlib
 import shutil
 import zipfile
@@ -51,6 +52,17 @@ def test_the_table_tells_what_the_files_hold(tmp_path: Path) -> None:
     assert (model.shape, model.size_bytes) == (known.shape, known.size_bytes)
     assert model.revision == f"sha256:{known.sha256}"
     assert model.purpose is known.purpose
+
+
+def test_a_disk_that_becomes_full_is_told_for_our_own_model_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> str:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(demo, "write_hashed", full)
+    with pytest.raises(StorageFull, match="became full within adding demo:tiny"):
+        add("demo:tiny", Layout(tmp_path))
 
 
 def test_a_file_is_copied_and_outlives_its_source(tmp_path: Path) -> None:
