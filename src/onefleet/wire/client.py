@@ -194,7 +194,7 @@ class Client:
         return errors.Unreachable(
             f"nothing answers at {self.base_url}",
             why=str(error) or type(error).__name__,
-            hint="is the pool up? try: onefleet up",
+            hint="onefleet up, if it is not running",
         )
 
 
