@@ -17,11 +17,5 @@ class Tier(StrEnum):
         """0 is served first; work may take devices only from a higher rank."""
         return _RANKS[self]
 
-    @property
-    def fraction_promised(self) -> float:
-        """The device fraction that is promised, 0 where it is best effort."""
-        return _FRACTIONS[self]
-
 
 _RANKS = {Tier.PREMIUM: 0, Tier.STANDARD: 1, Tier.BASIC: 2}
-_FRACTIONS = {Tier.PREMIUM: 0.95, Tier.STANDARD: 0.70, Tier.BASIC: 0.0}

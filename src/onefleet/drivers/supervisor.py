@@ -54,7 +54,6 @@ class Supervisor:
         self._worker: Worker | None = None
         self._state: dict[str, Any] = {}
         self._cpu_before_ms = 0
-        self._exit_status: int | None = None
         self._deadline: float | None = None  # of a stop's or cooperative save's grace
         self._overran = False
         self._saving: str | None = None  # the image of a cooperative save
