@@ -31,6 +31,7 @@ from onefleet.domain.tiers import Tier
 from onefleet.domain.work import Demand, Image, Phase, Slot, Want, Work, WorkKind
 
 GIB = 1 << 30
+DEMANDED = ("workers", "memory_bytes", "milli", "pack", "speeds", "zones")
 NOW = Instant(1_000_000)
 START = Instant(0)
 
@@ -57,13 +58,12 @@ def a_node(name: str, devices: int = 4, **changes: Any) -> Node:
 
 
 def a_job(name: str, devices: int = 1, tier: Tier = Tier.STANDARD, **changes: Any) -> Work:
-    """A pending job. devices_max, workers, kind (of device) and memory_bytes go to its demand."""
+    """A pending job. kind (of device) and the names of other fields of a demand go there."""
     demand = Demand(
         kind=changes.pop("kind", DeviceKind.CPU),
         devices_min=devices,
         devices_max=changes.pop("devices_max", devices),
-        workers=changes.pop("workers", 1),
-        memory_bytes=changes.pop("memory_bytes", 0),
+        **{name: changes.pop(name) for name in DEMANDED if name in changes},
     )
     work = Work(
         id=WorkId(name),

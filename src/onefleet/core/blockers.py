@@ -65,6 +65,7 @@ class Blockers:
             Phase.STARTING: "is being started",
             Phase.RESTORING: "is being restored from its image",
             Phase.SAVING: "is being saved",
+            Phase.FROZEN: "stands still",
             Phase.STOPPING: "is being stopped",
         }[work.phase]
         return Blocker(Gate.START, f"{doing} on {where} {since}{because}")

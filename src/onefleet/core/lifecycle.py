@@ -14,13 +14,85 @@ a replica that ends unasked is, after a growing pause.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Any, assert_never
 
+from onefleet.core import ledger
+from onefleet.core.work_events import (
+    Checkpointed,
+    CheckpointFailed,
+    CheckpointOrdered,
+    CutMade,
+    Event,
+    Froze,
+    ImageLost,
+    Lost,
+    MoveWanted,
+    Placed,
+    ProcessEnded,
+    Readied,
+    Resized,
+    Restored,
+    RestoreFailed,
+    Saved,
+    SaveFailed,
+    SaveOrdered,
+    Started,
+    StopOrdered,
+    Thawed,
+    WantChanged,
+    WidthWanted,
+)
 from onefleet.domain.errors import InternalError
-from onefleet.domain.ids import Generation, ImageId, Instant
-from onefleet.domain.work import Image, Outcome, Phase, Slot, Want, Work, WorkKind
+from onefleet.domain.ids import Generation, ImageId, Instant, WorkId
+from onefleet.domain.work import (
+    Image,
+    Making,
+    Outcome,
+    Phase,
+    Receipt,
+    Slot,
+    Want,
+    Work,
+    WorkKind,
+)
+
+__all__ = [
+    "ATTEMPTS_MAX",
+    "TRANSITIONS",
+    "CheckpointFailed",
+    "CheckpointOrdered",
+    "Checkpointed",
+    "CutMade",
+    "Event",
+    "Froze",
+    "IllegalTransition",
+    "ImageLost",
+    "Lost",
+    "MoveWanted",
+    "Placed",
+    "ProcessEnded",
+    "Readied",
+    "Resized",
+    "RestoreFailed",
+    "Restored",
+    "SaveFailed",
+    "SaveOrdered",
+    "Saved",
+    "Started",
+    "StopOrdered",
+    "Thawed",
+    "WantChanged",
+    "WidthWanted",
+    "apply",
+    "backoff_ms",
+    "check",
+    "diagram",
+    "image_id",
+    "making_id",
+    "progress_ms",
+]
 
 #: Fresh starts that one job may have when the pool keeps losing it.
 ATTEMPTS_MAX = 8
@@ -31,111 +103,10 @@ LOSSES_MAX = 5
 #: The pause after the first failure in a row; it doubles with each further one, up to the maximum.
 BACKOFF_MS = 1_000
 BACKOFF_MS_MAX = 60_000
+#: Receipts that a work remembers.
+RECEIPTS_KEPT = 16
 #: Having run for this long ends a row of failures.
 STABLE_MS = 60_000
-
-
-@dataclass(frozen=True, slots=True)
-class Placed:
-    """The planner gave it devices. restore: bring it back from its image, else start it fresh."""
-
-    placement: tuple[Slot, ...]
-    restore: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Started:
-    """All its workers run; a replica's engine answers."""
-
-
-@dataclass(frozen=True, slots=True)
-class Restored:
-    """All its workers run again."""
-
-
-@dataclass(frozen=True, slots=True)
-class RestoreFailed:
-    """It could not be brought back; nothing of it runs, and the image is kept."""
-
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class SaveOrdered:
-    """Its state shall be saved and its devices freed."""
-
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Saved:
-    """The image of all its workers is whole and durable; nothing of it runs.
-
-    lost_ms: run time just before the save that is not in it: a program that is asked to save
-    itself may not have done so.
-    """
-
-    image: Image
-    lost_ms: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class SaveFailed:
-    """It could not be saved; it runs on, unharmed."""
-
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class StopOrdered:
-    """Its processes shall end: for good when its owner wants that, else until there is room."""
-
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class ProcessEnded:
-    """Nothing of it runs any more. exit_code: 128 + signal; None when the pool lost sight of it."""
-
-    exit_code: int | None
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Lost:
-    """A node that it ran on is lost, and with it what ran there."""
-
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class ImageLost:
-    """Its newest image cannot be had any more."""
-
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class WantChanged:
-    """Its owner wants something else of it. Wanting it stopped cannot be taken back."""
-
-    want: Want
-
-
-Event = (
-    Placed
-    | Started
-    | Restored
-    | RestoreFailed
-    | SaveOrdered
-    | Saved
-    | SaveFailed
-    | StopOrdered
-    | ProcessEnded
-    | Lost
-    | ImageLost
-    | WantChanged
-)
 
 
 class IllegalTransition(InternalError):
@@ -149,6 +120,7 @@ _BACK = (Phase.PENDING, Phase.SUSPENDED, Phase.ENDED)
 #: (phase, event) -> the phases that it may lead to, in the order of how common they are.
 TRANSITIONS: Mapping[tuple[Phase, type[Event]], tuple[Phase, ...]] = MappingProxyType(
     {
+        (Phase.PENDING, Readied): (Phase.PENDING,),
         (Phase.PENDING, Placed): (Phase.STARTING,),
         (Phase.PENDING, StopOrdered): (Phase.ENDED,),
         (Phase.STARTING, Started): (Phase.RUNNING,),
@@ -159,11 +131,22 @@ TRANSITIONS: Mapping[tuple[Phase, type[Event]], tuple[Phase, ...]] = MappingProx
         (Phase.RUNNING, StopOrdered): (Phase.STOPPING,),
         (Phase.RUNNING, ProcessEnded): _BACK,
         (Phase.RUNNING, Lost): _BACK,
+        (Phase.RUNNING, Froze): (Phase.FROZEN,),
+        (Phase.RUNNING, Resized): (Phase.RUNNING,),
+        (Phase.RUNNING, CheckpointOrdered): (Phase.RUNNING,),
+        (Phase.RUNNING, Checkpointed): (Phase.RUNNING,),
+        (Phase.RUNNING, CheckpointFailed): (Phase.RUNNING,),
         (Phase.SAVING, Saved): (Phase.SUSPENDED,),
-        (Phase.SAVING, SaveFailed): (Phase.RUNNING,),
+        (Phase.SAVING, CutMade): (Phase.SAVING,),
+        (Phase.SAVING, SaveFailed): (Phase.RUNNING, Phase.FROZEN),
         (Phase.SAVING, StopOrdered): (Phase.STOPPING,),
         (Phase.SAVING, ProcessEnded): _BACK,
         (Phase.SAVING, Lost): _BACK,
+        (Phase.FROZEN, Thawed): (Phase.RUNNING,),
+        (Phase.FROZEN, SaveOrdered): (Phase.SAVING,),
+        (Phase.FROZEN, StopOrdered): (Phase.STOPPING,),
+        (Phase.FROZEN, ProcessEnded): _BACK,
+        (Phase.FROZEN, Lost): _BACK,
         (Phase.SUSPENDED, Placed): (Phase.RESTORING,),
         (Phase.SUSPENDED, StopOrdered): (Phase.ENDED,),
         (Phase.SUSPENDED, ImageLost): _BACK,
@@ -174,7 +157,12 @@ TRANSITIONS: Mapping[tuple[Phase, type[Event]], tuple[Phase, ...]] = MappingProx
         (Phase.RESTORING, Lost): _BACK,
         (Phase.STOPPING, ProcessEnded): _BACK,
         (Phase.STOPPING, Lost): _BACK,
-        **{(phase, WantChanged): (phase,) for phase in Phase if phase is not Phase.ENDED},
+        **{
+            (phase, event): (phase,)
+            for event in (WantChanged, WidthWanted, MoveWanted)
+            for phase in Phase
+            if phase is not Phase.ENDED
+        },
     }
 )
 
@@ -187,7 +175,7 @@ def apply(work: Work, event: Event, now: Instant) -> Work:
     targets = TRANSITIONS.get((work.phase, type(event)))
     if targets is None:
         raise _illegal(work, event, f"the table has no such event in phase {work.phase}")
-    after = _after(work, event, now)
+    after = _after(ledger.account(work, now), event, now)
     if after.phase not in targets:  # pragma: no cover - a defect of this file
         raise _illegal(work, event, f"it led to {after.phase}, which the table does not name")
     return after
@@ -196,6 +184,11 @@ def apply(work: Work, event: Event, now: Instant) -> Work:
 def image_id(work: Work) -> ImageId:
     """The id of the image that a save of this placement makes. A repeated save makes the same."""
     return ImageId(f"{work.id}.{work.epoch}")
+
+
+def making_id(work: Work) -> ImageId:
+    """The id of the next image that is made of it while it runs."""
+    return ImageId(f"{work.id}.{work.epoch}-{work.made + 1}")
 
 
 def progress_ms(work: Work) -> int:
@@ -210,7 +203,10 @@ def backoff_ms(failures: int) -> int:
 
 def check(work: Work) -> None:
     """Assert what holds for every work that only `apply` has changed."""
-    assert bool(work.placement) == work.phase.holds_devices, work
+    assert bool(work.placement) == work.phase.is_placed, work
+    assert work.phase is not Phase.FROZEN or not _has_devices(work), work
+    assert work.making is None or work.phase is Phase.RUNNING, work
+    assert not work.cut or work.phase is Phase.SAVING, work
     assert (work.outcome is not None) == (work.phase is Phase.ENDED), work
     assert (work.ended_at is not None) == (work.phase is Phase.ENDED), work
     assert work.phase is not Phase.ENDED or work.why_ended, work
@@ -223,7 +219,7 @@ def diagram() -> str:
     """The table as a mermaid state diagram."""
     lines = ["stateDiagram-v2", f"    [*] --> {Phase.PENDING}"]
     for (phase, event), targets in TRANSITIONS.items():
-        if event is not WantChanged:
+        if targets != (phase,):
             lines.extend(f"    {phase} --> {target}: {event.__name__}" for target in targets)
     lines.append(f"    {Phase.ENDED} --> [*]")
     return "\n".join(lines) + "\n"
@@ -245,17 +241,19 @@ def _after(work: Work, event: Event, now: Instant) -> Work:  # one arm an event
             return _enter(work, Phase.RUNNING, now, "")
         case RestoreFailed(reason):
             return _fall_back(work, now, f"could not be restored: {reason}", RESTORE_TRIES_MAX)
-        case SaveOrdered(reason):
+        case SaveOrdered(reason, by):
             if not work.suspendable:
                 raise _illegal(work, event, "it cannot be saved")
-            return _enter(work, Phase.SAVING, now, reason)
+            return _enter(_receipt(work, now, by, reason), Phase.SAVING, now, reason)
         case Saved():
             return _saved(work, event, now)
+        case CutMade():
+            return replace(work, cut=True)
         case SaveFailed(reason):
-            return _failed_once(_enter(work, Phase.RUNNING, now, f"not saved: {reason}"), now)
-        case StopOrdered(reason):
-            if work.phase.holds_devices:
-                return _enter(work, Phase.STOPPING, now, reason)
+            return _save_failed(work, event, now)
+        case StopOrdered(reason, by):
+            if work.phase.is_placed:
+                return _enter(_receipt(work, now, by, reason), Phase.STOPPING, now, reason)
             return _end(work, now, Outcome.CANCELLED, None, reason)
         case ProcessEnded(exit_code, reason):
             return _process_ended(work, exit_code, reason, now)
@@ -267,6 +265,52 @@ def _after(work: Work, event: Event, now: Instant) -> Work:  # one arm an event
             if work.want is Want.STOP and want is not Want.STOP:
                 raise _illegal(work, event, "it is being stopped, which cannot be taken back")
             return replace(work, want=want)
+        case _:
+            return _arranged(work, event, now)
+
+
+def _arranged(
+    work: Work,
+    event: Froze
+    | Thawed
+    | Resized
+    | CheckpointOrdered
+    | Checkpointed
+    | CheckpointFailed
+    | Readied
+    | WidthWanted
+    | MoveWanted,
+    now: Instant,
+) -> Work:
+    """Events that end nothing and throw nothing away: the rest of `_after`."""
+    match event:
+        case Froze(reason, by):
+            if work.kind is WorkKind.REPLICA:
+                raise _illegal(work, event, "a replica has to answer")
+            slots = tuple(replace(slot, devices=()) for slot in work.placement)
+            noted = _receipt(work, now, by, reason)
+            return _enter(noted, Phase.FROZEN, now, reason, placement=slots)
+        case Thawed(placement):
+            _must_stay(work, event, placement)
+            return _enter(work, Phase.RUNNING, now, "", placement=placement)
+        case Resized(placement):
+            _must_stay(work, event, placement)
+            return replace(work, placement=placement)
+        case CheckpointOrdered():
+            if not work.suspendable or work.making is not None:
+                raise _illegal(work, event, "it cannot be saved, or is being saved already")
+            return replace(work, making=Making(making_id(work), now), made=work.made + 1)
+        case Checkpointed(image):
+            return _checkpointed(work, event, image)
+        case CheckpointFailed(reason):
+            told = f"no image was made while it ran: {reason}"
+            return _failed_once(replace(work, making=None, reason=told), now)
+        case Readied():
+            return replace(work, ready=True, phase_since=now)
+        case WidthWanted(devices):
+            return replace(work, width=devices)
+        case MoveWanted(nodes):
+            return replace(work, move_to=nodes)
         case _:  # pragma: no cover - the type checker proves it
             assert_never(event)
 
@@ -279,9 +323,45 @@ def _enter(work: Work, phase: Phase, now: Instant, reason: str, **changes: Any) 
         changes["ran_ms"] = work.ran_ms + stretch
         if stretch >= STABLE_MS:
             changes.setdefault("failures", 0)
-    if not phase.holds_devices:
+    if phase is Phase.RUNNING:
+        changes["receipts"] = _back(work.receipts, now)
+    if not phase.is_placed:
         changes["placement"] = ()
-    return replace(work, phase=phase, phase_since=now, **changes)
+    return replace(work, phase=phase, phase_since=now, making=None, cut=False, **changes)
+
+
+def _has_devices(work: Work) -> bool:
+    return any(slot.devices for slot in work.placement)
+
+
+def _must_stay(work: Work, event: Event, placement: tuple[Slot, ...]) -> None:
+    if [s.node_id for s in placement] != [s.node_id for s in work.placement]:
+        raise _illegal(work, event, "its workers are on other nodes: it has to be saved to move")
+    if not all(slot.devices for slot in placement):
+        raise _illegal(work, event, "every worker needs a device")
+
+
+def _receipt(work: Work, now: Instant, by: WorkId | None, reason: str) -> Work:
+    """Note that it has to give way, unless its owner wants it to, or it has given way already."""
+    if work.want is not Want.RUN or not _has_devices(work):
+        return work
+    held = len({device for slot in work.placement for device in slot.devices})
+    receipts = (*work.receipts, Receipt(now, by, reason, held))
+    return replace(work, receipts=receipts[-RECEIPTS_KEPT:])
+
+
+def _back(receipts: tuple[Receipt, ...], now: Instant) -> tuple[Receipt, ...]:
+    if not receipts or receipts[-1].back_at is not None:
+        return receipts
+    return (*receipts[:-1], replace(receipts[-1], back_at=now))
+
+
+def _cost(receipts: tuple[Receipt, ...], lost_ms: int) -> tuple[Receipt, ...]:
+    """Enter what was thrown away into the receipt that is open."""
+    if not receipts or receipts[-1].back_at is not None or not lost_ms:
+        return receipts
+    last = receipts[-1]
+    return (*receipts[:-1], replace(last, lost_ms=last.lost_ms + lost_ms))
 
 
 def _placed(work: Work, event: Placed, now: Instant) -> Work:
@@ -297,6 +377,8 @@ def _placed(work: Work, event: Placed, now: Instant) -> Work:
         epoch=Generation(work.epoch + 1),
         placement=event.placement,
         attempts=work.attempts + (0 if event.restore else 1),
+        made=0,
+        move_to=(),
     )
 
 
@@ -313,10 +395,30 @@ def _saved(work: Work, event: Saved, now: Instant) -> Work:
         image=replace(event.image, ran_ms=progress_ms(work) - lost_ms),
         image_before=work.image,
         lost_ms=work.lost_ms + lost_ms,
+        receipts=_cost(work.receipts, lost_ms),
         suspends=work.suspends + 1,
         failures=0,
         not_before=Instant(0),
     )
+
+
+def _save_failed(work: Work, event: SaveFailed, now: Instant) -> Work:
+    """It runs on, or stands still as it did before."""
+    if work.cut:
+        raise _illegal(work, event, "its image is whole, and counts")
+    back = Phase.RUNNING if _has_devices(work) else Phase.FROZEN
+    return _failed_once(_enter(work, back, now, f"not saved: {event.reason}"), now)
+
+
+def _checkpointed(work: Work, event: Checkpointed, image: Image) -> Work:
+    """The image holds at least the run time until it was ordered."""
+    making = work.making
+    if making is None or image.id != making.id:
+        raise _illegal(work, event, "it is not the image that was ordered last")
+    if len(image.nodes) != work.demand.workers:
+        raise _illegal(work, event, f"the image is not of {work.demand.workers} workers")
+    ran_ms = progress_ms(work) + max(making.ordered_at - work.phase_since, 0)
+    return replace(work, image=replace(image, ran_ms=ran_ms), image_before=work.image, making=None)
 
 
 def _process_ended(work: Work, exit_code: int | None, reason: str, now: Instant) -> Work:
@@ -360,6 +462,7 @@ def _fall_back(work: Work, now: Instant, reason: str, tries_max: int) -> Work:
         image=image,
         image_before=image_before,
         lost_ms=ended.lost_ms + thrown_ms,
+        receipts=_cost(ended.receipts, thrown_ms),
         reason=told,
         failures=failures,
         not_before=Instant(now + backoff_ms(max(failures, 1))),

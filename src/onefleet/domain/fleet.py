@@ -44,8 +44,25 @@ class CheckpointMode(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class Cordon:
+    """A device that gets no work: who or what says so, and why.
+
+    until: when it is looked at again, with a burn-in; None: only a person takes it back.
+    """
+
+    device_id: DeviceId
+    reason: str
+    since: Instant
+    until: Instant | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Node:
-    """A machine with an agent. lease_expires_at: until when its work may run unrenewed."""
+    """A machine with an agent. lease_expires_at: until when its work may run unrenewed.
+
+    address: where other agents fetch images from, "host:port"; empty: they cannot. cordons: its
+    devices that get no work, by device.
+    """
 
     id: NodeId
     name: str
@@ -56,4 +73,8 @@ class Node:
     checkpoint_reason: str  # why it is not criu; empty when it is
     lease_expires_at: Instant
     joined_at: Instant
+    region: str = ""
+    zone: str = ""
+    address: str = ""
+    cordons: tuple[Cordon, ...] = ()
     generation: Generation = NO_GENERATION

@@ -12,7 +12,8 @@ class Job:
     """What to run; immutable once submitted. Its scheduling facts are in the Work of this id.
 
     code: digest of the packaged code folder, unpacked as the job's working folder.
-    network: "cell" (loopback of its own) or "host".
+    network: "cell" (loopback of its own), "gang" (its workers and nobody else) or "host".
+    array, index: the array that it is an element of, and its number there.
     """
 
     id: WorkId
@@ -23,4 +24,6 @@ class Job:
     code: Digest | None
     network: str
     submitted_at: Instant
+    array: str = ""
+    index: int = 0
     generation: Generation = NO_GENERATION

@@ -24,7 +24,8 @@ DEFAULT_TENANT = TenantId("default")
 class Tenant:
     """Isolated and charged. Tenants nest: department > team. The id is the chosen name.
 
-    A rate of None is unlimited.
+    A rate of None is unlimited. weight: its part among its siblings when they share what nobody
+    reserved, in proportion.
     """
 
     id: TenantId
@@ -32,18 +33,27 @@ class Tenant:
     tokens_per_minute: int | None
     requests_per_minute: int | None
     created_at: Instant
+    weight: int = 1_000
     generation: Generation = NO_GENERATION
 
 
 @dataclass(frozen=True, slots=True)
 class Reservation:
-    """Devices of one kind that are guaranteed to a tenant's premium work; lent while idle."""
+    """Devices that are guaranteed to the premium work of a tenant and of those below it; lent
+    while idle.
+
+    product: the class of the devices, as `Device.product`; empty: any of the kind. starts_at,
+    ends_at: the window in which it holds; None: since ever, for ever.
+    """
 
     id: ReservationId
     tenant_id: TenantId
     kind: DeviceKind
     devices: int
     created_at: Instant
+    product: str = ""
+    starts_at: Instant | None = None
+    ends_at: Instant | None = None
     generation: Generation = NO_GENERATION
 
 

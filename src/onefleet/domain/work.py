@@ -33,6 +33,7 @@ class Want(StrEnum):
     """What the owner wants of it. The planner may still suspend work that wants to run."""
 
     RUN = "run"
+    FREEZE = "freeze"  # stand still: devices free at once, memory stays
     SUSPEND = "suspend"
     STOP = "stop"
 
@@ -42,6 +43,7 @@ class Phase(StrEnum):
     STARTING = "starting"  # placed; the agent starts it
     RUNNING = "running"  # its processes run (a replica: and it answers)
     SAVING = "saving"  # its state is being saved; its devices are still held
+    FROZEN = "frozen"  # stands still; no device held, its memory stays on its nodes
     SUSPENDED = "suspended"  # saved, memory freed, no device held
     RESTORING = "restoring"  # placed; the agent brings it back from its image
     STOPPING = "stopping"  # its processes are being ended
@@ -50,6 +52,11 @@ class Phase(StrEnum):
     @property
     def holds_devices(self) -> bool:
         return self in _HOLDING
+
+    @property
+    def is_placed(self) -> bool:
+        """Whether processes of it may be on nodes; frozen ones are there without a device."""
+        return self in _HOLDING or self is Phase.FROZEN
 
 
 _HOLDING = frozenset((Phase.STARTING, Phase.RUNNING, Phase.SAVING, Phase.RESTORING, Phase.STOPPING))
@@ -63,12 +70,21 @@ class Outcome(StrEnum):
     CANCELLED = "cancelled"
 
 
+#: A whole device, in thousandths of one.
+WHOLE = 1_000
+
+
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """Where one worker (rank) of a work is: a node and devices of it."""
+    """Where one worker (rank) of a work is: a node and devices of it.
+
+    Ranks of one elastic gang may name the same device: they take turns on it. milli: the share of
+    each device that is held. Frozen work keeps its nodes, without devices.
+    """
 
     node_id: NodeId
     devices: tuple[DeviceId, ...]
+    milli: int = WHOLE
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,14 +102,102 @@ class Image:
 
 
 @dataclass(frozen=True, slots=True)
+class Speed:
+    """A class of devices that work can use, and how fast it is on it.
+
+    product: as `Device.product`. permille: of its speed on the class that it was made for.
+    """
+
+    product: str
+    permille: int = 1_000
+
+
+@dataclass(frozen=True, slots=True)
 class Demand:
-    """What work needs to run. Every worker gets between devices_min and devices_max devices."""
+    """What work needs to run. Every worker gets between devices_min and devices_max devices.
+
+    workers: more than one is a gang, placed whole or not at all. memory_bytes: of one worker; 0
+    when unknown. milli: the share of a device, for work that needs less than one. pack: how many
+    workers may take turns on one set of devices, so that a gang runs on fewer devices than it has
+    workers while its world size stays. speeds: the classes that it can use; empty: any of the kind.
+    zones: where it may run; empty: anywhere.
+    """
 
     kind: DeviceKind
     devices_min: int
     devices_max: int
-    workers: int = 1  # more than one: a gang, placed whole or not at all
-    memory_bytes: int = 0  # of one worker; 0 when unknown
+    workers: int = 1
+    memory_bytes: int = 0
+    milli: int = WHOLE
+    pack: int = 1
+    speeds: tuple[Speed, ...] = ()
+    zones: tuple[str, ...] = ()
+
+    @property
+    def least(self) -> int:
+        """The fewest devices that the whole of it can run on."""
+        return self.devices_min * -(-self.workers // self.pack)
+
+    @property
+    def most(self) -> int:
+        """The devices that it runs on at full speed."""
+        return self.devices_max * self.workers
+
+    @property
+    def is_elastic(self) -> bool:
+        return self.least < self.most
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What a job's owner asks for besides devices; fixed when it is submitted.
+
+    after: jobs that have to succeed first. deadline: when it shall have ended. estimate_ms: its
+    run time at full width, as its owner believes. checkpoint_every_ms: between saves while it
+    runs; None: chosen from their cost and the fleet's failures, 0: never.
+    """
+
+    after: tuple[WorkId, ...] = ()
+    deadline: Instant | None = None
+    estimate_ms: int | None = None
+    checkpoint_every_ms: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Hour:
+    """One hour of a work's ledger: the device fraction of it is got_ms / wanted_ms.
+
+    wanted_ms: time in which it should have run at full width. got_ms: time that it did, a narrower
+    stretch counted by its share of the full width.
+    """
+
+    begins_at: Instant
+    wanted_ms: int
+    got_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """That work had to give way: to whom and why, what that cost it, when it ran again.
+
+    by: the work that the devices were for; None when its owner or an operator wanted it. lost_ms:
+    run time that was thrown away for it (0 for everything that was saved).
+    """
+
+    at: Instant
+    by: WorkId | None
+    reason: str
+    devices: int
+    lost_ms: int = 0
+    back_at: Instant | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Making:
+    """An image that is being made while the work runs on."""
+
+    id: ImageId
+    ordered_at: Instant
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,10 +205,17 @@ class Work:
     """The scheduling facts of a job or replica.
 
     epoch fences: it rises with every placement and every loss, and agents refuse orders and report
-    under it. placement: by rank; held while the phase holds devices, empty otherwise.
-    attempts: fresh starts so far. suspends: how often it was saved. lost_ms: run time thrown away,
-    a part of ran_ms. image: the newest; image_before: the one to fall back to, kept until then.
+    under it. placement: by rank; held while the phase holds devices (frozen: the nodes alone),
+    empty otherwise.
+    attempts: fresh starts so far. suspends: how often it was saved to make room. lost_ms: run time
+    thrown away, a part of ran_ms. image: the newest; image_before: the one to fall back to, kept
+    until then. making: an image that is being made while it runs; made: how many were, under this
+    epoch. cut: in SAVING, all workers stand still with a whole image, and it counts.
+    width: devices in all that its owner wants it to have now; None: as many as there are for it.
+    move_to: nodes, by rank or one for all, that it shall be on; empty: no wish.
     failures: of the pool's tries (start, save, restore) in a row; not_before: the next try waits.
+    ready: what it comes after has succeeded. accounted_until: how far its ledger goes. hours,
+    receipts: the newest ones, oldest first. served_ms: device-milliseconds that it has had.
     reason: why it is in this phase, in a person's words. why_ended: for ended work, a full line.
     """
 
@@ -134,4 +245,15 @@ class Work:
     image_before: Image | None = None
     failures: int = 0
     not_before: Instant = EPOCH
+    terms: Terms = Terms()
+    making: Making | None = None
+    made: int = 0
+    cut: bool = False
+    width: int | None = None
+    move_to: tuple[NodeId, ...] = ()
+    ready: bool = True
+    accounted_until: Instant = EPOCH
+    served_ms: int = 0
+    hours: tuple[Hour, ...] = ()
+    receipts: tuple[Receipt, ...] = ()
     generation: Generation = NO_GENERATION

@@ -14,11 +14,17 @@ from onefleet.core.lifecycle import (
     RESTORE_TRIES_MAX,
     STABLE_MS,
     TRANSITIONS,
+    Checkpointed,
+    CheckpointFailed,
+    CheckpointOrdered,
+    CutMade,
+    Froze,
     IllegalTransition,
     ImageLost,
     Lost,
     Placed,
     ProcessEnded,
+    Resized,
     Restored,
     RestoreFailed,
     Saved,
@@ -26,14 +32,15 @@ from onefleet.core.lifecycle import (
     SaveOrdered,
     Started,
     StopOrdered,
+    Thawed,
     WantChanged,
     apply,
     backoff_ms,
     diagram,
     progress_ms,
 )
-from onefleet.domain.ids import Instant
-from onefleet.domain.work import Outcome, Phase, Want, Work
+from onefleet.domain.ids import DeviceId, Instant, NodeId, WorkId
+from onefleet.domain.work import Image, Outcome, Phase, Receipt, Want, Work
 
 
 def later(ms: int) -> Instant:
@@ -225,10 +232,80 @@ def test_the_diagram_shows_the_table() -> None:
     assert text.startswith("stateDiagram-v2\n    [*] --> pending\n")
     assert "    running --> saving: SaveOrdered\n" in text
     assert text.count("-->") == 2 + sum(
-        len(targets) for (_, event), targets in TRANSITIONS.items() if event is not WantChanged
+        len(targets) for (phase, _), targets in TRANSITIONS.items() if targets != (phase,)
     )
 
 
 def test_time_that_steps_back_costs_nothing() -> None:
     running = placed(a_job("j"), ("n1", "0"))
     assert apply(running, ProcessEnded(0, ""), Instant(NOW - 5)).ran_ms == 0
+
+
+def running(**changes: object) -> Work:
+    return replace(placed(a_job("j", **changes), ("n1", "0")), phase_since=NOW, accounted_until=NOW)
+
+
+def test_frozen_work_holds_its_nodes_and_no_device_and_thaws_where_it_is() -> None:
+    work = running()
+    frozen = apply(work, Froze("a burst", WorkId("hot")), later(1_000))
+    assert frozen.phase is Phase.FROZEN and frozen.epoch == work.epoch
+    assert [(s.node_id, s.devices) for s in frozen.placement] == [("n1", ())]
+    thawed = apply(frozen, Thawed(work.placement), later(3_000))
+    assert thawed.phase is Phase.RUNNING and thawed.epoch == work.epoch
+    assert thawed.ran_ms == 1_000 and thawed.lost_ms == 0
+    elsewhere = tuple(replace(s, node_id=NodeId("n2")) for s in work.placement)
+    with pytest.raises(IllegalTransition):
+        apply(frozen, Thawed(elsewhere), later(3_000))
+    with pytest.raises(IllegalTransition):
+        apply(placed(a_replica("r"), ("n1", "0")), Froze("no"), NOW)
+
+
+def test_a_deeper_save_of_frozen_work_that_fails_leaves_it_frozen() -> None:
+    frozen = apply(running(), Froze("a burst"), later(1))
+    saving = apply(frozen, SaveOrdered("its memory is needed"), later(2))
+    assert apply(saving, SaveFailed("disk full"), later(3)).phase is Phase.FROZEN
+    image = Image(lifecycle.image_id(saving), (NodeId("n1"),), 7, later(3))
+    assert apply(saving, Saved(image), later(3)).phase is Phase.SUSPENDED
+
+
+def test_after_the_cut_a_save_cannot_fail_any_more() -> None:
+    cut = apply(apply(running(), SaveOrdered("room"), later(1)), CutMade(), later(2))
+    assert cut.cut
+    with pytest.raises(IllegalTransition):
+        apply(cut, SaveFailed("late"), later(3))
+
+
+def test_a_checkpoint_while_it_runs_is_what_a_loss_goes_back_to() -> None:
+    ordered = apply(running(), CheckpointOrdered(), later(10_000))
+    assert ordered.making is not None and ordered.phase is Phase.RUNNING
+    image = Image(ordered.making.id, (NodeId("n1"),), 7, later(10_500))
+    made = apply(ordered, Checkpointed(image), later(10_500))
+    assert made.image is not None and made.image.ran_ms == 10_000 and made.making is None
+    lost = apply(made, Lost("node n1 is lost"), later(14_000))
+    assert lost.phase is Phase.SUSPENDED and lost.lost_ms == 4_000
+    again = apply(made, CheckpointOrdered(), later(20_000))
+    assert again.making is not None and again.making.id != ordered.making.id
+    failed = apply(again, CheckpointFailed("disk full"), later(21_000))
+    assert failed.image == made.image and failed.phase is Phase.RUNNING
+    with pytest.raises(IllegalTransition):  # of a checkpoint that was given up
+        apply(failed, Checkpointed(image), later(22_000))
+
+
+def test_a_receipt_says_who_needed_the_devices_and_when_it_ran_again() -> None:
+    saving = apply(running(), SaveOrdered("makes room", WorkId("hot")), later(1_000))
+    image = Image(lifecycle.image_id(saving), (NodeId("n1"),), 7, later(1_200))
+    back = apply(apply(saving, Saved(image), later(1_200)), Placed(running().placement, True), NOW)
+    (receipt,) = apply(back, Restored(), later(9_000)).receipts
+    assert receipt == Receipt(later(1_000), WorkId("hot"), "makes room", 1, 0, later(9_000))
+    owner = apply(replace(running(), want=Want.SUSPEND), SaveOrdered("asked"), later(1))
+    assert owner.receipts == ()
+
+
+def test_a_resize_changes_the_devices_and_nothing_else() -> None:
+    work = running(devices_max=2)
+    wide = tuple(replace(s, devices=(*s.devices, DeviceId("n1/cpu1"))) for s in work.placement)
+    resized = apply(work, Resized(wide), later(5_000))
+    assert resized.placement == wide and resized.epoch == work.epoch
+    assert resized.phase_since == work.phase_since
+    with pytest.raises(IllegalTransition):
+        apply(work, Resized(tuple(replace(s, devices=()) for s in wide)), later(1))

@@ -1,0 +1,78 @@
+"""The ledger of the promise: how much of the time that a work wanted to run it did run.
+
+The device fraction of a work is its ideal run time over its real one, waits, suspends and narrow
+stretches included; a tier promises a least value of it (`domain/tiers.py`). It is kept by the hour
+in the work itself, so that it is as durable as the work, and read over a sliding window of hours.
+After Singularity (Shukla et al., arXiv 2202.07848), section 2: the GPU fraction of a job.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from onefleet.domain.ids import Instant
+from onefleet.domain.work import WHOLE, Hour, Phase, Want, Work
+
+HOUR_MS = 3_600_000
+#: Hours that a work remembers; a window cannot be longer.
+HOURS_KEPT = 24
+
+
+def account(work: Work, now: Instant) -> Work:
+    """Enter the time since the last entry, in which nothing of the work has changed."""
+    since = max(work.accounted_until, work.submitted_at)
+    if now <= since or work.phase is Phase.ENDED:
+        return work
+    wanted = work.want is Want.RUN and work.ready
+    permille = width_permille(work) if work.phase is Phase.RUNNING else 0
+    served = (now - since) * held_milli(work) // WHOLE if work.phase is Phase.RUNNING else 0
+    hours = _entered(work.hours, since, now, permille) if wanted else work.hours
+    return replace(work, accounted_until=now, hours=hours, served_ms=work.served_ms + served)
+
+
+def width_permille(work: Work) -> int:
+    """What part of its full width a placed work has: of what its owner last asked for."""
+    full = work.demand.most if work.width is None else work.width
+    return min(1_000 * len(_devices(work)) // max(full, 1), 1_000)
+
+
+def held_milli(work: Work) -> int:
+    """Thousandths of devices that it holds; a device that its ranks take turns on counts once."""
+    return sum(_devices(work).values())
+
+
+def fraction_permille(work: Work, now: Instant, window_ms: int) -> int:
+    """Its device fraction over the hours that reach into the window that ends now.
+
+    1000 for a work that has not wanted to run in it.
+    """
+    wanted = got = 0
+    for hour in account(work, now).hours:
+        if hour.begins_at + HOUR_MS > now - window_ms:
+            wanted += hour.wanted_ms
+            got += hour.got_ms
+    return 1_000 * got // wanted if wanted else 1_000
+
+
+def _devices(work: Work) -> dict[str, int]:
+    return {device: slot.milli for slot in work.placement for device in slot.devices}
+
+
+def _entered(
+    hours: tuple[Hour, ...], since: Instant, until: Instant, permille: int
+) -> tuple[Hour, ...]:
+    found = list(hours)
+    newest = until - 1
+    oldest = newest - newest % HOUR_MS - (HOURS_KEPT - 1) * HOUR_MS
+    at = max(since, oldest)
+    while at < until:
+        begins_at = Instant(at - at % HOUR_MS)
+        end = min(begins_at + HOUR_MS, until)
+        if not found or found[-1].begins_at != begins_at:
+            found.append(Hour(begins_at, 0, 0))
+        hour = found[-1]
+        wanted = hour.wanted_ms + end - at
+        got = hour.got_ms + (end - at) * permille // 1_000
+        found[-1] = Hour(begins_at, wanted, got)
+        at = end
+    return tuple(hour for hour in found if hour.begins_at >= oldest)
