@@ -2,8 +2,12 @@
 
 A driver starts one worker (one process tree) under a supervisor, a small daemon that outlives the
 agent, and saves and restores its state. Everything about a worker lies in its folder, so that a
-restarted agent finds it again by `adopt`. A gang is several workers that the agent starts, saves
-and restores together; a driver knows one worker at a time.
+restarted agent finds it again by `adopt`.
+
+A gang is several workers that the agent starts, saves and restores together; a driver knows one
+worker at a time. What makes the whole consistent are two phases: each worker is saved (or
+restored) with `hold` and then stands still, and only when all of them have come that far does the
+agent `finish` each. If one fails, the others are told to go on as if nothing had been.
 """
 
 from __future__ import annotations
@@ -15,6 +19,7 @@ from pathlib import Path
 from typing import Protocol
 
 from onefleet.domain.fleet import CheckpointMode
+from onefleet.domain.gang import GangPlace
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +40,9 @@ class WorkerSpec:
     command's whole environment; PATH and ONEFLEET_CHECKPOINT_DIR (`checkpoint` in the folder) are
     set where it has none. cpus: the cores that it may use (affinity); empty: all. network, for the
     transparent driver: "cell" gives it a loopback of its own and nothing else, "host" leaves it the
-    machine's network. grace_ms: how long a cooperative save may take. ends_with: id of a process
-    that the worker shall not outlive; 0: none.
+    machine's network. gang: its place in a gang, instead of `network`; its cell is then joined to
+    those of the gang's other workers. grace_ms: how long a cooperative save may take. ends_with: id
+    of a process that the worker shall not outlive; 0: none.
     """
 
     folder: Path
@@ -45,16 +51,24 @@ class WorkerSpec:
     environment: tuple[tuple[str, str], ...] = ()
     cpus: tuple[int, ...] = ()
     network: str = "cell"
+    gang: GangPlace | None = None
     grace_ms: int = 10_000
     ends_with: int = 0
 
 
 class WorkerState(StrEnum):
+    """frozen: stands still, memory stays. save-held: its image is whole, it stands still until
+    `finish` says which of the two counts. restore-held: restored, and not yet let go.
+    """
+
     STARTING = "starting"
     RUNNING = "running"
+    FROZEN = "frozen"
     SAVING = "saving"
+    SAVE_HELD = "save-held"
     SAVED = "saved"
     RESTORING = "restoring"
+    RESTORE_HELD = "restore-held"
     STOPPING = "stopping"
     ENDED = "ended"
 
@@ -109,19 +123,60 @@ class Driver(Protocol):
         """
         ...
 
-    async def save(self, folder: Path, image: Path) -> SavedImage:
+    async def save(
+        self, folder: Path, image: Path, *, hold: bool = False, leave_running: bool = False
+    ) -> SavedImage:
         """Save the worker's state into `image` and free its memory; it no longer runs after.
 
-        When it raises, the worker runs on unharmed and `image` is gone.
+        leave_running: a checkpoint; it runs on. hold: return with the image whole and the worker
+        SAVE_HELD; `finish` follows. When it raises, the worker runs on unharmed and `image` is
+        gone. A frozen worker can be saved, and stays frozen unless it is given up.
         """
         ...
 
-    async def restore(self, spec: WorkerSpec, image: Path) -> None:
-        """Bring the worker back from `image`; return when it runs. The image stays."""
+    async def restore(self, spec: WorkerSpec, image: Path, *, hold: bool = False) -> None:
+        """Bring the worker back from `image`; return when it runs. The image stays.
+
+        hold: return when all is there, and nothing moves yet (RESTORE_HELD); `finish` follows.
+        """
+        ...
+
+    async def finish(self, folder: Path, commit: bool) -> None:
+        """End a hold.
+
+        Of a save, commit: the worker is given up, SAVED (with leave_running it runs on, and the
+        image counts); else it runs on and the image is gone. Of a restore, commit: it runs; else
+        it is SAVED again. Called again with the same answer, it does nothing; with another it
+        raises Conflict.
+
+        A hold that nobody ends within a limit ends by itself: the worker runs (on), and the image
+        stays, so that either answer may still be given. Commit of a save then stops a worker that
+        ran on, and what it did since is undone by the restore.
+        """
+        ...
+
+    async def freeze(self, folder: Path) -> None:
+        """Let all its processes stand still, within milliseconds; their memory stays."""
+        ...
+
+    async def thaw(self, folder: Path) -> None:
+        """Let a frozen worker run on."""
+        ...
+
+    async def pin(self, folder: Path, cpus: Sequence[int]) -> None:
+        """Bind all its threads to these cores, in any state in which it has some.
+
+        What a program was told of the machine before does not change by that: see
+        `domain.gang.threads`. A restore binds it to the cores of its spec. Raises InvalidRequest
+        for cores that this machine does not have.
+        """
         ...
 
     async def stop(self, folder: Path, grace_ms: int) -> None:
-        """End its whole process tree: ask, wait for grace_ms, kill. Returns when nothing runs."""
+        """End its whole process tree: ask, wait for grace_ms, kill. Returns when nothing runs.
+
+        One that is held is killed at once, and the image of a held save is gone.
+        """
         ...
 
     async def status(self, folder: Path) -> WorkerStatus:

@@ -75,10 +75,10 @@ class CriuDriver(SupervisedDriver):
         await self._find_tool()
         await super().start(spec)
 
-    async def restore(self, spec: WorkerSpec, image: Path) -> None:
+    async def restore(self, spec: WorkerSpec, image: Path, *, hold: bool = False) -> None:
         """See Driver.restore. Raises UpstreamFailed for a torn, corrupt or foreign image."""
         await self._find_tool()
-        await super().restore(spec, image)
+        await super().restore(spec, image, hold=hold)
 
     def _order(self) -> dict[str, Any]:
         assert self._tool is not None

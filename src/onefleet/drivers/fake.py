@@ -16,7 +16,24 @@ from onefleet.domain.fleet import CheckpointMode
 from onefleet.drivers.base import Capability, SavedImage, WorkerSpec, WorkerState, WorkerStatus
 
 _FIRST_PID = 1000
-_RUNNING = (WorkerState.RUNNING, WorkerState.SAVING)
+_ALIVE = (
+    WorkerState.RUNNING,
+    WorkerState.FROZEN,
+    WorkerState.SAVING,
+    WorkerState.SAVE_HELD,
+    WorkerState.RESTORE_HELD,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _Hold:
+    """The last hold of a worker. after: its state if it goes on. commit: the answer, if any."""
+
+    image: Path
+    restores: bool
+    after: WorkerState
+    leave_running: bool = False
+    commit: bool | None = None
 
 
 async def _no_time(seconds: float) -> None:
@@ -26,7 +43,7 @@ async def _no_time(seconds: float) -> None:
 
 @dataclass(slots=True)
 class FakeFaults:
-    """What goes wrong: per operation (start, save, restore, stop) the errors of its next calls.
+    """What goes wrong: per operation (a method's name) the errors of its next calls.
 
     An error is used up by one call. missing: commands that do not exist.
     """
@@ -43,7 +60,7 @@ class FakeFaults:
 class FakeDriver:
     """Workers in memory.
 
-    takes_ms: how long each operation takes (start, save, restore, stop), by `sleep`.
+    takes_ms: how long each operation takes (by the method's name), by `sleep`.
     memory_bytes: what a running worker holds, and the size of its image.
     """
 
@@ -65,6 +82,8 @@ class FakeDriver:
         self._sleep = sleep
         self._workers: dict[Path, WorkerStatus] = {}
         self._images: dict[Path, Path] = {}
+        self._holds: dict[Path, _Hold] = {}
+        self.pinned: dict[Path, tuple[int, ...]] = {}
         self._next_pid = _FIRST_PID
 
     async def probe(self) -> Capability:
@@ -74,20 +93,23 @@ class FakeDriver:
 
     async def start(self, spec: WorkerSpec) -> None:
         """See Driver.start."""
-        if self._runs(spec.folder):
+        if self._lives(spec.folder):
             return
         if not spec.command or spec.command[0] in self.faults.missing:
             raise InvalidRequest(f"command {' '.join(spec.command)!r} does not exist")
         await self._operate("start")
-        self._run(spec.folder)
+        self._run(spec)
 
-    async def save(self, folder: Path, image: Path) -> SavedImage:
+    async def save(
+        self, folder: Path, image: Path, *, hold: bool = False, leave_running: bool = False
+    ) -> SavedImage:
         """See Driver.save."""
         status = self._known(folder)
-        if status.state is WorkerState.SAVED and self._images.get(image) == folder:
-            return SavedImage(image, status.image_bytes, 0)
-        if not self._runs(folder):
-            raise Conflict(f"the worker in {folder} was not saved", why=f"it is {status.state}")
+        before = status.state
+        if self._images.get(image) == folder and self._has_saved(folder, image, leave_running):
+            return SavedImage(image, self._memory_bytes, 0)
+        if before not in (WorkerState.RUNNING, WorkerState.FROZEN):
+            raise Conflict(f"the worker in {folder} was not saved", why=f"it is {before}")
         if image in self._images:
             raise Conflict(f"image {image} already exists")
         self._workers[folder] = replace(status, state=WorkerState.SAVING)
@@ -98,25 +120,95 @@ class FakeDriver:
             raise
         if self._workers[folder].state is not WorkerState.SAVING:
             raise Conflict(f"the worker in {folder} was not saved", why="it ended meanwhile")
-        self._images[image] = folder
         size = self._memory_bytes
-        self._workers[folder] = WorkerStatus(WorkerState.SAVED, image_bytes=size)
+        self._images[image] = folder
+        self._holds[folder] = _Hold(image, False, before, leave_running)
+        self._workers[folder] = replace(status, state=WorkerState.SAVE_HELD, image_bytes=size)
+        if not hold:
+            self._decide(folder, commit=True)
         return SavedImage(image, size, frozen_ms=self._takes_ms.get("save", 0))
 
-    async def restore(self, spec: WorkerSpec, image: Path) -> None:
+    def _has_saved(self, folder: Path, image: Path, leave_running: bool) -> bool:
+        hold, state = self._holds.get(folder), self._workers[folder].state
+        if hold is None or hold.image != image:
+            return False
+        return leave_running or state in (WorkerState.SAVED, WorkerState.SAVE_HELD)
+
+    async def restore(self, spec: WorkerSpec, image: Path, *, hold: bool = False) -> None:
         """See Driver.restore."""
-        if self._runs(spec.folder):
+        if self._lives(spec.folder):
             return
         if image not in self._images:
             raise NotFound(f"image {image} does not exist")
         await self._operate("restore")
-        self._run(spec.folder)
+        self._run(spec)
+        if hold:
+            running = self._workers[spec.folder]
+            self._workers[spec.folder] = replace(running, state=WorkerState.RESTORE_HELD)
+            self._holds[spec.folder] = _Hold(image, True, WorkerState.RUNNING)
+
+    async def finish(self, folder: Path, commit: bool) -> None:
+        """See Driver.finish."""
+        self._known(folder)
+        await self._operate("finish")
+        self._decide(folder, commit)
+
+    def _decide(self, folder: Path, commit: bool) -> None:
+        status, hold = self._known(folder), self._holds.get(folder)
+        if hold is None:
+            raise Conflict(f"the worker in {folder} is not held", why=f"it is {status.state}")
+        if hold.commit is not None:
+            if hold.commit is not commit:
+                raise Conflict(f"the worker in {folder} was told otherwise before")
+            return
+        ended = status.state is WorkerState.ENDED
+        saved = WorkerStatus(WorkerState.SAVED, image_bytes=self._memory_bytes)
+        if ended and (hold.restores or not commit):
+            raise Conflict(f"the worker in {folder} has ended", why=status.reason)
+        self._holds[folder] = replace(hold, commit=commit)
+        if not commit and not hold.restores:
+            del self._images[hold.image]
+        if commit is hold.restores or (commit and hold.leave_running):
+            held = status.state in (WorkerState.SAVE_HELD, WorkerState.RESTORE_HELD)
+            state = hold.after if held else status.state
+            self._workers[folder] = replace(status, state=state)
+        else:
+            self._workers[folder] = saved
+
+    async def freeze(self, folder: Path) -> None:
+        """See Driver.freeze."""
+        await self._turn(folder, "freeze", WorkerState.RUNNING, WorkerState.FROZEN)
+
+    async def thaw(self, folder: Path) -> None:
+        """See Driver.thaw."""
+        await self._turn(folder, "thaw", WorkerState.FROZEN, WorkerState.RUNNING)
+
+    async def _turn(
+        self, folder: Path, operation: str, before: WorkerState, after: WorkerState
+    ) -> None:
+        state = self._known(folder).state
+        if state not in (before, after):
+            raise Conflict(f"the worker in {folder} cannot {operation}", why=f"it is {state}")
+        await self._operate(operation)
+        if self._workers[folder].state is before:
+            self._workers[folder] = replace(self._workers[folder], state=after)
+
+    async def pin(self, folder: Path, cpus: Sequence[int]) -> None:
+        """See Driver.pin."""
+        status = self._known(folder)
+        if not self._lives(folder):
+            raise Conflict(f"the worker in {folder} has no threads", why=f"it is {status.state}")
+        await self._operate("pin")
+        self.pinned[folder] = tuple(cpus)
 
     async def stop(self, folder: Path, grace_ms: int) -> None:
         """See Driver.stop."""
         self._known(folder)
-        if self._runs(folder):
+        if self._lives(folder):
             await self._operate("stop")
+            hold = self._holds.get(folder)
+            if self._workers[folder].state is WorkerState.SAVE_HELD and hold is not None:
+                del self._images[hold.image]
             self.end(folder, 143, "stopped on request")
 
     async def status(self, folder: Path) -> WorkerStatus:
@@ -129,11 +221,17 @@ class FakeDriver:
 
     def end(self, folder: Path, exit_code: int, reason: str = "") -> None:
         """The worker's command ends by itself; no effect on one that does not run."""
-        if self._runs(folder):
+        if self._lives(folder):
             reason = reason or f"exited with code {exit_code}"
             self._workers[folder] = WorkerStatus(
                 WorkerState.ENDED, exit_code=exit_code, reason=reason
             )
+
+    def lapse(self, folder: Path) -> None:
+        """The time limit of the worker's hold passes."""
+        state = self._known(folder).state
+        assert state in (WorkerState.SAVE_HELD, WorkerState.RESTORE_HELD), f"it is {state}"
+        self._workers[folder] = replace(self._workers[folder], state=WorkerState.RUNNING)
 
     async def _operate(self, operation: str) -> None:
         await self._sleep(self._takes_ms.get(operation, 0) / 1000)
@@ -144,12 +242,14 @@ class FakeDriver:
             raise NotFound(f"there is no worker in {folder}")
         return self._workers[folder]
 
-    def _runs(self, folder: Path) -> bool:
+    def _lives(self, folder: Path) -> bool:
         status = self._workers.get(folder)
-        return status is not None and status.state in _RUNNING
+        return status is not None and status.state in _ALIVE
 
-    def _run(self, folder: Path) -> None:
+    def _run(self, spec: WorkerSpec) -> None:
         self._next_pid += 1
-        self._workers[folder] = WorkerStatus(
+        self.pinned[spec.folder] = spec.cpus
+        self._holds.pop(spec.folder, None)
+        self._workers[spec.folder] = WorkerStatus(
             WorkerState.RUNNING, pid=self._next_pid, memory_bytes=self._memory_bytes
         )

@@ -44,15 +44,21 @@ class SupervisedDriver:
             return
         await self._launch(spec, "start", None)
 
-    async def restore(self, spec: WorkerSpec, image: Path) -> None:
+    async def restore(self, spec: WorkerSpec, image: Path, *, hold: bool = False) -> None:
         """See Driver.restore."""
+        if hold:
+            raise _not_yet("a held restore")
         if (await self._state_of(spec.folder)) in _ALIVE:
             return
         await self._launch(spec, "restore", image)
 
-    async def save(self, folder: Path, image: Path) -> SavedImage:
+    async def save(
+        self, folder: Path, image: Path, *, hold: bool = False, leave_running: bool = False
+    ) -> SavedImage:
         """See Driver.save."""
         self._require(folder)
+        if hold or leave_running:
+            raise _not_yet("a save that is held, or leaves the worker running,")
         command = {"op": "save", "image": _absolute(image)}
         state = await self._command(folder, command, _ANSWER_LIMIT_S)
         if state.get("state") != WorkerState.SAVED or state.get("image") != command["image"]:
@@ -69,6 +75,22 @@ class SupervisedDriver:
             files=tuple((path, size) for path, size, *_ in manifest["writable"]),
             lost_ms=int(manifest.get("lost_ms", 0)),
         )
+
+    async def finish(self, folder: Path, commit: bool) -> None:
+        """See Driver.finish."""
+        raise _not_yet("a hold")
+
+    async def freeze(self, folder: Path) -> None:
+        """See Driver.freeze."""
+        raise _not_yet("freezing")
+
+    async def thaw(self, folder: Path) -> None:
+        """See Driver.thaw."""
+        raise _not_yet("thawing")
+
+    async def pin(self, folder: Path, cpus: Sequence[int]) -> None:
+        """See Driver.pin."""
+        raise _not_yet("binding to other cores")
 
     async def stop(self, folder: Path, grace_ms: int) -> None:
         """See Driver.stop. A worker that does not run, or is saved, stays as it is."""
@@ -214,6 +236,10 @@ _MOVING = (
     WorkerState.RESTORING,
     WorkerState.STOPPING,
 )
+
+
+def _not_yet(what: str) -> errors.Unsupported:
+    return errors.Unsupported(f"{what} is not supported by this driver")
 
 
 def _absolute(path: Path) -> str:
