@@ -26,7 +26,7 @@ from onefleet.domain.ids import (
     WorkId,
 )
 from onefleet.domain.serving import Deployment, DeploymentKind, Replica
-from onefleet.domain.tenancy import Reservation
+from onefleet.domain.tenancy import Reservation, Tenant
 from onefleet.domain.tiers import Tier
 from onefleet.domain.work import Demand, Image, Phase, Slot, Want, Work, WorkKind
 
@@ -141,6 +141,7 @@ def a_snapshot(
     nodes: Iterable[Node],
     works: Iterable[Work],
     *,
+    tenants: Iterable[Tenant] = (),
     reservations: Iterable[Reservation] = (),
     deployments: Iterable[Deployment] = (),
     replicas: Iterable[Replica] = (),
@@ -149,6 +150,7 @@ def a_snapshot(
         Generation(7),
         nodes=nodes,
         works=works,
+        tenants=tenants,
         reservations=reservations,
         deployments=deployments,
         replicas=replicas,

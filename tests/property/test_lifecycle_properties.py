@@ -20,6 +20,7 @@ BARE = (
     lifecycle.CutMade,
     lifecycle.CheckpointOrdered,
     lifecycle.Readied,
+    lifecycle.Promised,
 )
 #: What changes a work without a change of its phase.
 STAYING = (
@@ -27,6 +28,7 @@ STAYING = (
     lifecycle.WidthWanted,
     lifecycle.MoveWanted,
     lifecycle.Readied,
+    lifecycle.Promised,
     lifecycle.Resized,
     lifecycle.CutMade,
     lifecycle.CheckpointOrdered,

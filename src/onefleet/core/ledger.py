@@ -1,7 +1,8 @@
 """The ledger of the promise: how much of the time that a work wanted to run it did run.
 
 The device fraction of a work is its ideal run time over its real one, waits, suspends and narrow
-stretches included; a tier promises a least value of it (`domain/tiers.py`). It is kept by the hour
+stretches included; a tier promises a least value of it (`domain/tiers.py`) from the moment on that
+the promise was given (`promise.py`). It is kept by the hour
 in the work itself, so that it is as durable as the work, and read over a sliding window of hours.
 After Singularity (Shukla et al., arXiv 2202.07848), section 2: the GPU fraction of a job.
 """
@@ -23,7 +24,7 @@ def account(work: Work, now: Instant) -> Work:
     since = max(work.accounted_until, work.submitted_at)
     if now <= since or work.phase is Phase.ENDED:
         return work
-    wanted = work.want is Want.RUN and work.ready
+    wanted = work.want is Want.RUN and work.ready and work.promised
     permille = width_permille(work) if work.phase is Phase.RUNNING else 0
     served = (now - since) * held_milli(work) // WHOLE if work.phase is Phase.RUNNING else 0
     hours = _entered(work.hours, since, now, permille) if wanted else work.hours

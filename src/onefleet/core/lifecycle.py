@@ -31,6 +31,7 @@ from onefleet.core.work_events import (
     MoveWanted,
     Placed,
     ProcessEnded,
+    Promised,
     Readied,
     Resized,
     Restored,
@@ -73,6 +74,7 @@ __all__ = [
     "MoveWanted",
     "Placed",
     "ProcessEnded",
+    "Promised",
     "Readied",
     "Resized",
     "RestoreFailed",
@@ -159,7 +161,7 @@ TRANSITIONS: Mapping[tuple[Phase, type[Event]], tuple[Phase, ...]] = MappingProx
         (Phase.STOPPING, Lost): _BACK,
         **{
             (phase, event): (phase,)
-            for event in (WantChanged, WidthWanted, MoveWanted)
+            for event in (WantChanged, WidthWanted, MoveWanted, Promised)
             for phase in Phase
             if phase is not Phase.ENDED
         },
@@ -278,6 +280,7 @@ def _arranged(
     | Checkpointed
     | CheckpointFailed
     | Readied
+    | Promised
     | WidthWanted
     | MoveWanted,
     now: Instant,
@@ -307,6 +310,8 @@ def _arranged(
             return _failed_once(replace(work, making=None, reason=told), now)
         case Readied():
             return replace(work, ready=True, phase_since=now)
+        case Promised():
+            return replace(work, promised=True)
         case WidthWanted(devices):
             return replace(work, width=devices)
         case MoveWanted(nodes):

@@ -152,6 +152,11 @@ class Readied:
 
 
 @dataclass(frozen=True, slots=True)
+class Promised:
+    """Its tier's promise fits beside what is promised already, and holds from now on."""
+
+
+@dataclass(frozen=True, slots=True)
 class WidthWanted:
     """Its owner wants it on so many devices; None: on as many as there are for it."""
 
@@ -186,6 +191,7 @@ Event = (
     | Checkpointed
     | CheckpointFailed
     | Readied
+    | Promised
     | WidthWanted
     | MoveWanted
 )

@@ -17,5 +17,11 @@ class Tier(StrEnum):
         """0 is served first; work may take devices only from a higher rank."""
         return _RANKS[self]
 
+    @property
+    def promise_permille(self) -> int:
+        """The least device fraction that it promises; 0: none."""
+        return _PROMISES[self]
+
 
 _RANKS = {Tier.PREMIUM: 0, Tier.STANDARD: 1, Tier.BASIC: 2}
+_PROMISES = {Tier.PREMIUM: 950, Tier.STANDARD: 700, Tier.BASIC: 0}

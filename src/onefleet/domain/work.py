@@ -91,7 +91,8 @@ class Slot:
 class Image:
     """The bytes of one checkpoint: which worker images make it whole, and where they lie.
 
-    ran_ms: the run time that is in it, so that going back to it says what is thrown away.
+    ran_ms: the run time that is in it, so that going back to it says what is thrown away. took_ms:
+    how long the work stood still for it, measured; 0 when it is not known.
     """
 
     id: ImageId
@@ -99,6 +100,7 @@ class Image:
     size_bytes: int
     saved_at: Instant
     ran_ms: int = 0
+    took_ms: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,8 +216,10 @@ class Work:
     width: devices in all that its owner wants it to have now; None: as many as there are for it.
     move_to: nodes, by rank or one for all, that it shall be on; empty: no wish.
     failures: of the pool's tries (start, save, restore) in a row; not_before: the next try waits.
-    ready: what it comes after has succeeded. accounted_until: how far its ledger goes. hours,
-    receipts: the newest ones, oldest first. served_ms: device-milliseconds that it has had.
+    ready: what it comes after has succeeded. promised: its tier's promise holds; until it does, the
+    work goes before what has no promise and after what has one.
+    accounted_until: how far its ledger goes. hours, receipts: the newest ones, oldest first.
+    served_ms: device-milliseconds that it has had.
     reason: why it is in this phase, in a person's words. why_ended: for ended work, a full line.
     """
 
@@ -252,6 +256,7 @@ class Work:
     width: int | None = None
     move_to: tuple[NodeId, ...] = ()
     ready: bool = True
+    promised: bool = True
     accounted_until: Instant = EPOCH
     served_ms: int = 0
     hours: tuple[Hour, ...] = ()

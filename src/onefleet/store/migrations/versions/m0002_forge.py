@@ -26,6 +26,7 @@ _ADDED: tuple[tuple[str, str, str | int | bool | None], ...] = (
     ("works", "width", None),
     ("works", "move_to", "[]"),
     ("works", "ready", True),
+    ("works", "promised", True),
     ("works", "accounted_until", 0),
     ("works", "served_ms", 0),
     ("works", "hours", "[]"),
