@@ -177,7 +177,7 @@ class Crew:
         return status
 
     async def quiet(self, limit_s: float) -> bool:
-        """Wait until no supervisor is left; one may still add digests to an image it saved."""
+        """Wait until no supervisor is left: one ends a moment after its last answer."""
         locks = [f / supervisor_files.LOCK for f, _ in records.all_records(self._layout)]
         deadline = time.monotonic() + limit_s
         while any(supervisor_files.is_locked(str(lock)) for lock in locks):

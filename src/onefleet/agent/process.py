@@ -58,8 +58,8 @@ LOOK_S = 0.2
 GATHER_S = 0.01
 #: How long a drain may take: the longest save that is sensible, and a stop's grace.
 DRAIN_LIMIT_S = 120.0
-#: How long the supervisors may take to add digests to their images after that.
-SEAL_LIMIT_S = 60.0
+#: How long the supervisors may take to end after that.
+QUIET_LIMIT_S = 60.0
 #: How long the last report of a drain may take.
 FAREWELL_S = 2.0
 
@@ -275,8 +275,8 @@ class Agent:
                 await asyncio.to_thread(
                     self._client.post, "/internal/agent/sync", self._report(0), NodeOrders
                 )
-        if not await self._crew.quiet(SEAL_LIMIT_S):
-            log.error("a supervisor is left", after_s=SEAL_LIMIT_S)
+        if not await self._crew.quiet(QUIET_LIMIT_S):
+            log.error("a supervisor is left", after_s=QUIET_LIMIT_S)
         log.info("drained")
 
     # --- the report ------------------------------------------------------------------------------
@@ -351,7 +351,7 @@ async def _sweep(crew: Crew) -> bool:
         effects = [e for event in events for e in machine.handle(event, _now())]
         effects.extend(machine.handle(Tick(), _now()))
         await asyncio.sleep(0 if effects else LOOK_S)
-    return machine.at_rest and await crew.quiet(SEAL_LIMIT_S)
+    return machine.at_rest and await crew.quiet(QUIET_LIMIT_S)
 
 
 async def _main(node_name: str, crew: Crew, client: Client, devices: Sequence[Device]) -> None:

@@ -26,6 +26,7 @@ MS_NODEV = 4
 MS_NOEXEC = 8
 
 _DETACH = 2
+_WRITE = 2
 _PIVOT_ROOT = {"x86_64": 155, "aarch64": 41}
 
 _PR_SET_PDEATHSIG = 1
@@ -69,6 +70,12 @@ def mount(source: str, target: str, kind: str = "", flags: int = 0, data: str = 
         source.encode(), target.encode(), kind.encode(), ctypes.c_ulong(flags), data.encode()
     )
     _checked(result, f"mount {kind or source} on {target}")
+
+
+def start_writing(descriptor: int) -> None:
+    """Have a file's bytes on their way to the disk; an fsync waits for them."""
+    zero = ctypes.c_int64(0)
+    _checked(_libc.sync_file_range(descriptor, zero, zero, _WRITE), "sync_file_range")
 
 
 def pivot_here() -> None:

@@ -33,7 +33,7 @@ from onefleet.drivers import cell_worker, image, keeper, linux, process_tree
 from onefleet.drivers import supervisor_files as files
 from onefleet.drivers.criu_commands import CriuKilled
 
-#: How long a new supervisor waits for the one before it to finish (it may still seal an image).
+#: How long a new supervisor waits for the one before it, which has given its last answer, to end.
 _LOCK_LIMIT_S = 120.0
 #: While it waits for processes whose end the kernel does not announce to it.
 _POLL_S = 0.02
@@ -313,7 +313,6 @@ class Supervisor:
         else:
             self._waiting.append(client)
             self._saved(target, manifest, "")
-            image.seal(target)
 
     def _refuse_save(self, error: OnefleetError | OSError, client: socket.socket) -> None:
         """The worker runs on unharmed."""

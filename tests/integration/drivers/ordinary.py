@@ -1,7 +1,7 @@
 """An ordinary user for tests that run as root: a user id that is nobody's, and all that it needs.
 
-It gets copies of the sources, the tests and the test runner, because a checkout or an environment
-may lie where only root can look.
+It gets copies of the sources, the tests, the test runner and what the drivers import, because a
+checkout or an environment may lie where only root can look.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ pythonpath = .
 filterwarnings = error
 markers = criu
 """
-_RUNNER = ("pytest", "_pytest", "pluggy", "iniconfig", "packaging", "pygments", "py")
+_MODULES = ("pytest", "_pytest", "pluggy", "iniconfig", "packaging", "pygments", "py", "xxhash")
 _LIMIT_S = 300.0
 
 
@@ -46,7 +46,7 @@ class OrdinaryUser:
             self._copy(_ROOT / name, home / name)
         (home / "pytest.ini").write_text(_SETTINGS, encoding="utf-8")
         (home / "site").mkdir()
-        for name in _RUNNER:
+        for name in _MODULES:
             found = importlib.import_module(name).__file__
             assert found is not None
             source = Path(found)

@@ -207,7 +207,7 @@ def test_torn_and_corrupt_images_are_told_and_stay_saved(criu: Bench) -> None:
         flipped = bytearray(whole[pages])
         flipped[len(flipped) // 2] ^= 1
         damages = [
-            (pages, bytes(flipped), "digest differs"),
+            (pages, bytes(flipped), "checksum differs"),
             (pages, whole[pages][:-4096], "instead of"),
             (pages, None, "cannot be read"),
             (manifest, None, "no manifest"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import struct
 from pathlib import Path
@@ -38,17 +39,42 @@ def test_an_image_is_whole_once_it_has_its_name(tmp_path: Path) -> None:
         image.begin(str(target))
 
 
-def test_decay_is_seen_once_it_is_sealed(tmp_path: Path) -> None:
+def test_decay_is_seen(tmp_path: Path) -> None:
     target = tmp_path / "image"
-    make(target, a=b"one")
-    image.seal(str(target))
+    make(target, a=b"one" * 1_000_000, b=b"")
     image.verify(str(target))
-    (target / "a").write_bytes(b"onE")
+    (target / "a").write_bytes(b"one" * 999_999 + b"onE")
     with pytest.raises(UpstreamFailed, match="torn or corrupt") as caught:
         image.verify(str(target))
     assert "a has been changed" in caught.value.why
-    image.discard(str(target))
-    image.seal(str(target))  # taken away meanwhile: no error
+
+
+@pytest.mark.parametrize("digest", [hashlib.sha256(b"one").hexdigest(), ""])
+def test_an_image_of_the_format_before_is_restored(tmp_path: Path, digest: str) -> None:
+    target = tmp_path / "image"
+    make(target, a=b"one")
+    manifest = image.read(str(target))
+    image._write(
+        str(target), {**manifest, "format": 1, "files": {"a": {"size": 3, "sha256": digest}}}
+    )
+    image.verify(str(target))
+    (target / "a").write_bytes(b"two" if digest else b"four")
+    with pytest.raises(UpstreamFailed, match="torn or corrupt"):
+        image.verify(str(target))
+
+
+def test_what_cannot_be_made_durable_is_no_image(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_descriptor: int) -> None:
+        raise OSError(5, "Input/output error")
+
+    partial = Path(image.begin(str(tmp_path / "image")))
+    (partial / "a").write_bytes(b"one")
+    monkeypatch.setattr(image.os, "fsync", fail)
+    with pytest.raises(OSError, match="Input/output"):
+        image.commit(str(tmp_path / "image"), {"kind": "test"})
+    assert not (tmp_path / "image").exists()
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"manifest": {}, "sha256": ""}'])
