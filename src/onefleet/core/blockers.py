@@ -81,6 +81,10 @@ class Blockers:
             yield Blocker(Gate.ADMISSION, text)
 
     def _start(self, work: Work) -> Iterator[Blocker]:
+        if not work.ready:
+            before = (self._after.works.get(name) for name in work.terms.after)
+            left = tuple(b.id for b in before if b is not None and b.phase is not Phase.ENDED)
+            yield Blocker(Gate.START, f"comes after {', '.join(left or work.terms.after)}", left)
         if work.not_before > self._now:
             pause = _seconds(work.not_before - self._now)
             failed = f"failed {work.failures} times in a row" if work.failures > 1 else "failed"

@@ -195,7 +195,7 @@ class Capacity:
 
 def picky(demand: Demand) -> bool:
     """Whether devices of one kind can differ in whether they suit it."""
-    return demand.memory_bytes > 0 and demand.kind is not DeviceKind.CPU
+    return bool(demand.speeds) or (demand.memory_bytes > 0 and demand.kind is not DeviceKind.CPU)
 
 
 def node_memory(demand: Demand) -> int:

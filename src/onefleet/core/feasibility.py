@@ -8,12 +8,17 @@ from onefleet.domain.fleet import Device, DeviceKind, Node
 from onefleet.domain.work import Demand
 
 
+def accepts(demand: Demand, device: Device) -> bool:
+    """Whether the device is of a class that the work can use."""
+    return not demand.speeds or any(speed.product == device.product for speed in demand.speeds)
+
+
 def suits(device: Device, demand: Demand) -> bool:
     """Whether the device can be one of those of a worker with this demand.
 
     A worker on CPU cores shares its node's memory; any other kind brings its own memory along.
     """
-    if device.kind is not demand.kind:
+    if device.kind is not demand.kind or not accepts(demand, device):
         return False
     if device.kind is DeviceKind.CPU:
         return True
@@ -73,4 +78,4 @@ def _mib(size_bytes: int) -> str:
     return f"{-(-size_bytes // 2**20)} MiB"
 
 
-__all__ = ["feasibility", "suits", "workers_at_most"]
+__all__ = ["accepts", "feasibility", "suits", "workers_at_most"]

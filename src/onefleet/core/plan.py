@@ -15,7 +15,7 @@ from onefleet.core import lifecycle
 from onefleet.core.snapshot import Snapshot
 from onefleet.domain.fleet import Node, NodeState
 from onefleet.domain.ids import Generation, Instant, NodeId, WorkId
-from onefleet.domain.work import Slot, Work
+from onefleet.domain.work import WHOLE, Slot, Work
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +61,25 @@ class Suspend:
 
 
 @dataclass(frozen=True, slots=True)
+class Freeze:
+    """Let it stand still: its devices are free at once, its memory stays. for_work: as above."""
+
+    work_id: WorkId
+    reason: str
+    for_work: WorkId | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """Save it and free its devices; then it is placed on these nodes (by rank, or one for all)."""
+
+    work_id: WorkId
+    nodes: tuple[NodeId, ...]
+    reason: str
+    for_work: WorkId | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Place:
     """Give it these devices. restore: from its image, else a fresh start."""
 
@@ -69,7 +88,44 @@ class Place:
     restore: bool
 
 
-Decision = Fence | Lose | DropImage | Stop | Suspend | Place
+@dataclass(frozen=True, slots=True)
+class Thaw:
+    """Let it go on where it stands, with these devices."""
+
+    work_id: WorkId
+    placement: tuple[Slot, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Resize:
+    """Let it run on with other devices of the same nodes. for_work: as above, when it shrinks."""
+
+    work_id: WorkId
+    placement: tuple[Slot, ...]
+    reason: str
+    for_work: WorkId | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """Make an image of it while it runs on."""
+
+    work_id: WorkId
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """All that it comes after has succeeded: it may be placed."""
+
+    work_id: WorkId
+
+
+#: Decisions about one work.
+WorkDecision = (
+    Lose | DropImage | Stop | Suspend | Freeze | Move | Place | Thaw | Resize | Checkpoint | Ready
+)
+Decision = Fence | WorkDecision
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +177,7 @@ def apply_plan(snapshot: Snapshot, plan: Plan, now: Instant) -> tuple[Work, ...]
         if isinstance(decision, Fence):
             continue
         work = changed.get(decision.work_id, snapshot.works[decision.work_id])
-        changed[work.id] = lifecycle.apply(work, event_of(decision), now)
+        changed[work.id] = applied(work, decision, now)
     return tuple(changed.values())
 
 
@@ -134,21 +190,40 @@ def fenced_nodes(snapshot: Snapshot, plan: Plan) -> tuple[Node, ...]:
     )
 
 
-def event_of(decision: Lose | DropImage | Stop | Suspend | Place) -> lifecycle.Event:
-    """What a decision means in the life of its work."""
+def events_of(decision: WorkDecision) -> tuple[lifecycle.Event, ...]:
+    """What a decision means in the life of its work, in order."""
     match decision:
         case Lose(_, reason):
-            return lifecycle.Lost(reason)
+            return (lifecycle.Lost(reason),)
         case DropImage(_, reason):
-            return lifecycle.ImageLost(reason)
-        case Stop(_, reason):
-            return lifecycle.StopOrdered(reason)
-        case Suspend(_, reason):
-            return lifecycle.SaveOrdered(reason)
+            return (lifecycle.ImageLost(reason),)
+        case Stop(_, reason, by):
+            return (lifecycle.StopOrdered(reason, by),)
+        case Suspend(_, reason, by):
+            return (lifecycle.SaveOrdered(reason, by),)
+        case Freeze(_, reason, by):
+            return (lifecycle.Froze(reason, by),)
+        case Move(_, nodes, reason, by):
+            return (lifecycle.MoveWanted(nodes), lifecycle.SaveOrdered(reason, by))
         case Place(_, placement, restore):
-            return lifecycle.Placed(placement, restore)
+            return (lifecycle.Placed(placement, restore),)
+        case Thaw(_, placement):
+            return (lifecycle.Thawed(placement),)
+        case Resize(_, placement):
+            return (lifecycle.Resized(placement),)
+        case Checkpoint():
+            return (lifecycle.CheckpointOrdered(),)
+        case Ready():
+            return (lifecycle.Readied(),)
         case _:  # pragma: no cover - the type checker proves it
             assert_never(decision)
+
+
+def applied(work: Work, decision: WorkDecision, now: Instant) -> Work:
+    """The work after the decision. Raises IllegalTransition."""
+    for event in events_of(decision):
+        work = lifecycle.apply(work, event, now)
+    return work
 
 
 def describe(decision: Decision) -> str:
@@ -164,8 +239,27 @@ def describe(decision: Decision) -> str:
             return f"stop {work_id}: {reason}"
         case Suspend(work_id, reason):
             return f"suspend {work_id}: {reason}"
+        case Freeze(work_id, reason):
+            return f"freeze {work_id}: {reason}"
+        case Move(work_id, nodes, reason):
+            return f"move {work_id} to {' '.join(dict.fromkeys(nodes))}: {reason}"
         case Place(work_id, placement, restore):
-            where = " ".join(device for slot in placement for device in slot.devices)
-            return f"{'restore' if restore else 'start'} {work_id} on {where}"
+            return f"{'restore' if restore else 'start'} {work_id} on {_devices(placement)}"
+        case Thaw(work_id, placement):
+            return f"thaw {work_id} on {_devices(placement)}"
+        case Resize(work_id, placement, reason):
+            return f"resize {work_id} to {_devices(placement)}: {reason}"
+        case Checkpoint(work_id, reason):
+            return f"checkpoint {work_id}: {reason}"
+        case Ready(work_id):
+            return f"ready {work_id}"
         case _:  # pragma: no cover - the type checker proves it
             assert_never(decision)
+
+
+def _devices(placement: tuple[Slot, ...]) -> str:
+    """Device by device; one that ranks take turns on once, a share with its thousandths."""
+    parts = {device: slot.milli for slot in placement for device in slot.devices}
+    return " ".join(
+        device if milli == WHOLE else f"{device}:{milli}" for device, milli in parts.items()
+    )

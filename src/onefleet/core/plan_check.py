@@ -8,25 +8,33 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import assert_never
 
 from onefleet.core import lifecycle
+from onefleet.core.feasibility import accepts
 from onefleet.core.ordering import ranks
 from onefleet.core.plan import (
+    Checkpoint,
     Decision,
     DropImage,
     Fence,
+    Freeze,
     Lose,
+    Move,
     Place,
     Plan,
+    Ready,
+    Resize,
     Stop,
     Suspend,
-    event_of,
+    Thaw,
+    applied,
 )
 from onefleet.core.preemption import spare_replicas
-from onefleet.core.snapshot import Snapshot, holders, usable
-from onefleet.domain.fleet import DeviceKind, NodeState
+from onefleet.core.snapshot import Snapshot, holdings, usable
+from onefleet.domain.fleet import DeviceKind, Node, NodeState
 from onefleet.domain.ids import DeviceId, NodeId, WorkId
-from onefleet.domain.work import Phase, Slot, Want, Work, WorkKind
+from onefleet.domain.work import WHOLE, Demand, Outcome, Phase, Slot, Want, Work, WorkKind
 
 
 def check_plan(snapshot: Snapshot, plan: Plan) -> list[str]:
@@ -49,7 +57,7 @@ class _Checker:
         self.snapshot = snapshot
         self.plan = plan
         self.works = dict(snapshot.works)
-        self.holders: dict[DeviceId, str] = dict(holders(snapshot.works))
+        self.held = holdings(snapshot.works)
         self.spare = spare_replicas(snapshot)
         self.fenced: dict[NodeId, bool] = {}
         self.ranks: dict[WorkId, int] | None = None
@@ -67,31 +75,17 @@ class _Checker:
         if work.id in self.touched:
             yield f"{work.id} is decided twice"
         self.touched[work.id] = decision
-        if isinstance(decision, Place) or getattr(decision, "for_work", None) is not None:
+        if isinstance(decision, Place | Thaw) or getattr(decision, "for_work", None) is not None:
             self._ranks()
-        match decision:
-            case Place():
-                yield from self._place(work, decision)
-            case Suspend():
-                yield from self._suspend(work, decision)
-            case Stop():
-                yield from self._stop(work, decision)
-            case Lose():
-                if not any(self._lost(slot.node_id) for slot in work.placement):
-                    yield f"{work.id} is given up, but no node of it is lost"
-            case DropImage():
-                nodes = () if work.image is None else work.image.nodes
-                if not any(self._lost(node_id) for node_id in nodes):
-                    yield f"the image of {work.id} is given up, but no node of it is lost"
+        yield from self._rules(work, decision)
         try:
-            after = lifecycle.apply(work, event_of(decision), self.plan.planned_at)
+            after = applied(work, decision, self.plan.planned_at)
         except lifecycle.IllegalTransition as illegal:
             yield illegal.what
             return
-        if isinstance(decision, Lose):
-            for device_id, holder in tuple(self.holders.items()):
-                if holder == work.id:
-                    del self.holders[device_id]
+        if after.placement != work.placement:
+            self._hand_back(work)
+            yield from self._hand_out(after)
         self.works[work.id] = after
 
     def check_memory(self) -> Iterator[str]:
@@ -113,6 +107,40 @@ class _Checker:
             if idle and not self.plan.blockers.get(work.id):
                 yield f"{work.id} is {work.phase}, and nothing says why"
 
+    def _rules(self, work: Work, decision: Decision) -> Iterator[str]:
+        """The rules of one kind of decision, besides those of the lifecycle."""
+        match decision:
+            case Place():
+                yield from self._place(work, decision)
+            case Thaw(_, placement):
+                if work.want is not Want.RUN:
+                    yield f"{work.id} is thawed, but its owner wants it {work.want}"
+                yield from self._slots(work, placement)
+            case Resize(_, placement, _, for_work):
+                yield from self._resize(work, placement, for_work)
+            case Suspend(_, _, for_work):
+                yield from self._suspend(work, for_work)
+            case Freeze(_, _, for_work):
+                yield from self._freeze(work, for_work)
+            case Move():
+                yield from self._move(work, decision)
+            case Stop():
+                yield from self._stop(work, decision)
+            case Lose():
+                if not any(self._lost(slot.node_id) for slot in work.placement):
+                    yield f"{work.id} is given up, but no node of it is lost"
+            case DropImage():
+                nodes = () if work.image is None else work.image.nodes
+                if not any(self._lost(node_id) for node_id in nodes):
+                    yield f"the image of {work.id} is given up, but no node of it is lost"
+            case Ready():
+                if not self._after(work, Outcome.SUCCEEDED):
+                    yield f"{work.id} is readied, but what it comes after has not succeeded"
+            case Checkpoint() | Fence():
+                pass
+            case _:  # pragma: no cover - the type checker proves it
+                assert_never(decision)
+
     def _ranks(self) -> dict[WorkId, int]:
         """The ranks after what had to happen anyway, before anything is given to anybody."""
         if self.ranks is None:
@@ -132,56 +160,148 @@ class _Checker:
         node = self.snapshot.nodes.get(node_id)
         return node is None or node.state is NodeState.LOST or node_id in self.fenced
 
+    def _usable(self, node: Node) -> bool:
+        return usable(node, self.plan.planned_at) and node.id not in self.fenced
+
+    # --- what is given -----------------------------------------------------------------------
+
     def _place(self, work: Work, decision: Place) -> Iterator[str]:
-        demand = work.demand
         if work.want is not Want.RUN:
             yield f"{work.id} is placed, but its owner wants it {work.want}"
-        if len(decision.placement) != demand.workers:
-            yield f"{work.id} has {demand.workers} workers, {len(decision.placement)} are placed"
+        if not work.ready:
+            yield f"{work.id} is placed before what it comes after has succeeded"
+        yield from self._slots(work, decision.placement)
+        if not decision.restore or work.image is None:
+            return
         for rank, slot in enumerate(decision.placement):
+            home = work.image.nodes[rank : rank + 1]
+            if home != (slot.node_id,) and not self._fetched(home, slot.node_id):
+                yield f"{work.id}.{rank} is restored on {slot.node_id}, where its image is not"
+
+    def _fetched(self, home: tuple[NodeId, ...], to: NodeId) -> bool:
+        """Whether the agent of a node can fetch the image from the node where it lies."""
+        ends = [self.snapshot.nodes.get(node_id) for node_id in (*home, to)]
+        return len(ends) == 2 and all(node is not None and node.address for node in ends)
+
+    def _slots(self, work: Work, placement: tuple[Slot, ...]) -> Iterator[str]:
+        """As many workers as it has, each with as much as it may have, of the right things."""
+        demand = work.demand
+        if len(placement) != demand.workers:
+            yield f"{work.id} has {demand.workers} workers, {len(placement)} are placed"
+        for rank, slot in enumerate(placement):
             if not demand.devices_min <= len(slot.devices) <= demand.devices_max:
                 yield (
                     f"{work.id}.{rank} gets {len(slot.devices)} devices, "
                     f"not {demand.devices_min}..{demand.devices_max}"
                 )
+            if slot.milli != demand.milli:
+                yield f"{work.id}.{rank} gets {slot.milli}/1000 of a device, not {demand.milli}"
             yield from self._slot(work, rank, slot)
-            if (
-                decision.restore
-                and work.image
-                and work.image.nodes[rank : rank + 1] != (slot.node_id,)
-            ):
-                yield f"{work.id}.{rank} is restored on {slot.node_id}, where its image is not"
 
     def _slot(self, work: Work, rank: int, slot: Slot) -> Iterator[str]:
         node = self.snapshot.nodes.get(slot.node_id)
+        demand = work.demand
         if node is None:
             yield f"{work.id}.{rank} is placed on {slot.node_id}, which does not exist"
             return
-        if not usable(node, self.plan.planned_at) or node.id in self.fenced:
+        if not self._usable(node):
             yield f"{work.id}.{rank} is placed on {node.id}, which is {node.state} or unleased"
-        kinds = {device.id: device.kind for device in node.devices}
+        if demand.zones and node.zone not in demand.zones:
+            yield f"{work.id}.{rank} is placed on {node.id}, outside its zones"
+        named = {device.id: device for device in node.devices}
+        cordoned = [cordon.device_id for cordon in node.cordons]
         for device_id in slot.devices:
-            if kinds.get(device_id) is not work.demand.kind:
-                yield f"{work.id}.{rank} gets {device_id}, no {work.demand.kind} of {node.id}"
-            holder = self.holders.get(device_id)
-            if holder is not None:
-                yield f"{device_id} is given to {work.id}.{rank}, but {holder} holds it"
-            self.holders[device_id] = f"{work.id}.{rank}"
-        if work.demand.memory_bytes:
+            device = named.get(device_id)
+            if device is None or device.kind is not demand.kind:
+                yield f"{work.id}.{rank} gets {device_id}, no {demand.kind} of {node.id}"
+            elif not accepts(demand, device):
+                yield f"{work.id}.{rank} gets {device_id}, a {device.product}, which it cannot use"
+            if device_id in cordoned and device_id not in _devices(work):
+                yield f"{work.id}.{rank} gets {device_id}, which gets no work"
+        if demand.memory_bytes:
             self.given_on[node.id] = True
 
-    def _suspend(self, work: Work, decision: Suspend) -> Iterator[str]:
+    def _hand_back(self, work: Work) -> None:
+        for device_id in _devices(work):
+            self.held.get(device_id, {}).pop(work.id, None)
+
+    def _hand_out(self, work: Work) -> Iterator[str]:
+        """Enter what it holds now; a device is held once, or in shares that add up to one."""
+        taken: dict[DeviceId, list[int]] = {}
+        for rank, slot in enumerate(work.placement):
+            for device_id in slot.devices:
+                ranks_ = taken.setdefault(device_id, [])
+                if ranks_ and not self._take_turns(work.demand, rank, ranks_):
+                    yield (
+                        f"{device_id} is given to {work.id}.{rank}, "
+                        f"but {work.id}.{ranks_[-1]} holds it"
+                    )
+                shares = self.held.setdefault(device_id, {})
+                others = [name for name in shares if name != work.id]
+                if others and sum(shares[name] for name in others) + slot.milli > WHOLE:
+                    held = ", ".join(others)
+                    yield f"{device_id} is given to {work.id}.{rank}, but {held} holds it"
+                shares[work.id] = slot.milli
+                ranks_.append(rank)
+
+    @staticmethod
+    def _take_turns(demand: Demand, rank: int, others: list[int]) -> bool:
+        return demand.milli == WHOLE and rank not in others and len(others) < demand.pack
+
+    # --- what is taken -----------------------------------------------------------------------
+
+    def _resize(
+        self, work: Work, placement: tuple[Slot, ...], for_work: WorkId | None
+    ) -> Iterator[str]:
+        if not work.demand.is_elastic:
+            yield f"{work.id} is resized, but has one size only"
+        yield from self._slots(work, placement)
+        if for_work is None:
+            return
+        if len(_devices(replace(work, placement=placement))) >= len(_devices(work)):
+            yield f"{work.id} is resized for {for_work}, but gives nothing up"
+        waiting = self.works.get(for_work)
+        if waiting is None or not _waits(waiting):
+            yield f"{work.id} makes room for {for_work}, which does not wait"
+        elif self._ranks()[work.id] < self._ranks()[for_work]:
+            yield f"{work.id} makes room for {for_work}, which ranks behind it"
+
+    def _suspend(self, work: Work, for_work: WorkId | None) -> Iterator[str]:
         if work.kind is WorkKind.REPLICA or not work.suspendable:
             yield f"{work.id} is suspended, but cannot be"
-        if decision.for_work is None:
-            if work.want is not Want.SUSPEND:
-                yield f"{work.id} is suspended for nobody"
-        else:
+        if for_work is not None:
+            yield from self._outranked(work, for_work)
+        elif work.want is not Want.SUSPEND and work.phase is not Phase.FROZEN:
+            yield f"{work.id} is suspended for nobody"
+
+    def _freeze(self, work: Work, for_work: WorkId | None) -> Iterator[str]:
+        if for_work is None:
+            if work.want is not Want.FREEZE:
+                yield f"{work.id} is frozen for nobody"
+            return
+        if not work.suspendable:
+            yield f"{work.id} is frozen, but could not be saved if its memory were needed"
+        yield from self._outranked(work, for_work)
+        waiting = self.works.get(for_work)
+        known = work.demand.memory_bytes and waiting and waiting.demand.memory_bytes
+        if work.demand.kind is not DeviceKind.CPU or not known:
+            yield f"{work.id} is frozen for {for_work}, but its memory would be in the way"
+
+    def _move(self, work: Work, decision: Move) -> Iterator[str]:
+        if work.kind is WorkKind.REPLICA or not work.suspendable:
+            yield f"{work.id} is moved, but cannot be saved"
+        if len(decision.nodes) not in (1, work.demand.workers):
+            yield f"{work.id} is moved to {len(decision.nodes)} nodes"
+        for node_id in dict.fromkeys(decision.nodes):
+            node = self.snapshot.nodes.get(node_id)
+            if node is None or not self._usable(node):
+                yield f"{work.id} is moved to {node_id}, which is not usable"
+        if decision.for_work is not None:
             yield from self._outranked(work, decision.for_work)
 
     def _stop(self, work: Work, decision: Stop) -> Iterator[str]:
         if decision.for_work is None:
-            if work.want is not Want.STOP:
+            if work.want is not Want.STOP and not self._forlorn(work) and not self._evicted(work):
                 yield f"{work.id} is stopped for nobody"
             return
         if work.kind is not WorkKind.REPLICA:
@@ -196,6 +316,34 @@ class _Checker:
         else:
             self.spare[replica.deployment_id] -= 1
 
+    def _forlorn(self, work: Work) -> bool:
+        """Whether it waits for what can never succeed any more."""
+        if work.phase is not Phase.PENDING or work.ready:
+            return False
+        before = [self.works.get(name) for name in work.terms.after]
+        return any(
+            b is None or (b.phase is Phase.ENDED and b.outcome is not Outcome.SUCCEEDED)
+            for b in before
+        )
+
+    def _after(self, work: Work, outcome: Outcome) -> bool:
+        before = [self.works.get(name) for name in work.terms.after]
+        return all(b is not None and b.outcome is outcome for b in before)
+
+    def _evicted(self, work: Work) -> bool:
+        """Whether it is a replica on a node that drains, or on a device that gets no work."""
+        if work.kind is not WorkKind.REPLICA:
+            return False
+        nodes = [self.snapshot.nodes.get(slot.node_id) for slot in work.placement]
+        return any(
+            node is not None
+            and (
+                node.state is NodeState.DRAINING
+                or any(cordon.device_id in _devices(work) for cordon in node.cordons)
+            )
+            for node in nodes
+        )
+
     def _in_the_way(self, replica: Work, for_work: WorkId) -> bool:
         """Whether it holds what an image of no lower rank needs: then it may be told to move."""
         waiting = self.works.get(for_work)
@@ -206,7 +354,17 @@ class _Checker:
 
     def _outranked(self, victim: Work, for_work: WorkId) -> Iterator[str]:
         waiting = self.works.get(for_work)
-        if waiting is None or waiting.phase not in (Phase.PENDING, Phase.SUSPENDED):
+        if waiting is None or not _waits(waiting):
             yield f"{victim.id} makes room for {for_work}, which does not wait"
         elif self._ranks()[victim.id] <= self._ranks()[for_work]:
             yield f"{victim.id} makes room for {for_work}, which does not outrank it"
+
+
+def _waits(work: Work) -> bool:
+    """Whether it needs devices. In one plan it may get them right after others gave way."""
+    return work.phase in (Phase.PENDING, Phase.SUSPENDED, Phase.FROZEN)
+
+
+def _devices(work: Work) -> dict[DeviceId, int]:
+    """The devices that it holds, each with its share."""
+    return {device: slot.milli for slot in work.placement for device in slot.devices}

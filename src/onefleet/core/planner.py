@@ -16,7 +16,6 @@ from collections.abc import Mapping
 from dataclasses import replace
 from types import MappingProxyType
 
-from onefleet.core import lifecycle
 from onefleet.core.blockers import Blockers, Waiting, image_nodes
 from onefleet.core.capacity import Capacity
 from onefleet.core.feasibility import feasibility, workers_at_most
@@ -33,9 +32,9 @@ from onefleet.core.plan import (
     StepReport,
     Stop,
     Suspend,
+    applied,
     apply_plan,
     describe,
-    event_of,
     fenced_nodes,
 )
 from onefleet.core.plan_check import check_plan
@@ -270,7 +269,7 @@ class _Pass:
         self.decisions[len(self.decisions)] = decision
         if not isinstance(decision, Fence):
             work = self.works[decision.work_id]
-            self.works[work.id] = lifecycle.apply(work, event_of(decision), self.now)
+            self.works[work.id] = applied(work, decision, self.now)
 
     def _report(self, step: str, text: str) -> None:
         self.steps.append(StepReport(step, text))
@@ -282,7 +281,7 @@ class _Pass:
         """Whether nothing but devices keeps it from being placed."""
         if work.phase not in (Phase.PENDING, Phase.SUSPENDED) or work.want is not Want.RUN:
             return False
-        if work.not_before > self.now:
+        if not work.ready or work.not_before > self.now:
             return False
         if work.phase is Phase.SUSPENDED and self._waited_ms(work) < self.policy.resume_hold_ms:
             return False
@@ -433,4 +432,4 @@ def claims(works: Mapping[WorkId, Work]) -> dict[DeviceKind, dict[NodeId, int]]:
 
 def _shape(demand: Demand, nodes: tuple[NodeId, ...] | None) -> tuple[object, ...]:
     """What decides whether work fits."""
-    return (demand.kind, demand.devices_min, demand.workers, demand.memory_bytes, nodes)
+    return (demand, nodes)

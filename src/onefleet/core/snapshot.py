@@ -61,14 +61,14 @@ class Snapshot:
         )
 
 
-def holders(works: Mapping[WorkId, Work]) -> dict[DeviceId, WorkId]:
-    """Which work holds each held device."""
-    return {
-        device: work.id
-        for work in works.values()
-        for slot in work.placement
-        for device in slot.devices
-    }
+def holdings(works: Mapping[WorkId, Work]) -> dict[DeviceId, dict[WorkId, int]]:
+    """Which works hold each device that is held, and how many thousandths of it."""
+    held: dict[DeviceId, dict[WorkId, int]] = {}
+    for work in works.values():
+        for slot in work.placement:
+            for device in slot.devices:
+                held.setdefault(device, {})[work.id] = slot.milli
+    return held
 
 
 def usable(node: Node, now: Instant) -> bool:

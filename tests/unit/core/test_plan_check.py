@@ -19,30 +19,37 @@ from tests.fleets import (
     suspended,
 )
 
+from onefleet.core import lifecycle
 from onefleet.core.plan import (
     Blocker,
+    Checkpoint,
     Decision,
     DropImage,
     Fence,
+    Freeze,
     Gate,
     Lose,
+    Move,
     Place,
     Plan,
+    Ready,
+    Resize,
     Stop,
     Suspend,
+    Thaw,
     apply_plan,
     describe,
 )
 from onefleet.core.plan_check import check_plan
 from onefleet.core.snapshot import Snapshot
-from onefleet.domain.fleet import NodeState
+from onefleet.domain.fleet import Cordon, NodeState
 from onefleet.domain.ids import DeviceId, Generation, Instant, NodeId, WorkId
 from onefleet.domain.tiers import Tier
-from onefleet.domain.work import Slot, Want
+from onefleet.domain.work import Slot, Speed, Terms, Want
 
 
-def slot(node: str, *indices: int) -> Slot:
-    return Slot(NodeId(node), tuple(DeviceId(f"{node}/cpu{i}") for i in indices))
+def slot(node: str, *indices: int, milli: int = 1_000) -> Slot:
+    return Slot(NodeId(node), tuple(DeviceId(f"{node}/cpu{i}") for i in indices), milli)
 
 
 def place(work: str, *slots: Slot, restore: bool = False) -> Place:
@@ -64,8 +71,26 @@ def the_fleet() -> Snapshot:
         placed(a_job("runs-too"), ("n2", "3")),
         placed(a_job("stuck", suspendable=False), ("n1", "2")),
         replica,
+        a_job("share", milli=600),
+        a_job("turns", workers=4, pack=2),
+        a_job("there", zones=("east",)),
+        a_job("fast", speeds=(Speed("quick"),)),
+        replace(a_job("next"), ready=False, terms=Terms(after=(WorkId("runs"),))),
+        replace(a_job("last"), ready=False, terms=Terms(after=(WorkId("failed"),))),
+        lifecycle.apply(placed(a_job("failed"), ("n2", "1")), lifecycle.ProcessEnded(1, ""), NOW),
+        placed(a_job("basic", tier=Tier.BASIC, memory_bytes=GIB), ("n5", "0")),
+        placed(a_job("wide", devices_max=2, tier=Tier.BASIC), ("n5", "1 2")),
+        lifecycle.apply(
+            placed(a_job("frozen", memory_bytes=GIB), ("n5", "3")), lifecycle.Froze("x"), NOW
+        ),
+        replace(a_job("late", memory_bytes=GIB), tier=Tier.PREMIUM),
+        placed(a_job("drained"), ("n3", "1")),
+        placed(a_replica("evicted"), ("n3", "2")),
     ]
     nodes = [
+        a_node("n5", 5, cordons=(Cordon(DeviceId("n5/cpu4"), "broken", NOW),)),
+        a_node("n6", address="n6:1"),
+        a_node("n7", address="n7:1"),
         a_node("n1"),
         a_node("n2"),
         a_node("n3", state=NodeState.DRAINING),
@@ -109,6 +134,31 @@ WRONG: Sequence[tuple[Decision, str]] = (
     (Stop(WorkId("runs"), "x"), "runs is stopped for nobody"),
     (Stop(WorkId("runs"), "x", LATE), "runs is stopped for premium, but jobs are only suspended"),
     (Stop(WorkId("replica"), "x", LATE), "but its deployment needs it"),
+    (place("share", slot("n2", 0)), "share.0 gets 1000/1000 of a device, not 600"),
+    (
+        place("turns", slot("n2", 0), slot("n2", 0), slot("n2", 0), slot("n2", 1)),
+        "n2/cpu0 is given to turns.2, but turns.1 holds it",
+    ),
+    (place("there", slot("n2", 0)), "there.0 is placed on n2, outside its zones"),
+    (place("fast", slot("n2", 0)), "fast.0 gets n2/cpu0, a simulated, which it cannot use"),
+    (place("next", slot("n2", 0)), "next is placed before what it comes after has succeeded"),
+    (place("new", slot("n5", 4)), "new.0 gets n5/cpu4, which gets no work"),
+    (Ready(WorkId("next")), "what it comes after has not succeeded"),
+    (Stop(WorkId("next"), "x"), "next is stopped for nobody"),
+    (Freeze(WorkId("runs"), "x"), "runs is frozen for nobody"),
+    (Freeze(WorkId("runs"), "x", LATE), "frozen for premium, but its memory would be in the way"),
+    (Freeze(WorkId("stuck"), "x", LATE), "could not be saved if its memory were needed"),
+    (Freeze(WorkId("basic"), "x", WorkId("runs")), "makes room for runs, which does not wait"),
+    (Thaw(WorkId("frozen"), (slot("n2", 0),)), "Thawed does not apply to frozen"),
+    (Thaw(WorkId("frozen"), (slot("n5", 0),)), "n5/cpu0 is given to frozen.0, but basic holds it"),
+    (Resize(WorkId("wide"), (slot("n2", 1),), "x"), "Resized does not apply to wide"),
+    (Resize(WorkId("wide"), (slot("n5", 1, 2, 3),), "x"), "wide.0 gets 3 devices, not 1..2"),
+    (Resize(WorkId("runs"), (slot("n1", 3),), "x"), "runs is resized, but has one size only"),
+    (Resize(WorkId("wide"), (slot("n5", 1, 2),), "x", LATE), "but gives nothing up"),
+    (Move(WorkId("stuck"), (NodeId("n2"),), "x"), "stuck is moved, but cannot be saved"),
+    (Move(WorkId("runs"), (NodeId("n3"),), "x"), "moved to n3, which is not usable"),
+    (Move(WorkId("runs"), (), "x"), "runs is moved to 0 nodes"),
+    (Checkpoint(WorkId("stuck"), "x"), "CheckpointOrdered does not apply to stuck"),
     (Fence(NodeId("n9"), "x"), "n9 does not exist"),
     (Fence(NodeId("n1"), "x"), "n1 is fenced while its lease runs"),
     (Lose(WorkId("runs"), "x"), "runs is given up, but no node of it is lost"),
@@ -126,6 +176,50 @@ def test_right_decisions_are_silent() -> None:
     assert found(place("new", slot("n1", 3)), place("two", slot("n2", 0, 1, 2))) == []
     assert found(place("saved", slot("n2", 0), restore=True)) == []
     assert found(Suspend(WorkId("runs"), "x", LATE)) == []
+    shares = slot("n2", 0, milli=600)
+    assert found(place("share", shares)) == []
+    turns = (slot("n2", 0), slot("n2", 0), slot("n2", 1), slot("n2", 1))
+    assert found(place("turns", *turns)) == []
+    assert found(Thaw(WorkId("frozen"), (slot("n5", 3),))) == []
+    assert found(Stop(WorkId("last"), "x")) == []
+    assert found(Stop(WorkId("evicted"), "x")) == []
+    assert found(Suspend(WorkId("frozen"), "x")) == []
+    assert found(Checkpoint(WorkId("runs"), "x")) == []
+    assert found(Move(WorkId("drained"), (NodeId("n2"),), "x")) == []
+
+
+def test_what_gives_way_at_once_makes_room_in_the_same_plan() -> None:
+    late = WorkId("late")
+    freeze = Freeze(WorkId("basic"), "x", late)
+    assert found(freeze, place("late", slot("n5", 0))) == []
+    shrink = Resize(WorkId("wide"), (slot("n5", 2),), "x", late)
+    assert found(shrink, place("late", slot("n5", 1))) == []
+    both = found(shrink, place("late", slot("n5", 2)))
+    assert both == ["n5/cpu2 is given to late.0, but wide holds it"]
+
+
+def test_shares_of_a_device_add_up_to_no_more_than_one() -> None:
+    snapshot = the_fleet()
+    other = replace(a_job("other", milli=400), submitted_at=NOW)
+    third = replace(other, id=WorkId("third"))
+    works = {**snapshot.works, other.id: other, third.id: third}
+    snapshot = replace(snapshot, works=dict(sorted(works.items())))
+    first, second = (
+        place("share", slot("n2", 0, milli=600)),
+        place("other", slot("n2", 0, milli=400)),
+    )
+    assert found(first, second, snapshot=snapshot) == []
+    over = found(first, second, place("third", slot("n2", 0, milli=400)), snapshot=snapshot)
+    assert over == ["n2/cpu0 is given to third.0, but share, other holds it"]
+
+
+def test_an_image_is_fetched_only_between_nodes_that_have_an_address() -> None:
+    snapshot = the_fleet()
+    saved = suspended(a_job("saved"), "n6")
+    snapshot = replace(snapshot, works={**snapshot.works, saved.id: saved})
+    assert found(place("saved", slot("n7", 0), restore=True), snapshot=snapshot) == []
+    lines = found(place("saved", slot("n2", 0), restore=True), snapshot=snapshot)
+    assert lines == ["saved.0 is restored on n2, where its image is not"]
 
 
 def test_a_work_is_decided_once() -> None:
@@ -167,5 +261,13 @@ def test_descriptions_and_application_follow_the_decisions() -> None:
     assert describe(DropImage(WorkId("a"), "b")) == "drop image of a: b"
     assert describe(Stop(WorkId("a"), "b")) == "stop a: b"
     assert describe(place("saved", slot("n2", 0), restore=True)) == "restore saved on n2/cpu0"
+    a = WorkId("a")
+    assert describe(Freeze(a, "b")) == "freeze a: b"
+    assert describe(Move(a, (NodeId("n1"), NodeId("n1")), "b")) == "move a to n1: b"
+    assert describe(Thaw(a, (slot("n1", 0), slot("n1", 0)))) == "thaw a on n1/cpu0"
+    shares = (slot("n1", 0, milli=300),)
+    assert describe(Resize(a, shares, "b")) == "resize a to n1/cpu0:300: b"
+    assert describe(Checkpoint(a, "b")) == "checkpoint a: b"
+    assert describe(Ready(a)) == "ready a"
     works = apply_plan(snapshot, Plan(snapshot.generation, NOW, decisions, (), {}), NOW)
     assert [(w.id, w.phase) for w in works] == [("new", "starting"), ("runs", "saving")]
