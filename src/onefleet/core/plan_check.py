@@ -6,7 +6,7 @@ is a defect of the planner and is never carried out.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import assert_never
 
@@ -134,7 +134,7 @@ class _Checker:
                 if not any(self._lost(node_id) for node_id in nodes):
                     yield f"the image of {work.id} is given up, but no node of it is lost"
             case Ready():
-                if not self._after(work, Outcome.SUCCEEDED):
+                if not all(b and b.outcome is Outcome.SUCCEEDED for b in _before(work, self.works)):
                     yield f"{work.id} is readied, but what it comes after has not succeeded"
             case Checkpoint() | Fence():
                 pass
@@ -301,7 +301,11 @@ class _Checker:
 
     def _stop(self, work: Work, decision: Stop) -> Iterator[str]:
         if decision.for_work is None:
-            if work.want is not Want.STOP and not self._forlorn(work) and not self._evicted(work):
+            if (
+                work.want is not Want.STOP
+                and not _forlorn(work, self.works)
+                and not self._evicted(work)
+            ):
                 yield f"{work.id} is stopped for nobody"
             return
         if work.kind is not WorkKind.REPLICA:
@@ -315,20 +319,6 @@ class _Checker:
             yield f"{work.id} is stopped for {decision.for_work}, but its deployment needs it"
         else:
             self.spare[replica.deployment_id] -= 1
-
-    def _forlorn(self, work: Work) -> bool:
-        """Whether it waits for what can never succeed any more."""
-        if work.phase is not Phase.PENDING or work.ready:
-            return False
-        before = [self.works.get(name) for name in work.terms.after]
-        return any(
-            b is None or (b.phase is Phase.ENDED and b.outcome is not Outcome.SUCCEEDED)
-            for b in before
-        )
-
-    def _after(self, work: Work, outcome: Outcome) -> bool:
-        before = [self.works.get(name) for name in work.terms.after]
-        return all(b is not None and b.outcome is outcome for b in before)
 
     def _evicted(self, work: Work) -> bool:
         """Whether it is a replica on a node that drains, or on a device that gets no work."""
@@ -358,6 +348,21 @@ class _Checker:
             yield f"{victim.id} makes room for {for_work}, which does not wait"
         elif self._ranks()[victim.id] <= self._ranks()[for_work]:
             yield f"{victim.id} makes room for {for_work}, which does not outrank it"
+
+
+def _before(work: Work, works: Mapping[WorkId, Work]) -> list[Work | None]:
+    """What it comes after; None for what is not there any more."""
+    return [works.get(name) for name in work.terms.after]
+
+
+def _forlorn(work: Work, works: Mapping[WorkId, Work]) -> bool:
+    """Whether it waits for what can never succeed any more."""
+    if work.phase is not Phase.PENDING or work.ready:
+        return False
+    return any(
+        b is None or (b.phase is Phase.ENDED and b.outcome is not Outcome.SUCCEEDED)
+        for b in _before(work, works)
+    )
 
 
 def _waits(work: Work) -> bool:
