@@ -1,0 +1,183 @@
+"""Policies that never take devices from a running job."""
+
+from __future__ import annotations
+
+import random
+from bisect import insort
+from collections import deque
+from collections.abc import Callable
+
+from onefleet.domain.ids import TenantId
+from onefleet.sim.jobs.desk import Desk, JobView
+from onefleet.sim.jobs.job import Rules
+from onefleet.sim.jobs.policies.lines import FirstAtMost, Key, Lines, fill, newcomers
+from onefleet.sim.jobs.policy import Oracle
+
+
+class HeadOfLine:
+    """In the order of arrival; who does not fit holds up everybody behind."""
+
+    def __init__(self) -> None:
+        self._line: deque[JobView] = deque()
+
+    def decide(self, desk: Desk) -> None:
+        self._line.extend(newcomers(desk))
+        while self._line and desk.fits(self._line[0].devices):
+            desk.start(self._line.popleft())
+
+
+class FirstFit:
+    """In the order of a key, and who does not fit is passed over."""
+
+    def __init__(self, key: Callable[[JobView], Key]) -> None:
+        self._key = key
+        self._lines = Lines()
+
+    def decide(self, desk: Desk) -> None:
+        for job in newcomers(desk):
+            self._lines.push(self._key(job), job)
+        fill(desk, self._lines)
+
+
+def by_arrival(job: JobView) -> Key:
+    return (job.arrived, job.number)
+
+
+def by_chance(rng: random.Random) -> Callable[[JobView], Key]:
+    """In no order at all."""
+    return lambda job: (rng.random(),)
+
+
+def by_duration(oracle: Oracle) -> Callable[[JobView], Key]:
+    """Shortest first."""
+    return lambda job: (oracle.duration_ms(job), job.number)
+
+
+class Easy:
+    """EASY backfilling: the head of the line gets the earliest start that the run times of those
+    that run allow, and others may pass it only where that start is not delayed.
+
+    Lifka, "The ANL/IBM SP scheduling system", 1995; with perfect estimates, and a flat pool.
+    """
+
+    def __init__(self, oracle: Oracle) -> None:
+        self._oracle = oracle
+        self._line: deque[JobView] = deque()
+        self._sizes: dict[int, FirstAtMost] = {}
+        self._places: dict[int, int] = {}  # of waiting jobs, in the line of their size
+        self._ends: list[tuple[int, int, int]] = []  # of running jobs: end, number, devices
+
+    def decide(self, desk: Desk) -> None:
+        for job in newcomers(desk):
+            self._line.append(job)
+            line = self._sizes.setdefault(job.devices, FirstAtMost())
+            self._places[job.number] = line.append(self._oracle.remaining_ms(job, desk.now), job)
+        while self._ends and self._ends[0][1] not in desk.running:
+            self._ends.pop(0)
+        while self._line:
+            head = self._line[0]
+            if head.number in self._places:
+                if not desk.fits(head.devices):
+                    break
+                self._start(desk, head)
+            self._line.popleft()
+        if self._line and desk.free:
+            self._backfill(desk, self._line[0])
+
+    def _backfill(self, desk: Desk, head: JobView) -> None:
+        at, spare = self._reservation(desk, head)
+        while desk.free:
+            best: JobView | None = None
+            for devices, line in self._sizes.items():
+                if devices > desk.free:
+                    continue
+                most = float("1e18") if devices <= spare else at - desk.now
+                found = line.first(most)
+                if found is not None and (best is None or found[1].number < best.number):
+                    best = found[1]
+            if best is None:
+                return
+            if self._start(desk, best) > at:
+                spare -= best.devices
+
+    def _reservation(self, desk: Desk, head: JobView) -> tuple[int, int]:
+        """When the head will start, and the devices that it will leave free then."""
+        free = desk.free
+        for end, number, devices in self._ends:
+            if number in desk.running:
+                free += devices
+                if free >= head.devices:
+                    return end, free - head.devices
+        return 1 << 62, 0  # a failure or the like: nothing can be promised
+
+    def _start(self, desk: Desk, job: JobView) -> int:
+        """Return when it will end."""
+        self._sizes[job.devices].remove(self._places.pop(job.number))
+        desk.start(job)
+        end = desk.now + self._oracle.remaining_ms(job, desk.now)
+        insort(self._ends, (end, job.number, job.devices))
+        return end
+
+
+class FairShares:
+    """Dominant resource fairness, of which one resource is left: the team that holds the least of
+    its weight goes first (among equals the one that waits longest), and of its jobs the first that
+    fits.
+
+    Ghodsi et al., "Dominant resource fairness", NSDI 2011.
+    """
+
+    def __init__(self, rules: Rules) -> None:
+        self._weights = {team.tenant: team.weight for team in rules.teams}
+        self._lines: dict[TenantId, Lines] = {}
+        self._held: dict[TenantId, int] = {}
+
+    def decide(self, desk: Desk) -> None:
+        for job in newcomers(desk):
+            self._lines.setdefault(job.tenant, Lines()).push(by_arrival(job), job)
+        for job in (*desk.ended, *desk.returned):
+            self._held[job.tenant] -= job.devices
+        while desk.free:
+            best: tuple[float, Key, JobView] | None = None
+            for tenant, lines in self._lines.items():
+                share = self._held.get(tenant, 0) / self._weights.get(tenant, 1)
+                if not lines.count or (best is not None and share > best[0]):
+                    continue
+                found = lines.best(desk.free, desk.fits)
+                if found is not None and (best is None or (share, found[0]) < best[:2]):
+                    best = (share, *found)
+            if best is None:
+                return
+            job = best[2]
+            self._lines[job.tenant].pop(job.devices)
+            self._held[job.tenant] = self._held.get(job.tenant, 0) + job.devices
+            desk.start(job)
+
+
+class Silos:
+    """Walls between teams: each has the devices reserved to it, and no others.
+
+    A team without a reservation has what nobody reserved, together with all others like it.
+    """
+
+    def __init__(self, rules: Rules) -> None:
+        self._left: dict[str, int] = {team.tenant: team.reserved for team in rules.teams}
+        self._left[""] = rules.fleet.devices - sum(team.reserved for team in rules.teams)
+        self._lines = {name: Lines() for name in self._left}
+
+    def decide(self, desk: Desk) -> None:
+        for job in (*desk.ended, *desk.returned):
+            self._left[self._silo(job)] += job.devices
+        for job in newcomers(desk):
+            self._lines[self._silo(job)].push(by_arrival(job), job)
+        for name, lines in self._lines.items():
+            while lines.count and self._left[name]:
+                best = lines.best(self._left[name], desk.fits)
+                if best is None:
+                    break
+                job = lines.pop(best[1].devices)
+                self._left[name] -= job.devices
+                desk.start(job)
+
+    def _silo(self, job: JobView) -> str:
+        return job.tenant if job.tenant in self._left else ""

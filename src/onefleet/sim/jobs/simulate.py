@@ -1,0 +1,372 @@
+"""The simulator: a heap of events, and for each job what only nature knows.
+
+What a policy may see is in `desk.Desk`, and nothing here is reachable from there. What it reads
+back from a policy are the acts that the desk wrote down; its own records say what is true.
+"""
+
+from __future__ import annotations
+
+import heapq
+import random
+import time
+from collections.abc import Callable, Sequence
+from typing import assert_never
+
+from onefleet.domain.errors import Infeasible, InternalError
+from onefleet.domain.work import Phase
+from onefleet.sim.jobs.desk import Act, Desk, JobView
+from onefleet.sim.jobs.job import Checkpoints, Job, Rules
+from onefleet.sim.jobs.outcome import Outcome
+from onefleet.sim.jobs.policy import Blind, Clairvoyant, Named, Policy
+from onefleet.sim.jobs.room import Nodes, Where, room_for
+
+#: Called with each time in which a job held its devices: (job, from, to).
+Observe = Callable[[Job, int, int], None]
+
+# What happens, in the order in which it does within one millisecond.
+_END, _SAVED, _REPAIRED, _FAILED, _NOTICED, _WAKE = range(6)
+_NEVER = 1 << 62
+
+
+def simulate(
+    jobs: Sequence[Job],
+    rules: Rules,
+    named: Named,
+    *,
+    seed: int = 0,
+    observe: Observe | None = None,
+) -> Outcome:
+    """Run a workload to its end under a policy.
+
+    jobs: in the order of arrival, numbered from 0. seed: of the policy's chance and of the
+    failures. Raises Infeasible for a gang that can never fit, InternalError for a policy that
+    does what cannot be done or leaves jobs waiting for nothing.
+    """
+    for number, job in enumerate(jobs):
+        if job.number != number or (number and job.arrived < jobs[number - 1].arrived):
+            raise InternalError(f"job {job.number} is not in its place {number} by arrival")
+        if job.devices < 1 or job.duration_ms < 1:
+            raise InternalError(f"job {number} has {job.devices} devices, {job.duration_ms} ms")
+    world = _World(jobs, rules, named, seed, observe)
+    world.run()
+    return world.outcome(named.name)
+
+
+class _Run:
+    """A job as it is.
+
+    progress: what it had when it was given its devices, or has while it holds none. fallback: what
+    is left if the save that is under way fails. since: from when on it makes progress. held_from:
+    from when on it holds devices, and where. saved: there is something to restore it from.
+    """
+
+    __slots__ = (
+        "broken", "end", "epoch", "fallback", "held_from", "job", "progress", "saved", "since",
+        "view", "where",
+    )  # fmt: skip
+
+    def __init__(self, job: Job, view: JobView) -> None:
+        self.job = job
+        self.view = view
+        self.progress = 0
+        self.fallback = 0
+        self.since = _NEVER
+        self.held_from = _NEVER
+        self.where: Where = ()
+        self.epoch = 0
+        self.saved = False
+        self.broken = False  # a node of it has failed, and nobody has noticed yet
+        self.end = -1
+
+
+class _Oracle:
+    """Knows the durations; see `policy.Oracle`."""
+
+    def __init__(self, runs: Sequence[_Run], checkpoints: Checkpoints | None) -> None:
+        self._runs = runs
+        self._checkpoints = checkpoints
+
+    def duration_ms(self, job: JobView) -> int:
+        return self._runs[job.number].job.duration_ms
+
+    def remaining_ms(self, job: JobView, now: int) -> int:
+        run = self._runs[job.number]
+        made, _ = progress_in(now - run.since, self._checkpoints)
+        return run.job.duration_ms - run.progress - made
+
+
+def progress_in(wall_ms: int, checkpoints: Checkpoints | None) -> tuple[int, int]:
+    """Progress within so much time, and the part of it that the last checkpoint holds."""
+    if wall_ms <= 0:
+        return 0, 0
+    if checkpoints is None:
+        return wall_ms, 0
+    whole, rest = divmod(wall_ms, checkpoints.every_ms + checkpoints.cost_ms)
+    kept = whole * checkpoints.every_ms
+    return kept + min(rest, checkpoints.every_ms), kept
+
+
+def wall_for(progress_ms: int, checkpoints: Checkpoints | None) -> int:
+    """The time that so much progress takes, checkpoints in between included."""
+    if checkpoints is None or progress_ms <= 0:
+        return progress_ms
+    return progress_ms + (progress_ms - 1) // checkpoints.every_ms * checkpoints.cost_ms
+
+
+class _World:
+    """One simulation."""
+
+    def __init__(
+        self, jobs: Sequence[Job], rules: Rules, named: Named, seed: int, observe: Observe | None
+    ) -> None:
+        self.jobs, self.rules, self.observe = jobs, rules, observe
+        self.room = room_for(rules.fleet)
+        for job in jobs:
+            if not self.room.fits(job.devices):
+                raise Infeasible(
+                    f"job {job.number} wants {job.devices} devices",
+                    why=f"the fleet of {rules.fleet.devices} has no place for such a gang",
+                )
+        self.desk = Desk(self.room, rules.price.save_ms)
+        self.runs = [
+            _Run(job, JobView(job.number, job.tenant, job.tier, job.devices, job.arrived))
+            for job in jobs
+        ]
+        self.policy = _make(named, rules, random.Random(f"{seed}/policy"), self.runs)
+        self.heap: list[tuple[int, int, int, int]] = []  # time, what, number or node, epoch
+        self.chance = random.Random(f"{seed}/failures")
+        self.lying: list[dict[int, None]] = []  # by node: the jobs there
+        if isinstance(self.room, Nodes) and rules.failures is not None:
+            self.lying = [{} for _ in self.room.sizes]
+            for node in range(len(self.room.sizes)):
+                self._fail_later(0, node)
+        self.unfinished = len(jobs)
+        self.wakes = 0  # to come
+        self.held = self.wasted = self.lost = 0
+        self.failures = self.decisions = self.moments = self.policy_cpu_ns = 0
+
+    def run(self) -> None:
+        """Until every job has ended."""
+        jobs, heap, desk = self.jobs, self.heap, self.desk
+        arriving, count = 0, len(jobs)
+        while self.unfinished:
+            now = jobs[arriving].arrived if arriving < count else _NEVER
+            if heap and heap[0][0] < now:
+                now = heap[0][0]
+            if now == _NEVER:
+                raise InternalError(f"{self.unfinished} jobs wait, and nothing more will happen")
+            desk.now = now
+            news = False
+            while heap and heap[0][0] == now:
+                _, what, number, epoch = heapq.heappop(heap)
+                news = self._happen(now, what, number, epoch) or news
+            while arriving < count and jobs[arriving].arrived == now:
+                view = self.runs[arriving].view
+                desk.waiting[arriving] = view
+                desk.arrived.append(view)
+                arriving += 1
+                news = True
+            if news:
+                self._ask(now)
+                if arriving == count and self.unfinished and self._idle():
+                    raise InternalError(f"{len(desk.waiting)} jobs are left waiting for nothing")
+
+    def _idle(self) -> bool:
+        """Whether nothing runs, everything is in service, and the policy did not ask for more."""
+        return self.room.free == self.rules.fleet.devices and not self.wakes
+
+    def outcome(self, policy: str) -> Outcome:
+        """Add everything up."""
+        views = [run.view for run in self.runs]
+        return Outcome(
+            policy=policy,
+            jobs=self.jobs,
+            started=[view.started if view.started is not None else -1 for view in views],
+            ended=[run.end for run in self.runs],
+            held=self.held,
+            wasted=self.wasted,
+            lost=self.lost,
+            suspends=sum(view.suspends for view in views),
+            kills=sum(view.kills for view in views),
+            failures=self.failures,
+            decisions=self.decisions,
+            moments=self.moments,
+            policy_cpu_ns=self.policy_cpu_ns,
+        )
+
+    def _ask(self, now: int) -> None:
+        desk = self.desk
+        began = time.thread_time_ns()
+        self.policy.decide(desk)
+        self.policy_cpu_ns += time.thread_time_ns() - began
+        self.moments += 1
+        self.decisions += len(desk.acts)
+        for act, view in desk.acts:
+            run = self.runs[view.number]
+            if act is Act.START:
+                self._start(run, now)
+            elif act is Act.SUSPEND:
+                self._suspend(run, now)
+            else:
+                self._kill(run, now)
+        for at in desk.wakes:
+            heapq.heappush(self.heap, (at, _WAKE, 0, 0))
+            self.wakes += 1
+        desk.acts.clear()
+        desk.wakes.clear()
+        desk.arrived.clear()
+        desk.returned.clear()
+        desk.ended.clear()
+
+    # --- what a policy had done -------------------------------------------------------------------
+
+    def _start(self, run: _Run, now: int) -> None:
+        price, view = self.rules.price, run.view
+        if view.started is None:
+            view.started = now
+        run.held_from, run.where = now, view.where
+        run.since = view.since = now + (price.restore_ms if run.saved else price.start_ms)
+        run.epoch += 1
+        end = run.since + wall_for(run.job.duration_ms - run.progress, self.rules.checkpoints)
+        heapq.heappush(self.heap, (end, _END, view.number, run.epoch))
+        if self.lying:
+            for node, _ in run.where:
+                self.lying[node][view.number] = None
+
+    def _suspend(self, run: _Run, now: int) -> None:
+        """Freeze it. What it holds is free once it is saved."""
+        self._freeze(run, now, keep=True)
+        run.saved = True
+        run.view.suspends += 1
+        if self.rules.price.save_ms:
+            at = now + self.rules.price.save_ms
+            heapq.heappush(self.heap, (at, _SAVED, run.job.number, run.epoch))
+        else:
+            self._let_go(run, now)
+
+    def _kill(self, run: _Run, now: int) -> None:
+        self._freeze(run, now, keep=False)
+        run.view.kills += 1
+        self._let_go(run, now)
+
+    # --- what happens by itself -------------------------------------------------------------------
+
+    def _happen(self, now: int, what: int, number: int, epoch: int) -> bool:
+        """Whether it was news."""
+        if what == _WAKE:
+            self.wakes -= 1
+            return True
+        if what == _FAILED:
+            return self._fail(now, number)
+        if what == _REPAIRED:
+            assert isinstance(self.room, Nodes)
+            self.room.repair(number)
+            self._fail_later(now, number)
+            return True
+        run = self.runs[number]
+        if run.epoch != epoch:
+            return False
+        if what == _END:
+            self._end(run, now)
+        elif what == _SAVED:
+            self._saved(run, now)
+        else:
+            self._noticed(run, now)
+        return True
+
+    def _end(self, run: _Run, now: int) -> None:
+        desk, view = self.desk, run.view
+        run.end = now
+        run.epoch += 1
+        self._let_go(run, now)
+        self.wasted -= run.job.work  # all that it held was counted as wasted so far
+        del desk.running[view.number]
+        view.attained_ms += max(now - view.since, 0)
+        self._free(view, Phase.ENDED)
+        desk.ended.append(view)
+        self.unfinished -= 1
+
+    def _saved(self, run: _Run, now: int) -> None:
+        self._let_go(run, now)
+        self.desk.leaving -= run.job.devices
+        self._back(run.view, Phase.SUSPENDED)
+
+    def _fail(self, now: int, node: int) -> bool:
+        rules, room = self.rules.failures, self.room
+        assert rules is not None and isinstance(room, Nodes)
+        self.failures += 1
+        room.lose(node)
+        heapq.heappush(self.heap, (now + rules.repair_ms, _REPAIRED, node, 0))
+        for number in tuple(self.lying[node]):
+            run = self.runs[number]
+            if run.broken:
+                continue
+            run.broken = True
+            if run.view.phase is Phase.SAVING:  # its image was not finished
+                self.lost += (run.progress - run.fallback) * run.job.devices
+                run.progress = run.fallback
+                run.epoch += 1
+                self.desk.leaving -= run.job.devices
+            else:
+                self._freeze(run, now, keep=False)
+            heapq.heappush(self.heap, (now + rules.detect_ms, _NOTICED, number, run.epoch))
+        return True
+
+    def _noticed(self, run: _Run, now: int) -> None:
+        view = run.view
+        self._let_go(run, now)
+        if self.desk.running.pop(view.number, None) is not None and now > view.since:
+            view.attained_ms += now - view.since
+        view.failures += 1
+        self._back(view, Phase.PENDING)
+
+    def _fail_later(self, now: int, node: int) -> None:
+        assert self.rules.failures is not None and isinstance(self.room, Nodes)
+        rate = self.room.sizes[node] / self.rules.failures.device_mttf_ms
+        at = now + max(round(self.chance.expovariate(rate)), 1)
+        heapq.heappush(self.heap, (at, _FAILED, node, 0))
+
+    # --- bookkeeping ------------------------------------------------------------------------------
+
+    def _freeze(self, run: _Run, now: int, *, keep: bool) -> None:
+        """It makes no progress from now on. keep: all that it made, else what checkpoints hold."""
+        made, held = progress_in(now - run.since, self.rules.checkpoints)
+        run.saved = run.saved or held > 0
+        run.fallback = run.progress + held
+        run.progress += made if keep else held
+        self.lost += 0 if keep else (made - held) * run.job.devices
+        run.since = _NEVER
+        run.epoch += 1
+
+    def _let_go(self, run: _Run, now: int) -> None:
+        """Count what it held until now."""
+        held = (now - run.held_from) * run.job.devices
+        self.held += held
+        self.wasted += held
+        run.broken = False
+        if self.lying:
+            for node, _ in run.where:
+                self.lying[node].pop(run.job.number, None)
+        if self.observe is not None and held:
+            self.observe(run.job, run.held_from, now)
+        run.held_from = _NEVER
+
+    def _free(self, view: JobView, phase: Phase) -> None:
+        self.room.give(view.devices, view.where)
+        view.where = ()
+        view.phase = phase
+
+    def _back(self, view: JobView, phase: Phase) -> None:
+        self._free(view, phase)
+        self.desk.waiting[view.number] = view
+        self.desk.returned.append(view)
+
+
+def _make(named: Named, rules: Rules, rng: random.Random, runs: Sequence[_Run]) -> Policy:
+    match named:
+        case Blind():
+            return named.make(rules, rng)
+        case Clairvoyant():
+            return named.make(rules, rng, _Oracle(runs, rules.checkpoints))
+        case _:  # pragma: no cover - the type checker proves it
+            assert_never(named)
