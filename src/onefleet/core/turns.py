@@ -1,0 +1,378 @@
+"""Workers that share one place take turns on it: a device, or the cores of one worker.
+
+A gang of more workers than it has devices keeps its world size: several workers share a device,
+and one of them is on it at a time. How a worker is taken off and put on again is the shell's
+affair (device memory saved and brought back, processes frozen and thawed); the machine says who
+and when:
+
+    FREE --Run--> COMING --Running--> HOLDING --Yield--> LEAVING --Yielded--> FREE
+
+Turns go round in the order in which the waiting gave the place up, so nobody starves. A turn lasts
+for a slice, which is long against what a switch costs here, as measured; it ends early when its
+worker can do nothing before another has run (a step's boundary: it waits for a peer). When all
+of them wait for somebody elsewhere, handing the place on helps nobody: such turns grow to slices.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Hashable
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Generic, TypeVar, assert_never
+
+from onefleet.domain.ids import EPOCH, Instant, Millis
+
+WorkerT = TypeVar("WorkerT", bound=Hashable)
+
+#: Turns in which nothing was done double their length this often at most.
+_DOUBLINGS_MAX = 20
+#: Rounds of failures after which the pause between them grows no further.
+_ROUNDS_MAX = 8
+
+
+@dataclass(frozen=True, slots=True)
+class TurnRules:
+    """slice_ms: the least. cost_factor: a slice is at least this many times what a switch takes.
+
+    20 leaves 95 % of the time to the workers. failures_max: failed switches of one worker in a row
+    after which it is reported. retry_ms: the pause after a round in which nobody could be put on.
+    """
+
+    slice_ms: int = 250
+    cost_factor: int = 20
+    failures_max: int = 3
+    retry_ms: int = 1_000
+
+
+class Stage(StrEnum):
+    """What is true of the place."""
+
+    FREE = "free"
+    COMING = "coming"
+    HOLDING = "holding"
+    LEAVING = "leaving"
+
+
+# --- events ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Joined(Generic[WorkerT]):
+    """A worker shares the place from now on. runs: it is on it already, and nobody else is.
+
+    One that does not run stands still: frozen, or saved.
+    """
+
+    worker: WorkerT
+    runs: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Left(Generic[WorkerT]):
+    """It has ended or gone elsewhere, and is not on the place any more."""
+
+    worker: WorkerT
+
+
+@dataclass(frozen=True, slots=True)
+class Blocked(Generic[WorkerT]):
+    """It is on the place, but waits for somebody. May be said again for as long as that is true.
+
+    worked: it has done something in this turn.
+    """
+
+    worker: WorkerT
+    worked: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Yielded(Generic[WorkerT]):
+    """It was taken off, and stands still."""
+
+    worker: WorkerT
+    took_ms: Millis
+
+
+@dataclass(frozen=True, slots=True)
+class YieldFailed(Generic[WorkerT]):
+    """It could not be taken off, and runs on."""
+
+    worker: WorkerT
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Running(Generic[WorkerT]):
+    """It was put on, and runs."""
+
+    worker: WorkerT
+    took_ms: Millis
+
+
+@dataclass(frozen=True, slots=True)
+class RunFailed(Generic[WorkerT]):
+    """It could not be put on; it stands still as before, and the place is free."""
+
+    worker: WorkerT
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Paused:
+    """Start no more switches: all of the workers are to be saved together."""
+
+
+@dataclass(frozen=True, slots=True)
+class Continued:
+    """Go on. Whoever is on the place gets a whole slice."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """`next_deadline` has come."""
+
+
+Event = (
+    Joined[WorkerT]
+    | Left[WorkerT]
+    | Blocked[WorkerT]
+    | Yielded[WorkerT]
+    | YieldFailed[WorkerT]
+    | Running[WorkerT]
+    | RunFailed[WorkerT]
+    | Paused
+    | Continued
+    | Tick
+)
+
+
+# --- effects -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Yield(Generic[WorkerT]):
+    """Take it off. Answered by Yielded, YieldFailed or Left."""
+
+    worker: WorkerT
+
+
+@dataclass(frozen=True, slots=True)
+class Run(Generic[WorkerT]):
+    """Put it on. Answered by Running, RunFailed or Left."""
+
+    worker: WorkerT
+
+
+@dataclass(frozen=True, slots=True)
+class Stuck(Generic[WorkerT]):
+    """It has failed to be taken off or put on so many times in a row. Said once; tries go on."""
+
+    worker: WorkerT
+    failures: int
+    why: str
+
+
+Effect = Yield[WorkerT] | Run[WorkerT] | Stuck[WorkerT]
+
+
+class Turns(Generic[WorkerT]):
+    """The turns on one place; a `Machine`. At most one effect is unanswered at any time.
+
+    switch_ms: what a switch is believed to cost before one was measured. An event of a worker that
+    is not, or no longer, in the state that the event belongs to is ignored.
+    """
+
+    def __init__(self, rules: TurnRules, switch_ms: int = 0) -> None:
+        self._rules = rules
+        self._cost = switch_ms
+        self._measured = False
+        self._queue: deque[WorkerT] = deque()  # all but the holder; the first is next
+        self._holder: WorkerT | None = None
+        self._stage = Stage.FREE
+        self._began = EPOCH  # of the holder's turn
+        self._idle_turns = 0  # in a row, in which nothing was done
+        self._yield_ms: Millis | None = None  # of the switch that is under way
+        self._failures: dict[WorkerT, int] = {}  # in a row, by worker
+        self._misses = 0  # runs that failed since one succeeded, in this round
+        self._rounds = 0  # of them
+        self._retry_at = EPOCH
+        self._paused = False
+
+    @property
+    def stage(self) -> Stage:
+        return self._stage
+
+    @property
+    def holder(self) -> WorkerT | None:
+        """Who is on the place, or on the way to or from it."""
+        return self._holder
+
+    @property
+    def waiting(self) -> tuple[WorkerT, ...]:
+        """Who stands still, in the order of their turns."""
+        return tuple(self._queue)
+
+    @property
+    def is_quiet(self) -> bool:
+        """No effect is unanswered."""
+        return self._stage in (Stage.FREE, Stage.HOLDING)
+
+    @property
+    def switch_ms(self) -> Millis:
+        """What a switch costs, as the last few did."""
+        return Millis(self._cost)
+
+    @property
+    def slice_ms(self) -> Millis:
+        """How long a turn lasts that is not ended early."""
+        return Millis(max(self._rules.slice_ms, self._rules.cost_factor * self._cost))
+
+    def handle(self, event: Event[WorkerT], now: Instant) -> list[Effect[WorkerT]]:
+        """Take one event; return what is to be done."""
+        told: list[Effect[WorkerT]] = []
+        over = False  # the turn is to end before its slice does
+        match event:
+            case Joined(worker=worker, runs=runs):
+                self._join(worker, runs, now)
+            case Left(worker=worker):
+                self._leave(worker)
+            case Blocked(worker=worker, worked=worked):
+                if self._is(worker, Stage.HOLDING) and self._queue and not self._paused:
+                    over = self._hands_on(worker, worked, now)
+            case Yielded(worker=worker, took_ms=took_ms):
+                if self._is(worker, Stage.LEAVING):
+                    self._yield_ms = took_ms
+                    self._failures.pop(worker, None)
+                    self._give_up(worker)
+            case YieldFailed(worker=worker, why=why):
+                if self._is(worker, Stage.LEAVING):
+                    self._hold(now)
+                    told = self._failed(worker, why)
+            case Running(worker=worker, took_ms=took_ms):
+                if self._is(worker, Stage.COMING):
+                    self._arrive(worker, took_ms, now)
+            case RunFailed(worker=worker, why=why):
+                if self._is(worker, Stage.COMING):
+                    self._give_up(worker)
+                    self._miss(now)
+                    told = self._failed(worker, why)
+            case Paused():
+                self._paused = True
+            case Continued():
+                self._paused = False
+                if self._stage is Stage.HOLDING:
+                    self._hold(now)
+            case Tick():
+                pass
+            case _:
+                assert_never(event)
+        return told + self._decide(over, now)
+
+    def next_deadline(self) -> Instant | None:
+        """When a Tick is due; None: nothing happens without another event."""
+        if self._paused or not self._queue:
+            return None
+        match self._stage:
+            case Stage.HOLDING:
+                return Instant(self._began + self.slice_ms)
+            case Stage.FREE:
+                return self._retry_at
+            case Stage.COMING | Stage.LEAVING:
+                return None
+        assert_never(self._stage)
+
+    def check(self) -> None:
+        """Raise AssertionError when an invariant is broken."""
+        assert (self._holder is None) == (self._stage is Stage.FREE), "a free place has no holder"
+        assert self._holder not in self._queue, "the holder does not wait"
+        assert len(set(self._queue)) == len(self._queue), "nobody waits twice"
+        known = {*self._queue, self._holder}
+        assert all(worker in known for worker in self._failures), "nothing is kept of who left"
+
+    # --- what the events mean ----------------------------------------------------------------
+
+    def _is(self, worker: WorkerT, stage: Stage) -> bool:
+        return self._stage is stage and self._holder == worker
+
+    def _join(self, worker: WorkerT, runs: bool, now: Instant) -> None:
+        assert worker != self._holder and worker not in self._queue, f"{worker} is here already"
+        if runs:
+            assert self._stage is Stage.FREE, f"{worker} cannot run: {self._holder} is on it"
+            self._holder = worker
+            self._hold(now)
+        else:
+            self._queue.append(worker)
+
+    def _leave(self, worker: WorkerT) -> None:
+        self._failures.pop(worker, None)
+        if worker == self._holder:
+            self._vacate()
+            self._yield_ms = None  # half a switch measures nothing
+        elif worker in self._queue:
+            self._queue.remove(worker)
+
+    def _hands_on(self, worker: WorkerT, worked: bool, now: Instant) -> bool:
+        """Whether its turn is over now that it has nothing to do."""
+        if self._failures.get(worker):
+            return False  # it could not be taken off a moment ago: the slice's end is the next try
+        if worked:
+            self._idle_turns = 0
+            return True
+        rounds = self._idle_turns // (len(self._queue) + 1)
+        patience = max(self._cost, 1) << min(rounds, _DOUBLINGS_MAX) if rounds else 0
+        if now - self._began < min(patience, self.slice_ms):
+            return False  # so many turns have helped nobody
+        self._idle_turns += 1
+        return True
+
+    def _arrive(self, worker: WorkerT, took_ms: Millis, now: Instant) -> None:
+        self._failures.pop(worker, None)
+        self._misses = self._rounds = 0
+        if self._yield_ms is not None:
+            cost = self._yield_ms + took_ms
+            self._cost = (3 * self._cost + cost + 3) // 4 if self._measured else cost
+            self._measured = True
+            self._yield_ms = None
+        self._hold(now)
+
+    def _miss(self, now: Instant) -> None:
+        """Somebody could not be put on; after a whole round of that, wait."""
+        self._misses += 1
+        if self._misses >= len(self._queue):
+            self._misses = 0
+            self._rounds = min(self._rounds + 1, _ROUNDS_MAX)
+            self._retry_at = Instant(now + self._rounds * self._rules.retry_ms)
+
+    def _failed(self, worker: WorkerT, why: str) -> list[Effect[WorkerT]]:
+        count = self._failures[worker] = self._failures.get(worker, 0) + 1
+        return [Stuck(worker, count, why)] if count == self._rules.failures_max else []
+
+    # --- the place ---------------------------------------------------------------------------
+
+    def _hold(self, now: Instant) -> None:
+        """The holder's turn begins."""
+        self._stage, self._began = Stage.HOLDING, now
+
+    def _vacate(self) -> None:
+        self._holder, self._stage = None, Stage.FREE
+
+    def _give_up(self, worker: WorkerT) -> None:
+        """It stands still again, and waits behind all others."""
+        self._vacate()
+        self._queue.append(worker)
+
+    def _decide(self, over: bool, now: Instant) -> list[Effect[WorkerT]]:
+        if self._paused or not self._queue:
+            return []
+        if self._stage is Stage.HOLDING and self._holder is not None:
+            if not over:
+                if now - self._began < self.slice_ms:
+                    return []
+                self._idle_turns = 0
+            self._stage = Stage.LEAVING
+            return [Yield(self._holder)]
+        if self._stage is Stage.FREE and now >= self._retry_at:
+            self._holder, self._stage = self._queue.popleft(), Stage.COMING
+            return [Run(self._holder)]
+        return []
