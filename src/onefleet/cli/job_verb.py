@@ -1,19 +1,49 @@
-"""What ``suspend``, ``resume`` and ``cancel`` share: ask, and wait for it where that was asked."""
+"""What the verbs on jobs share: ask, and wait for what was asked where that is wanted."""
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import click
+
 from onefleet.cli.kinds import JOB
-from onefleet.cli.options import Acting
+from onefleet.cli.options import Acting, Command
 from onefleet.cli.waiting import wait_until
 from onefleet.wire.api import JobView
 from onefleet.wire.client import Client, segment
 
-#: Phases that a verb brings a job to, in the end.
-_REACHED = {
-    "suspend": ("suspended", "ended"),
-    "resume": ("running", "ended"),
-    "cancel": ("ended",),
+Reached = Callable[[JobView, JobView], bool]
+
+
+def _phase(*phases: str) -> Reached:
+    return lambda before, now: now.phase in phases
+
+
+#: Verb -> what it brings a job to, in words, and whether it is there: (as it was asked, as it is).
+_REACHED: dict[str, tuple[str, Reached]] = {
+    "suspend": ("suspended", _phase("suspended", "ended")),
+    "freeze": ("frozen", _phase("frozen", "ended")),
+    "resume": ("running", _phase("running", "ended")),
+    "cancel": ("ended", _phase("ended")),
+    "checkpoint": (
+        "saved",
+        lambda before, now: now.phase == "ended" or now.saved_at != before.saved_at,
+    ),
 }
+
+
+def waits(command: Command) -> Command:
+    """``--wait`` and ``--timeout``; passes `wait_s`, None when nothing is to be waited for."""
+
+    @click.option("--wait", is_flag=True, help="Return when it has happened.")
+    @click.option("--timeout", type=float, default=60.0, metavar="S", help="With --wait: how long.")
+    @functools.wraps(command)
+    def wrapped(*, wait: bool, timeout: float, **rest: Any) -> object:
+        return command(wait_s=timeout if wait else None, **rest)
+
+    return wrapped
 
 
 def get_job(pool: Client, name: str) -> JobView:
@@ -21,15 +51,24 @@ def get_job(pool: Client, name: str) -> JobView:
     return pool.get(f"/api/v1/jobs/{segment(name)}", JobView)
 
 
-def job_verb(act: Acting, name: str, verb: str, timeout_s: float | None) -> None:
-    """POST the verb; with a time limit, return when the job is there."""
-    job = act.pool.post(f"/api/v1/jobs/{segment(name)}/{verb}", None, JobView)
-    if timeout_s is not None:
-        job = wait_until(
-            lambda: get_job(act.pool, job.id),
-            lambda now: now.phase in _REACHED[verb],
-            lambda now: f"{now.name} to be {_REACHED[verb][0]}; it is {now.phase}: {now.reason}",
-            timeout_s,
-            hint=f"onefleet why {job.id}",
-        )
-    act.done(JOB, job)
+def job_verb(act: Acting, names: Sequence[str], verb: str, wait_s: float | None) -> None:
+    """POST the verb for each; with a time limit, return when all are there."""
+    asked = []
+    for name in names:
+        asked.append(act.pool.post(f"/api/v1/jobs/{segment(name)}/{verb}", None, JobView))
+    done = [_reached(act, job, verb, wait_s) if wait_s is not None else job for job in asked]
+    if len(done) == 1:
+        act.done(JOB, done[0])
+    else:
+        act.done_many(JOB, done)
+
+
+def _reached(act: Acting, before: JobView, verb: str, wait_s: float) -> JobView:
+    what, reached = _REACHED[verb]
+    return wait_until(
+        lambda: get_job(act.pool, before.id),
+        lambda now: reached(before, now),
+        lambda now: f"{now.name} to be {what}; it is {now.phase}: {now.reason}",
+        wait_s,
+        hint=f"onefleet why {before.id}",
+    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import time
 from collections.abc import Sequence
+from datetime import datetime
 
 from onefleet.cli.output import Column, Kind, pairs
 from onefleet.domain import quantities
@@ -14,8 +15,11 @@ from onefleet.wire.api import (
     DeviceView,
     JobView,
     KeyView,
+    LedgerView,
     ModelView,
     NodeView,
+    ReceiptView,
+    ReservationView,
     StatusView,
     TenantView,
     WhyView,
@@ -43,6 +47,30 @@ def _ended(job: JobView) -> str:
     return "-" if job.exit_code is None else str(job.exit_code)
 
 
+def moment(at_ms: int | None) -> str:
+    """A point of time on this machine's clock; a dash for none."""
+    if at_ms is None:
+        return "-"
+    return datetime.fromtimestamp(at_ms / 1000).isoformat(" ", "minutes")
+
+
+def _permille(value: int) -> str:
+    return f"{value / 10:.0f} %" if value else "-"
+
+
+def _hours(entry: LedgerView) -> str:
+    """Its fraction in each of the hours, oldest first."""
+    return " ".join(f"{100 * h.got_ms // max(h.wanted_ms, 1)}" for h in entry.hours) or "-"
+
+
+def _unheld(device: DeviceView) -> str:
+    return f"cordoned: {device.cordoned}" if device.cordoned else "free"
+
+
+def _back_after(receipt: ReceiptView) -> str:
+    return "not yet" if receipt.back_at is None else duration(receipt.back_at - receipt.at)
+
+
 JOB: Kind[JobView] = Kind(
     "Job",
     lambda j: j.id,
@@ -57,6 +85,7 @@ JOB: Kind[JobView] = Kind(
         Column("MEMORY", lambda j: size(j.memory_bytes) if j.memory_bytes else "-", right=True),
         Column("RAN", lambda j: duration(j.ran_ms), right=True),
         Column("FRACTION", lambda j: f"{j.fraction:.2f}", right=True),
+        Column("UNSAVED", lambda j: duration(j.unsaved_ms), right=True, wide=True),
         Column("SUSPENDS", lambda j: str(j.suspends), right=True),
         Column("IMAGE", lambda j: size(j.image_bytes) if j.image_bytes else "-", wide=True),
         Column("SAVED BY", lambda j: j.checkpoint, wide=True),
@@ -124,8 +153,55 @@ TENANT: Kind[TenantView] = Kind(
             "RESERVED",
             lambda t: ",".join(f"{k}={n}" for k, n in sorted(t.reservations.items())) or "-",
         ),
+        Column("WEIGHT", lambda t: f"{t.weight / 1000:g}", right=True),
         Column("AGE", lambda t: age(t.created_at), right=True),
     ),
+)
+
+RESERVATION: Kind[ReservationView] = Kind(
+    "Reservation",
+    lambda r: r.id,
+    (
+        Column("ID", lambda r: r.id),
+        Column("TENANT", lambda r: r.tenant),
+        Column("DEVICES", lambda r: f"{r.devices} {r.device_kind}", right=True),
+        Column("PRODUCT", lambda r: r.product or "any"),
+        Column("FROM", lambda r: moment(r.starts_at)),
+        Column("UNTIL", lambda r: moment(r.ends_at)),
+        Column("STATE", lambda r: r.state),
+    ),
+    empty="no reservations; onefleet reservation create TENANT N makes one",
+)
+
+LEDGER: Kind[LedgerView] = Kind(
+    "Ledger",
+    lambda entry: entry.id,
+    (
+        Column("ID", lambda e: e.id),
+        Column("NAME", lambda e: e.name),
+        Column("TENANT", lambda e: e.tenant, wide=True),
+        Column("TIER", lambda e: e.tier),
+        Column("PROMISED", lambda e: _permille(e.promised_permille), right=True),
+        Column("GOT", lambda e: _permille(e.kept_permille), right=True),
+        Column("PROMISE", lambda e: e.state),
+        Column("DEVICE TIME", lambda e: duration(e.device_ms), right=True),
+        Column("HOURS", lambda e: _hours(e), wide=True),
+    ),
+    empty="no jobs in the last day; onefleet run -- CMD starts one",
+)
+
+RECEIPT: Kind[ReceiptView] = Kind(
+    "Receipt",
+    lambda r: r.job,
+    (
+        Column("AGO", lambda r: age(r.at), right=True),
+        Column("FOR", lambda r: r.by or "-"),
+        Column("WHY", lambda r: r.reason),
+        Column("DEVICES", lambda r: str(r.devices), right=True),
+        Column("LOST", lambda r: duration(r.lost_ms), right=True),
+        Column("BACK AFTER", _back_after, right=True),
+    ),
+    empty="it never had to give way",
 )
 
 KEY: Kind[KeyView] = Kind(
@@ -149,6 +225,8 @@ NODE: Kind[NodeView] = Kind(
         Column("ID", lambda n: n.id),
         Column("NAME", lambda n: n.name),
         Column("STATE", lambda n: n.state),
+        Column("ZONE", lambda n: n.zone or "-", wide=True),
+        Column("CORDONED", lambda n: str(n.devices_cordoned), right=True, wide=True),
         Column("DEVICES", lambda n: f"{n.devices_used}/{n.devices}", right=True),
         Column("MEMORY FREE", lambda n: f"{size(n.memory_free_bytes)} of {size(n.memory_bytes)}"),
         Column("CPU", lambda n: f"{n.cpu_busy_permille / 10:.0f} %", right=True),
@@ -167,7 +245,9 @@ DEVICE: Kind[DeviceView] = Kind(
         Column("PRODUCT", lambda d: d.product),
         Column("MEMORY", lambda d: size(d.memory_bytes), right=True),
         Column("TIER", lambda d: d.tier or "-"),
-        Column("HOLDER", lambda d: d.holder or "free"),
+        Column(
+            "HOLDER", lambda d: d.holder or (f"cordoned: {d.cordoned}" if d.cordoned else "free")
+        ),
         Column("NODE", lambda d: d.node, wide=True),
     ),
     empty="no devices: the agent has not reported yet",

@@ -45,9 +45,15 @@ COMMANDS: tuple[tuple[str, tuple[tuple[str, str, str], ...]], ...] = (
             ("ps", "ps:ps", "Jobs and what they do."),
             ("logs", "logs:logs", "What a job printed."),
             ("suspend", "suspend:suspend", "Save a job's state and free its memory and devices."),
-            ("resume", "resume:resume", "Let a suspended job go on where it was."),
+            ("freeze", "freeze:freeze", "Let a job stand still; its memory stays."),
+            ("resume", "resume:resume", "Let a suspended or frozen job go on where it was."),
             ("cancel", "cancel:cancel", "End a job."),
+            ("migrate", "migrate:migrate", "Move a job to another node, where it goes on."),
+            ("scale", "scale:scale", "Give a job more or fewer devices while it runs."),
+            ("checkpoint", "checkpoint:checkpoint", "Save a job's state while it runs on."),
             ("why", "why:why", "Why a job or deployment is where it is: every blocker by name."),
+            ("ledger", "ledger:ledger", "What jobs were promised, and how it is kept."),
+            ("receipts", "receipts:receipts", "When a job had to give way, to whom, at what cost."),
         ),
     ),
     (
@@ -55,8 +61,13 @@ COMMANDS: tuple[tuple[str, tuple[tuple[str, str, str], ...]], ...] = (
         (
             ("tenant", "tenant:tenant", "Tenants of the pool: create, list."),
             ("key", "key:key", "API keys: create, list, revoke."),
-            ("node", "node:node", "Machines of the pool: list."),
-            ("device", "device:device", "Devices of the pool and their holders: list."),
+            (
+                "reservation",
+                "reservation:reservation",
+                "Devices guaranteed to a tenant: create, list, remove.",
+            ),
+            ("node", "node:node", "Machines of the pool: list, drain, undrain."),
+            ("device", "device:device", "Devices and their holders: list, cordon, uncordon."),
         ),
     ),
     (

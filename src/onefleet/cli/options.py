@@ -105,6 +105,10 @@ class Acting(Session):
         """Print the id on stdout, or the object with -o."""
         click.echo(render_one(kind, view, self.format, self.screen), nl=False, color=True)
 
+    def done_many(self, kind: Kind[View], views: Sequence[View]) -> None:
+        """Print the ids on stdout, a line each, or the objects with -o."""
+        click.echo(render_list(kind, views, self.format, self.screen), nl=False, color=True)
+
 
 def data_dir_option(command: Command) -> Command:
     """``--data-dir``: every command takes it."""

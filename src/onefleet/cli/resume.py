@@ -1,18 +1,17 @@
-"""``onefleet resume``: one verb on one job."""
+"""``onefleet resume``: one verb on jobs."""
 
 from __future__ import annotations
 
 import click
 
-from onefleet.cli.job_verb import job_verb
+from onefleet.cli.job_verb import job_verb, waits
 from onefleet.cli.options import Acting, acting
 
 
 @click.command()
-@click.argument("job")
-@click.option("--wait", is_flag=True, help="Return when it has happened.")
-@click.option("--timeout", type=float, default=60.0, metavar="S", help="With --wait: how long.")
+@click.argument("jobs", metavar="JOB...", nargs=-1, required=True)
+@waits
 @acting
-def resume(act: Acting, job: str, wait: bool, timeout: float) -> None:
-    """Let a suspended job go on exactly where it was, as soon as there is a device for it."""
-    job_verb(act, job, "resume", timeout if wait else None)
+def resume(act: Acting, jobs: tuple[str, ...], wait_s: float | None) -> None:
+    """Let a suspended or frozen job go on exactly where it was, once there is a device for it."""
+    job_verb(act, jobs, "resume", wait_s)

@@ -6,44 +6,24 @@ import time
 from pathlib import Path
 
 import click
+import msgspec
 
 from onefleet.cli.boundary import EXIT_INTERRUPTED, say
 from onefleet.cli.job_logs import STREAMS, LogReader, follow
+from onefleet.cli.job_options import job_options
 from onefleet.cli.kinds import JOB
 from onefleet.cli.logs import show_text
-from onefleet.cli.options import KINDS, TIERS, Acting, Span, acting
+from onefleet.cli.options import Acting, acting
 from onefleet.domain.errors import TimedOut
 from onefleet.domain.quantities import size
-from onefleet.wire.api import CodeView, JobView, NewJob
+from onefleet.wire.api import CodeView, JobView, NewArray, NewJob, Page
 from onefleet.wire.client import Client
 
 #: What `run --watch` returns for a job that ended without an exit code (it was cancelled).
 EXIT_WITHOUT_CODE = 1
 
 
-def _pairs(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
-    found: dict[str, str] = {}
-    for value in values:
-        name, equals, text = value.partition("=")
-        if not equals or not name:
-            raise click.BadParameter(f"{value!r} is not NAME=VALUE", ctx, param)
-        found[name] = text
-    return found
-
-
 @click.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
-@click.argument("command", nargs=-1, required=True, metavar="-- CMD...", type=click.UNPROCESSED)
-@click.option("--tier", type=TIERS, default="standard", show_default=True)
-@click.option(
-    "--devices", type=Span(1), default="1", show_default=True, help="How many, or from MIN to MAX."
-)
-@click.option(
-    "--kind", type=KINDS, default="cpu", show_default=True, help="Of device that it runs on."
-)
-@click.option("--name", help="Default: after the command.")
-@click.option("--tenant", help="Default: the key's.")
-@click.option("--memory", type=click.IntRange(0), default=0, metavar="BYTES", help="Of one worker.")
-@click.option("--env", multiple=True, metavar="NAME=VALUE", callback=_pairs)
 @click.option(
     "--code",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
@@ -52,28 +32,21 @@ def _pairs(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) 
 )
 @click.option("--no-code", is_flag=True, help="Send nothing; the job runs in an empty folder.")
 @click.option(
-    "--network",
-    type=click.Choice(("cell", "host")),
-    default="cell",
-    show_default=True,
-    help="cell: a loopback of its own. host: the machine's network.",
+    "--array",
+    type=click.IntRange(1),
+    metavar="N",
+    help="N such jobs; ONEFLEET_ARRAY_INDEX differs.",
 )
 @click.option("--watch", "-w", is_flag=True, help="Show its output; return its exit code.")
 @click.option("--timeout", type=float, metavar="S", help="With --watch: leave it after S seconds.")
+@job_options
 @acting
 def run(
     act: Acting,
-    command: tuple[str, ...],
-    tier: str,
-    devices: tuple[int, int],
-    kind: str,
-    name: str | None,
-    tenant: str | None,
-    memory: int,
-    env: dict[str, str],
+    asked: NewJob,
     code: Path | None,
     no_code: bool,
-    network: str,
+    array: int | None,
     watch: bool,
     timeout: float | None,
 ) -> int:
@@ -81,27 +54,16 @@ def run(
 
     A job that can never fit is refused at once (exit 6), with what would fit.
     """
-    folder = None if no_code else code or code_folder(command, Path.cwd())
+    folder = None if no_code else code or code_folder(asked.command, Path.cwd())
     sent = None if folder is None else send_code(act.pool, folder)
     if sent is not None:
         say(f"code: {sent.files} files of {folder}, {size(sent.size_bytes)}")
-    job = act.pool.post(
-        "/api/v1/jobs",
-        NewJob(
-            command=command,
-            name=name,
-            tenant=tenant,
-            tier=tier,
-            device_kind=kind,
-            devices_min=devices[0],
-            devices_max=devices[1],
-            memory_bytes=memory,
-            environment=env,
-            code=None if sent is None else sent.digest,
-            network=network,
-        ),
-        JobView,
-    )
+    new = msgspec.structs.replace(asked, code=None if sent is None else sent.digest)
+    if array is not None:
+        page = act.pool.post("/api/v1/arrays", NewArray(job=new, size=array), Page[JobView])
+        act.done_many(JOB, page.data)
+        return 0
+    job = act.pool.post("/api/v1/jobs", new, JobView)
     if not watch:
         act.done(JOB, job)
         return 0

@@ -38,11 +38,19 @@ def _reservations(
     callback=_reservations,
     help="Devices that are guaranteed to its premium work, lent while idle: cpu=1.",
 )
+@click.option(
+    "--weight",
+    type=click.FloatRange(0.001, 1_000),
+    default=1.0,
+    show_default=True,
+    help="Its part, among its siblings, of what nobody reserved.",
+)
 @acting
 def create(
     act: Acting,
     id_: str,
     parent: str | None,
+    weight: float,
     tokens_per_minute: int | None,
     requests_per_minute: int | None,
     reserve: dict[str, int],
@@ -51,6 +59,7 @@ def create(
     new = NewTenant(
         id=id_,
         parent=parent,
+        weight=round(weight * 1_000),
         tokens_per_minute=tokens_per_minute,
         requests_per_minute=requests_per_minute,
         reservations=reserve,

@@ -9,12 +9,14 @@ from onefleet.control.demand import Demands
 from onefleet.control.discretion import ANOTHERS, discreet
 from onefleet.control.gateway_table import Blockers, wait_reason
 from onefleet.control.leases import Sightings
+from onefleet.core.ledger import HOUR_MS, HOURS_KEPT, fraction_permille
+from onefleet.core.promise import holds
 from onefleet.domain.events import Event, Usage
 from onefleet.domain.fleet import CheckpointMode, Device, Node
 from onefleet.domain.ids import DeploymentId, Instant
 from onefleet.domain.jobs import Job
 from onefleet.domain.serving import Deployment, Model, Replica
-from onefleet.domain.tenancy import ApiKey, Tenant
+from onefleet.domain.tenancy import ApiKey, Reservation, Tenant
 from onefleet.domain.work import Phase, Want, Work
 from onefleet.store.base import State
 from onefleet.wire.api import (
@@ -26,6 +28,7 @@ from onefleet.wire.api import (
     ModelView,
     NodeView,
     ReplicaView,
+    ReservationView,
     TenantView,
     UsageView,
 )
@@ -50,14 +53,34 @@ class Scene:
 
 
 def tenant_view(tenant: Tenant, state: State) -> TenantView:
-    own = [r for r in state.reservations.values() if r.tenant_id == tenant.id]
+    reserved: dict[str, int] = {}
+    for r in state.reservations.values():
+        if r.tenant_id == tenant.id and r.starts_at is None and r.ends_at is None:
+            reserved[r.kind.value] = reserved.get(r.kind.value, 0) + r.devices
     return TenantView(
         id=tenant.id,
         parent=tenant.parent,
         tokens_per_minute=tenant.tokens_per_minute,
         requests_per_minute=tenant.requests_per_minute,
-        reservations={r.kind.value: r.devices for r in own},
+        reservations=reserved,
         created_at=tenant.created_at,
+        weight=tenant.weight,
+    )
+
+
+def reservation_view(reservation: Reservation, now: Instant) -> ReservationView:
+    ends_at = reservation.ends_at
+    over = ends_at is not None and ends_at <= now
+    return ReservationView(
+        id=reservation.id,
+        tenant=reservation.tenant_id,
+        device_kind=reservation.kind,
+        product=reservation.product,
+        devices=reservation.devices,
+        starts_at=reservation.starts_at,
+        ends_at=ends_at,
+        state="over" if over else "open" if holds(reservation, now) else "ahead",
+        created_at=reservation.created_at,
     )
 
 
@@ -182,8 +205,8 @@ def job_view(job: Job, scene: Scene) -> JobView:
         reason=scene.told(work.reason or _blocked(work, scene)),
         node=_node_of(work),
         devices=_devices_of(work),
-        devices_min=work.demand.devices_min,
-        devices_max=work.demand.devices_max,
+        devices_min=work.demand.least,
+        devices_max=work.demand.most,
         attempts=work.attempts,
         suspends=work.suspends,
         lost_ms=work.lost_ms,
@@ -200,7 +223,24 @@ def job_view(job: Job, scene: Scene) -> JobView:
         submitted_at=work.submitted_at,
         started_at=work.started_at,
         ended_at=work.ended_at,
+        workers=work.demand.workers,
+        width=work.width,
+        moving_to=work.move_to,
+        network=job.network,
+        array=job.array,
+        promised_permille=work.tier.promise_permille if work.promised else 0,
+        kept_permille=fraction_permille(work, scene.now, HOURS_KEPT * HOUR_MS),
+        unsaved_ms=_unsaved_ms(work, scene.now),
+        saved_at=work.image.saved_at if work.image else None,
     )
+
+
+def _unsaved_ms(work: Work, now: Instant) -> int:
+    """Run time that is in no image: what a failure now would lose."""
+    if work.phase is Phase.ENDED:
+        return 0
+    saved_ms = work.image.ran_ms if work.image else 0
+    return max(ran_until(work, now) - work.lost_ms - saved_ms, 0)
 
 
 def ran_until(work: Work, now: Instant) -> int:
@@ -262,6 +302,9 @@ def node_view(node: Node, scene: Scene) -> NodeView:
         checkpoint=node.checkpoint_mode,
         checkpoint_reason=node.checkpoint_reason,
         lease_expires_at=scene.sightings.lease_of(node.id),
+        region=node.region,
+        zone=node.zone,
+        devices_cordoned=len(node.cordons),
     )
 
 
@@ -286,6 +329,7 @@ def device_view(device: Device, node: Node, holder: Work | None, named: bool) ->
         simulated=device.simulated,
         holder="" if holder is None else holder.id if named else ANOTHERS,
         tier=holder.tier if holder else "",
+        cordoned=next((c.reason for c in node.cordons if c.device_id == device.id), ""),
     )
 
 

@@ -54,6 +54,12 @@ def load_of(demand: Demand, tier: Tier) -> Load:
     return Load(demand.kind, tuple(sorted(speed.product for speed in demand.speeds)), milli)
 
 
+def reserved_load(reservation: Reservation) -> Load:
+    """What a reservation is promised while its window is open: all of its devices."""
+    classes = (reservation.product,) if reservation.product else ()
+    return Load(reservation.kind, classes, reservation.devices * WHOLE)
+
+
 def capacity(nodes: Iterable[Node], kind: DeviceKind) -> dict[str, int]:
     """Thousandths of devices of each class that stay: no lost node, no cordoned device."""
     found: dict[str, int] = {}
@@ -72,7 +78,7 @@ def shortfall(snapshot: Snapshot, more: Iterable[Load], now: Instant) -> Shortfa
     extra = tuple(more)
     for kind in dict.fromkeys(load.kind for load in extra):
         room = capacity(snapshot.nodes.values(), kind)
-        for at in _moments(snapshot.reservations.values(), now):
+        for at in moments(snapshot.reservations.values(), now):
             loads = [*promised_loads(snapshot, kind, at), *(x for x in extra if x.kind is kind)]
             missing = unmet(loads, room)
             if missing:
@@ -87,8 +93,7 @@ def promised_loads(snapshot: Snapshot, kind: DeviceKind, at: Instant) -> list[Lo
     left: dict[TenantId, list[_Left]] = {}
     for reservation in snapshot.reservations.values():
         if reservation.kind is kind and holds(reservation, at):
-            classes = (reservation.product,) if reservation.product else ()
-            loads.append(Load(kind, classes, reservation.devices * WHOLE))
+            loads.append(reserved_load(reservation))
             line = left.setdefault(reservation.tenant_id, [])
             line.append(_Left(reservation.product, reservation.devices * WHOLE))
     for work in snapshot.works.values():
@@ -190,7 +195,7 @@ def _push(
     return amount
 
 
-def _moments(reservations: Iterable[Reservation], now: Instant) -> list[Instant]:
+def moments(reservations: Iterable[Reservation], now: Instant) -> list[Instant]:
     """Now, and when windows open: what is promised only grows at these."""
     starts = [r.starts_at for r in reservations if r.starts_at is not None and r.starts_at > now]
     return [now, *sorted(dict.fromkeys(starts))]

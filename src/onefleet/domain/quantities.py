@@ -54,3 +54,18 @@ def parse_span(text: str) -> tuple[int, int]:
 def percent(part: int, whole: int) -> str:
     """part / whole as 83 %; a dash where there is no whole."""
     return f"{100 * part / whole:.0f} %" if whole else "-"
+
+
+_SECONDS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
+
+
+def parse_duration(text: str) -> int:
+    """`90s`, `40m`, `2h`, `1.5d`, or seconds, as milliseconds. Raises ValueError with a reason."""
+    number, unit = (text[:-1], text[-1:]) if text[-1:] in _SECONDS else (text, "s")
+    try:
+        ms = round(float(number) * _SECONDS[unit] * 1_000)
+    except (ValueError, OverflowError):
+        ms = -1
+    if ms < 0:
+        raise ValueError(f"{text!r} is not a length of time such as 90s, 40m, 2h or 3d")
+    return ms

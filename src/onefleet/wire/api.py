@@ -12,9 +12,16 @@ schemas serve the command line, the console and users' scripts.
     POST /api/v1/deployments         GET /api/v1/deployments[/{name}]  DELETE .../{name}
     POST /api/v1/code                (a tar of the code folder; answers its digest)
     POST /api/v1/jobs                GET /api/v1/jobs[/{id or name}]
-    POST /api/v1/jobs/{id}/suspend   .../resume   .../cancel
+    POST /api/v1/arrays              (many jobs of one kind)
+    POST /api/v1/jobs/{id}/suspend   .../freeze   .../resume   .../cancel   .../checkpoint
+    POST /api/v1/jobs/{id}/migrate   .../scale
+    GET  /api/v1/jobs/{id}/ledger    .../receipts
+    GET  /api/v1/ledger              (the promise of every job, and how it is kept)
     GET  /api/v1/jobs/{id}/logs?stream=stdout|stderr&offset=N&wait_ms=N
+    POST /api/v1/reservations        GET /api/v1/reservations     DELETE /api/v1/reservations/{id}
     GET  /api/v1/nodes               GET /api/v1/devices          GET /api/v1/replicas
+    POST /api/v1/nodes/{id}/drain    .../undrain
+    POST /api/v1/devices/{id}/cordon .../uncordon
     GET  /api/v1/why/{job or deployment}
     GET  /api/v1/utilisation?since=MS
     GET  /api/v1/usage?since=MS
@@ -59,10 +66,12 @@ class Page(msgspec.Struct, Generic[ViewT], frozen=True):
 
 
 class NewTenant(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """reservations: device kind -> devices that are guaranteed to its premium work."""
+    """reservations: device kind -> devices that are guaranteed to its premium work. weight: its
+    part among its siblings of what nobody reserved, in proportion; 1000 is one part."""
 
     id: str
     parent: str | None = None
+    weight: int = 1_000
     tokens_per_minute: int | None = None
     requests_per_minute: int | None = None
     reservations: dict[str, int] = {}
@@ -98,20 +107,77 @@ class NewDeployment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     context_length: int = 0
 
 
+class NewReservation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Devices guaranteed to a tenant's premium work and to that of the tenants below it.
+
+    product: the class of the devices, as in a device's view; "": any of the kind. starts_at,
+    ends_at: its window; null: since ever, for ever.
+    """
+
+    tenant: str
+    devices: int
+    device_kind: str = "cpu"
+    product: str = ""
+    starts_at: int | None = None
+    ends_at: int | None = None
+
+
 class NewJob(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """code: digest that POST /api/v1/code answered; null: an empty working folder."""
+    """code: digest that POST /api/v1/code answered; null: an empty working folder.
+
+    workers: processes of a gang, started together, each with its rank; 1: a single one.
+    devices_min, devices_max: of the whole job. A gang has devices_max / workers for each worker,
+    and with fewer devices its workers take turns; its world size never changes. device_milli: less
+    than 1000 for a share of one device. products: classes that it can use, with its speed on each
+    in permille; empty: any. network: null: "cell" for a single one, "gang" for a gang.
+    after: ids or names of jobs that have to succeed first. deadline: when it shall have ended.
+    estimate_ms: its run time on devices_max, as its owner believes. checkpoint_every_ms: null:
+    chosen from cost and failures; 0: never.
+    """
 
     command: tuple[str, ...]
     name: str | None = None
     tenant: str | None = None
     tier: str = "standard"
     device_kind: str = "cpu"
+    workers: int = 1
     devices_min: int = 1
     devices_max: int = 1
+    device_milli: int = 1_000
+    products: dict[str, int] = {}
+    zones: tuple[str, ...] = ()
     memory_bytes: int = 0
     environment: dict[str, str] = {}
     code: str | None = None
-    network: str = "cell"
+    network: str | None = None
+    after: tuple[str, ...] = ()
+    deadline: int | None = None
+    estimate_ms: int | None = None
+    checkpoint_every_ms: int | None = None
+
+
+class NewArray(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """size jobs like `job`, named NAME-0, NAME-1, ...; each finds its number in
+    ONEFLEET_ARRAY_INDEX."""
+
+    job: NewJob
+    size: int
+
+
+class MigrateJob(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """node: id or name of where the job shall be; null: wherever it fits."""
+
+    node: str | None = None
+
+
+class ScaleJob(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """devices: how many the whole job shall have; null: as many as there are for it."""
+
+    devices: int | None = None
+
+
+class CordonDevice(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    reason: str
 
 
 # --- what comes back ---------------------------------------------------------------------------
@@ -123,6 +189,21 @@ class TenantView(msgspec.Struct, frozen=True, kw_only=True):
     tokens_per_minute: int | None
     requests_per_minute: int | None
     reservations: dict[str, int]
+    created_at: int
+    weight: int = 1_000
+
+
+class ReservationView(msgspec.Struct, frozen=True, kw_only=True):
+    """state: open (its window, or none), ahead or over."""
+
+    id: str
+    tenant: str
+    device_kind: str
+    product: str
+    devices: int
+    starts_at: int | None
+    ends_at: int | None
+    state: str
     created_at: int
 
 
@@ -209,6 +290,10 @@ class JobView(msgspec.Struct, frozen=True, kw_only=True):
     """fraction: device fraction so far (time running / time since submission), 0..1.
 
     checkpoint: how it is saved (criu, cooperative, none); checkpoint_reason: why not criu.
+    devices_min, devices_max: of the whole job; width: devices that its owner scaled it to.
+    promised_permille: what its tier promises, 0 for nothing or not yet; kept_permille: what it got
+    of it over the last day. unsaved_ms: run time that a failure now would lose. moving_to: nodes
+    that it is on its way to.
     """
 
     id: str
@@ -238,6 +323,54 @@ class JobView(msgspec.Struct, frozen=True, kw_only=True):
     submitted_at: int
     started_at: int | None
     ended_at: int | None
+    workers: int = 1
+    width: int | None = None
+    moving_to: tuple[str, ...] = ()
+    network: str = "cell"
+    array: str = ""
+    promised_permille: int = 0
+    kept_permille: int = 1_000
+    unsaved_ms: int = 0
+    saved_at: int | None = None
+
+
+class HourView(msgspec.Struct, frozen=True, kw_only=True):
+    """One hour of a ledger: of wanted_ms it ran got_ms, narrow stretches by their share."""
+
+    begins_at: int
+    wanted_ms: int
+    got_ms: int
+
+
+class LedgerView(msgspec.Struct, frozen=True, kw_only=True):
+    """The promise of a job and how it is kept, over the hours of the last day.
+
+    state: kept, broken, none (nothing is promised to it) or waiting (its promise does not fit
+    beside the others yet).
+    """
+
+    id: str
+    name: str
+    tenant: str
+    tier: str
+    promised_permille: int
+    kept_permille: int
+    state: str
+    device_ms: int
+    hours: tuple[HourView, ...]
+
+
+class ReceiptView(msgspec.Struct, frozen=True, kw_only=True):
+    """That a job had to give way. by: for which work, "" for its owner or an operator. back_at:
+    when it ran again; null: not yet."""
+
+    job: str
+    at: int
+    by: str
+    reason: str
+    devices: int
+    lost_ms: int
+    back_at: int | None
 
 
 class NodeView(msgspec.Struct, frozen=True, kw_only=True):
@@ -252,6 +385,9 @@ class NodeView(msgspec.Struct, frozen=True, kw_only=True):
     checkpoint: str
     checkpoint_reason: str
     lease_expires_at: int
+    region: str = ""
+    zone: str = ""
+    devices_cordoned: int = 0
 
 
 class DeviceView(msgspec.Struct, frozen=True, kw_only=True):
@@ -263,6 +399,7 @@ class DeviceView(msgspec.Struct, frozen=True, kw_only=True):
     simulated: bool
     holder: str  # id of the work that holds it, empty when it is free
     tier: str  # of the holder
+    cordoned: str = ""  # why it gets no work; empty when it does
 
 
 class LogChunk(msgspec.Struct, frozen=True, kw_only=True):

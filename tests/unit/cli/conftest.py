@@ -123,6 +123,37 @@ DEVICE = api.DeviceView(
     holder="job-1",
     tier="standard",
 )
+RESERVATION = api.ReservationView(
+    id="res-1",
+    tenant="default",
+    device_kind="cpu",
+    product="",
+    devices=2,
+    starts_at=NOW,
+    ends_at=None,
+    state="open",
+    created_at=NOW,
+)
+LEDGER = api.LedgerView(
+    id="job-1",
+    name="train",
+    tenant="default",
+    tier="standard",
+    promised_permille=700,
+    kept_permille=830,
+    state="kept",
+    device_ms=61_000,
+    hours=(api.HourView(begins_at=NOW, wanted_ms=100_000, got_ms=83_000),),
+)
+RECEIPT = api.ReceiptView(
+    job="job-1",
+    at=NOW,
+    by="rep-1",
+    reason="makes room for rep-1 (premium)",
+    devices=1,
+    lost_ms=0,
+    back_at=NOW + 9_000,
+)
 STATUS = api.StatusView(
     version="0.1.0",
     generation=42,
@@ -174,6 +205,9 @@ REPLICA = api.ReplicaView(
 )
 
 
+JOB_VERBS = ("suspend", "freeze", "resume", "cancel", "checkpoint", "migrate", "scale")
+
+
 class FakePool:
     """What a test sets up and looks at. views: path -> what GET answers."""
 
@@ -199,6 +233,10 @@ class FakePool:
             "/api/v1/devices": api.Page((DEVICE,)),
             "/api/v1/replicas": api.Page((REPLICA,)),
             "/api/v1/why/job-1": WHY,
+            "/api/v1/reservations": api.Page((RESERVATION,)),
+            "/api/v1/ledger": api.Page((LEDGER,)),
+            "/api/v1/jobs/job-1/ledger": LEDGER,
+            "/api/v1/jobs/job-1/receipts": api.Page((RECEIPT,)),
             "/api/v1/utilisation": UTILISATION,
             "/api/v1/events": api.Page((EVENT,)),
         }
@@ -209,9 +247,13 @@ class FakePool:
             "/api/v1/tenants": TENANT,
             "/api/v1/keys": msgspec.structs.replace(KEY_VIEW, key="ok-secret"),
             "/api/v1/code": api.CodeView(digest="sha256:c0de", size_bytes=99, files=1),
-            "/api/v1/jobs/job-1/suspend": JOB,
-            "/api/v1/jobs/job-1/resume": JOB,
-            "/api/v1/jobs/job-1/cancel": JOB,
+            "/api/v1/arrays": api.Page((JOB,)),
+            "/api/v1/reservations": RESERVATION,
+            "/api/v1/nodes/box/drain": NODE,
+            "/api/v1/nodes/box/undrain": NODE,
+            "/api/v1/devices/node-1/cpu1/cordon": DEVICE,
+            "/api/v1/devices/node-1/cpu1/uncordon": DEVICE,
+            **{f"/api/v1/jobs/job-1/{verb}": JOB for verb in JOB_VERBS},
         }
 
     def log(self, query: dict[str, str]) -> api.LogChunk:

@@ -5,16 +5,25 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 
 import msgspec
 import pytest
 
 from onefleet.domain import errors
+from onefleet.wire import api
 
 CREATING = {
     ("model", "add", "demo:smollm2"): "demo:smollm2",
     ("deploy", "demo:smollm2", "--replicas", "0..2"): "dep-1",
     ("run", "--", "true"): "job-1",
+    ("reservation", "create", "default", "2", "--from", "+1h", "--until", "+2h"): "res-1",
+    ("migrate", "job-1", "--to", "box"): "job-1",
+    ("scale", "job-1", "2"): "job-1",
+    ("node", "drain", "box"): "node-1",
+    ("node", "undrain", "box"): "node-1",
+    ("device", "cordon", "node-1/cpu1", "--reason", "ECC errors"): "node-1/cpu1",
+    ("device", "uncordon", "node-1/cpu1"): "node-1/cpu1",
     ("tenant", "create", "lab", "--reserve", "cpu=1"): "default",
     ("key", "create", "--tenant", "default"): "key-1",
 }
@@ -88,6 +97,16 @@ def test_debug_adds_the_traceback(fake, cli):
         ("deploy", "m", "--replicas", "0..0"),
         ("deploy", "m", "--tier", "gold"),
         ("tenant", "create", "x", "--reserve", "cpu"),
+        ("run", "--share", "1.5", "--", "true"),
+        ("run", "--share", "0", "--", "true"),
+        ("run", "--workers", "0", "--", "true"),
+        ("run", "--deadline", "soon", "--", "true"),
+        ("run", "--estimate", "-3m", "--", "true"),
+        ("run", "--on", "V100=fast", "--", "true"),
+        ("scale", "job-1", "many"),
+        ("migrate", "job-1"),
+        ("suspend",),
+        ("reservation", "create", "x", "0"),
         ("run", "--env", "novalue", "--", "true"),
         ("run", "--", "echo", os.fsdecode(b"\xff\xfe")),
     ],
@@ -177,9 +196,60 @@ def test_run_watch_with_a_time_limit_leaves_the_job(fake, cli):
     assert "onefleet logs -f job-1" in err
 
 
-@pytest.mark.parametrize("verb", ["suspend", "resume", "cancel"])
+def test_run_says_what_a_gang_needs(fake, cli):
+    words = (
+        "--workers",
+        "8",
+        "--devices",
+        "2..8",
+        "--on",
+        "V100=0.5",
+        "--on",
+        "A100",
+        "--zone",
+        "z1",
+    )
+    terms = ("--after", "prep", "--deadline", "+2h", "--estimate", "40m", "--checkpoint-every", "0")
+    assert cli("run", *words, *terms, "--", "prog")[0] == 0
+    body = msgspec.json.decode(fake.calls[-1][2])
+    assert (body["workers"], body["devices_min"], body["devices_max"]) == (8, 2, 8)
+    assert body["products"] == {"V100": 500, "A100": 1000} and body["zones"] == ["z1"]
+    assert (body["after"], body["estimate_ms"]) == (["prep"], 2_400_000)
+    assert body["checkpoint_every_ms"] == 0
+    assert 7_100_000 < body["deadline"] - time.time() * 1000 < 7_300_000
+    assert cli("run", "--workers", "3", "--share", "1", "--", "prog")[0] == 0
+    body = msgspec.json.decode(fake.calls[-1][2])
+    assert (body["devices_min"], body["devices_max"], body["device_milli"]) == (3, 3, 1000)
+
+
+def test_run_of_an_array_prints_an_id_a_line(fake, cli):
+    view = fake.views["/api/v1/jobs/job-1"]
+    fake.made["/api/v1/arrays"] = api.Page((view, msgspec.structs.replace(view, id="job-2")))
+    assert cli("run", "--array", "2", "--", "prog") == (0, "job-1\njob-2\n", "")
+    assert msgspec.json.decode(fake.calls[-1][2])["size"] == 2
+
+
+def test_scale_and_migrate_say_what_is_wanted(fake, cli):
+    assert cli("scale", "job-1", "auto")[0] == 0
+    assert msgspec.json.decode(fake.calls[-1][2]) == {"devices": None}
+    assert cli("scale", "job-1", "3")[0] == 0
+    assert msgspec.json.decode(fake.calls[-1][2]) == {"devices": 3}
+    assert cli("migrate", "job-1", "--to", "box", "--wait")[0] == 0
+    posted = [body for verb, path, body in fake.calls if path.endswith("/migrate")]
+    assert msgspec.json.decode(posted[-1]) == {"node": "box"}
+
+
+def test_a_checkpoint_that_is_waited_for_is_one_that_is_newer(fake, cli):
+    view = fake.views["/api/v1/jobs/job-1"]
+    assert cli("checkpoint", "job-1", "--wait", "--timeout", "0")[0] == 124
+    fake.views["/api/v1/jobs/job-1"] = msgspec.structs.replace(view, saved_at=view.submitted_at)
+    assert cli("checkpoint", "job-1", "--wait", "--timeout", "0")[0] == 0
+
+
+@pytest.mark.parametrize("verb", ["suspend", "freeze", "resume", "cancel", "checkpoint"])
 def test_job_verbs(fake, cli, verb):
     assert cli(verb, "job-1") == (0, "job-1\n", "")
+    assert cli(verb, "job-1", "job-1") == (0, "job-1\njob-1\n", "")
     assert fake.calls[-1][:2] == ("POST", f"/api/v1/jobs/job-1/{verb}")
     assert cli(verb, "job-9")[0] == 3
 
@@ -204,11 +274,13 @@ def test_removing_says_the_impact(fake, cli):
     assert "1 deployments use it" in cli("model", "remove", "demo:smollm2")[2]
     assert cli("key", "revoke", "key-1")[:2] == (0, "key-1\n")
     assert cli("key", "revoke", "key-9")[0] == 3
+    assert "shared by all" in cli("reservation", "remove", "res-1")[2]
     deleted = [path for verb, path, _ in fake.calls if verb == "DELETE"]
     assert deleted == [
         "/api/v1/deployments/smollm2",
         "/api/v1/models/demo:smollm2",
         "/api/v1/keys/key-1",
+        "/api/v1/reservations/res-1",
     ]
 
 

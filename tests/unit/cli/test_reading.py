@@ -18,8 +18,24 @@ READING = {
     ("key", "list"): "key-1",
     ("node", "list"): "node-1",
     ("device", "list"): "node-1/cpu1",
+    ("reservation", "list"): "res-1",
+    ("ledger",): "job-1",
+    ("ledger", "job-1"): "job-1",
+    ("receipts", "job-1"): "job-1",
 }
-LISTS = tuple(words for words in READING if words[-1] in ("ps", "list"))
+#: Commands that show a list, and where the pool keeps it.
+LISTS = {
+    ("ps",): "jobs",
+    ("model", "list"): "models",
+    ("deployment", "list"): "deployments",
+    ("tenant", "list"): "tenants",
+    ("key", "list"): "keys",
+    ("node", "list"): "nodes",
+    ("device", "list"): "devices",
+    ("reservation", "list"): "reservations",
+    ("ledger",): "ledger",
+    ("receipts", "job-1"): "jobs/job-1/receipts",
+}
 COMMANDS = pytest.mark.parametrize("words", READING, ids=" ".join)
 
 
@@ -77,8 +93,7 @@ def test_tables_have_no_escape_sequences_in_a_pipe(fake, cli, words, format_, mo
 def test_an_empty_list_is_empty_on_stdout(fake, cli, words):
     from onefleet.wire.api import Page
 
-    path = "/api/v1/" + {"ps": "jobs"}.get(words[0], f"{words[0]}s")
-    fake.views[path] = Page(())
+    fake.views["/api/v1/" + LISTS[words]] = Page(())
     assert json.loads(cli(*words, "-o", "json")[1]) == []
     assert cli(*words)[:2] == (0, "")
     assert cli(*words, "-o", "jsonl")[:2] == (0, "")
@@ -120,3 +135,36 @@ def test_why_names_every_blocker(fake, cli):
     out = cli("why", "job-1")[1]
     assert "contention  both devices are held  (held by rep-1)" in out
     assert "quota       tenant default has 0 of 1 left" in out
+
+
+def test_the_ledger_says_what_was_promised_and_what_came_of_it(fake, cli):
+    header, line = cli("ledger")[1].splitlines()
+    assert header.split()[3:6] == ["PROMISED", "GOT", "PROMISE"]
+    assert "70 %" in line and "83 %" in line and "kept" in line
+
+
+def test_receipts_say_for_whom_and_for_how_long(fake, cli):
+    line = cli("receipts", "job-1")[1].splitlines()[1]
+    assert "rep-1" in line and "9.0s" in line and "0ms" in line
+
+
+def test_a_cordoned_device_says_why(fake, cli):
+    import msgspec
+
+    from onefleet.wire.api import Page
+
+    (device,) = fake.views["/api/v1/devices"].data
+    out = msgspec.structs.replace(device, holder="", cordoned="ECC errors")
+    fake.views["/api/v1/devices"] = Page((out,))
+    assert "cordoned: ECC errors" in cli("device", "list")[1]
+
+
+def test_ps_of_an_array_shows_its_elements_alone(fake, cli):
+    import msgspec
+
+    from onefleet.wire.api import Page
+
+    view = fake.views["/api/v1/jobs/job-1"]
+    element = msgspec.structs.replace(view, id="job-2", array="sweep")
+    fake.views["/api/v1/jobs"] = Page((view, element))
+    assert cli("ps", "-q", "--array", "sweep")[1] == "job-2\n"

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from onefleet.control import views
+from onefleet.control.api.existing import must_exist
 from onefleet.control.api.model import find_model
-from onefleet.control.api.tenants import must_exist
 from onefleet.control.auth import Caller
 from onefleet.control.call import Call, good_name, one_of, within
 from onefleet.control.fitting import fitted

@@ -1,4 +1,4 @@
-"""Jobs: submit, look, suspend, resume, cancel."""
+"""Jobs: submit one or an array, look at them. What is done to them: `job_verbs.py`."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import re
 from pathlib import PurePosixPath
 
 from onefleet.control import notes, views
-from onefleet.control.api.tenants import must_exist
+from onefleet.control.api.demands import AFTER_MAX, demand_of, terms_of
+from onefleet.control.api.existing import find_job, must_exist
 from onefleet.control.auth import Caller
 from onefleet.control.call import Call, good_name, one_of, within
-from onefleet.core import lifecycle
 from onefleet.core.feasibility import feasibility
 from onefleet.domain.errors import (
     Conflict,
@@ -19,85 +19,125 @@ from onefleet.domain.errors import (
     QuotaExceeded,
     TooLarge,
 )
-from onefleet.domain.fleet import CheckpointMode, DeviceKind
+from onefleet.domain.fleet import CheckpointMode
 from onefleet.domain.ids import Digest, Instant, TenantId, WorkId
 from onefleet.domain.jobs import Job
 from onefleet.domain.tiers import Tier
 from onefleet.domain.work import Demand, Phase, Want, Work, WorkKind
 from onefleet.store.base import Commit, Put, State
-from onefleet.wire.api import JobView, NewJob, Page
+from onefleet.wire.api import JobView, NewArray, NewJob, Page
 
 LIVE_JOBS_MAX = 10_000
 WORDS_MAX = 1_024
 #: Of the command and of the environment, each; the kernel takes about 128 KiB a word.
 BYTES_MAX = 100_000
 VARIABLES_MAX = 256
-DEVICES_MAX = 100_000
-MEMORY_BYTES_MAX = 2**50
+ARRAY_MAX = 5_000
 
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
 _CODE = re.compile(r"sha256:[0-9a-f]{64}")
-_NETWORKS = ("cell", "host")
+_NETWORKS = ("cell", "gang", "host")
 
 
 async def submit_job(call: Call) -> JobView:
     new = await call.body(NewJob)
-    tenant_id = TenantId(new.tenant) if new.tenant is not None else call.caller.tenant_id
-    call.caller.must_act_for(tenant_id)
-    tier = one_of(Tier, new.tier, "tier")
-    demand = _demand(new)
-    _check_command(new)
-    _check_code(new.code, call)
     work_id = WorkId(call.pool.ids.new("job"))
-    name = _name(new, work_id)
-
-    def decide(state: State, now: Instant) -> tuple[Commit, None]:
-        must_exist(state, tenant_id)
-        _must_fit(state, demand)
-        _must_be_new(state, tenant_id, name)
-        job = Job(
-            id=work_id,
-            name=name,
-            tenant_id=tenant_id,
-            command=new.command,
-            environment=tuple(sorted(new.environment.items())),
-            code=Digest(new.code) if new.code else None,
-            network=new.network,
-            submitted_at=now,
-        )
-        modes = [node.checkpoint_mode for node in state.nodes.values()]
-        work = Work(
-            id=work_id,
-            kind=WorkKind.JOB,
-            tenant_id=tenant_id,
-            tier=tier,
-            demand=demand,
-            want=Want.RUN,
-            phase=Phase.PENDING,
-            submitted_at=now,
-            phase_since=now,
-            suspendable=not modes or any(mode is not CheckpointMode.NONE for mode in modes),
-        )
-        return Commit([Put(job), Put(work)], notes.of_work(None, work, now)), None
-
-    await call.pool.change(decide)
+    await _submit(call, new, [(work_id, _name(new, work_id), "", 0)])
     state = await call.pool.store.read()
     return views.job_view(state.jobs[work_id], call.pool.scene(state, call.caller))
 
 
-def _demand(new: NewJob) -> Demand:
-    low = within(new.devices_min, 1, DEVICES_MAX, "devices_min")
-    high = within(new.devices_max, 1, DEVICES_MAX, "devices_max")
-    if high < low:
+async def submit_array(call: Call) -> Page[JobView]:
+    array = await call.body(NewArray)
+    size = within(array.size, 1, ARRAY_MAX, "size")
+    ids = [WorkId(call.pool.ids.new("job")) for _ in range(size)]
+    name = _name(array.job, ids[0])
+    elements = [
+        (work_id, good_name(f"{name}-{index}", "name"), name, index)
+        for index, work_id in enumerate(ids)
+    ]
+    await _submit(call, array.job, elements)
+    state = await call.pool.store.read()
+    scene = call.pool.scene(state, call.caller)
+    return Page(tuple(views.job_view(state.jobs[work_id], scene) for work_id in ids))
+
+
+async def _submit(call: Call, new: NewJob, elements: list[tuple[WorkId, str, str, int]]) -> None:
+    """Commit jobs that differ in (id, name, array, index) alone, all of them or none."""
+    tenant_id = TenantId(new.tenant) if new.tenant is not None else call.caller.tenant_id
+    call.caller.must_act_for(tenant_id)
+    tier = one_of(Tier, new.tier, "tier")
+    demand = demand_of(new)
+    _check_command(new)
+    _check_code(new.code, call)
+    network = _network(new)
+
+    def decide(state: State, now: Instant) -> tuple[Commit, None]:
+        must_exist(state, tenant_id)
+        _must_fit(state, demand)
+        _must_be_new(state, tenant_id, [name for _, name, _, _ in elements])
+        terms = terms_of(new, _after(state, call.caller, new.after), now)
+        modes = [node.checkpoint_mode for node in state.nodes.values()]
+        works = [
+            Work(
+                id=work_id,
+                kind=WorkKind.JOB,
+                tenant_id=tenant_id,
+                tier=tier,
+                demand=demand,
+                want=Want.RUN,
+                phase=Phase.PENDING,
+                submitted_at=now,
+                phase_since=now,
+                suspendable=not modes or any(mode is not CheckpointMode.NONE for mode in modes),
+                terms=terms,
+                ready=not terms.after,
+                promised=not tier.promise_permille,
+            )
+            for work_id, _, _, _ in elements
+        ]
+        jobs = [
+            Job(
+                id=work_id,
+                name=name,
+                tenant_id=tenant_id,
+                command=new.command,
+                environment=tuple(sorted(new.environment.items())),
+                code=Digest(new.code) if new.code else None,
+                network=network,
+                submitted_at=now,
+                array=array,
+                index=index,
+            )
+            for work_id, name, array, index in elements
+        ]
+        noted = [note for work in works for note in notes.of_work(None, work, now)]
+        return Commit([*(Put(job) for job in jobs), *(Put(work) for work in works)], noted), None
+
+    await call.pool.change(decide)
+
+
+def _network(new: NewJob) -> str:
+    if new.network is None:
+        return "gang" if new.workers > 1 else "cell"
+    if new.network not in _NETWORKS:
         raise InvalidRequest(
-            f'"devices_max" is {high}, less than "devices_min" ({low})', param="devices_max"
+            f'"network" is "{new.network[:40]}", not one of {", ".join(_NETWORKS)}', param="network"
         )
-    return Demand(
-        kind=one_of(DeviceKind, new.device_kind, "device_kind"),
-        devices_min=low,
-        devices_max=high,
-        memory_bytes=within(new.memory_bytes, 0, MEMORY_BYTES_MAX, "memory_bytes"),
-    )
+    return new.network
+
+
+def _after(state: State, caller: Caller, names: tuple[str, ...]) -> tuple[WorkId, ...]:
+    """The jobs that are to succeed first, by id; an array's name stands for all its elements."""
+    if len(names) > AFTER_MAX:
+        raise TooLarge(f'"after" names {len(names)} jobs, over {AFTER_MAX}', param="after")
+    found: dict[WorkId, None] = {}
+    for name in names:
+        elements = [
+            j.id for j in state.jobs.values() if j.array == name and caller.sees(j.tenant_id)
+        ]
+        found.update(dict.fromkeys(elements or [find_job(state, caller, name).id]))
+    return tuple(found)
 
 
 def _check_command(new: NewJob) -> None:
@@ -126,10 +166,6 @@ def _check_command(new: NewJob) -> None:
             raise InvalidRequest(
                 f'"{name[:80]}" is not the name of an environment variable', param="environment"
             )
-    if new.network not in _NETWORKS:
-        raise InvalidRequest(
-            f'"network" is "{new.network[:40]}", not one of {", ".join(_NETWORKS)}', param="network"
-        )
 
 
 def _size(words: tuple[str, ...] | list[str]) -> int:
@@ -172,39 +208,21 @@ def _must_fit(state: State, demand: Demand) -> None:
         )
 
 
-def _must_be_new(state: State, tenant_id: TenantId, name: str) -> None:
+def _must_be_new(state: State, tenant_id: TenantId, names: list[str]) -> None:
     live = [job for job in state.jobs.values() if state.works[job.id].phase is not Phase.ENDED]
-    if len(live) >= LIVE_JOBS_MAX:
+    if len(live) + len(names) > LIVE_JOBS_MAX:
         raise QuotaExceeded(
-            f"{len(live)} jobs are waiting or running, which is the limit",
+            f"{len(live)} jobs are waiting or running, and {LIVE_JOBS_MAX} is the limit",
             hint="wait for some to end, or cancel some",
         )
+    wanted = dict.fromkeys(names)
     for job in live:
-        if job.tenant_id == tenant_id and job.name == name:
+        if job.tenant_id == tenant_id and job.name in wanted:
             raise Conflict(
-                f'there is a live job "{name}" already ({job.id})',
+                f'there is a live job "{job.name}" already ({job.id})',
                 hint=f"choose another --name, or: onefleet cancel {job.id}",
                 param="name",
             )
-
-
-def find_job(state: State, caller: Caller, text: str) -> Job:
-    """The job of that id or name: a live one first, then the newest. Raises NotFound."""
-    missing = NotFound(
-        f'there is no job "{text[:80]}"', why="none has this id or name", hint="onefleet ps"
-    )
-    job = state.jobs.get(WorkId(text))
-    if job is None:
-        named = [j for j in state.jobs.values() if j.name == text and caller.sees(j.tenant_id)]
-        job = max(named, key=lambda j: _liveness(state.works[j.id]), default=None)
-    if job is None:
-        raise missing
-    caller.must_see(job.tenant_id, missing)
-    return job
-
-
-def _liveness(work: Work) -> tuple[bool, Instant, str]:
-    return (work.phase is not Phase.ENDED, work.submitted_at, work.id)
 
 
 async def list_jobs(call: Call) -> Page[JobView]:
@@ -219,45 +237,3 @@ async def show_job(call: Call) -> JobView:
     state = await call.pool.store.read()
     job = find_job(state, call.caller, call.path("id"))
     return views.job_view(job, call.pool.scene(state, call.caller))
-
-
-async def suspend_job(call: Call) -> JobView:
-    return await _want(call, Want.SUSPEND)
-
-
-async def resume_job(call: Call) -> JobView:
-    return await _want(call, Want.RUN)
-
-
-async def cancel_job(call: Call) -> JobView:
-    return await _want(call, Want.STOP)
-
-
-async def _want(call: Call, want: Want) -> JobView:
-    """Say what its owner wants of a job; saying it twice changes nothing."""
-
-    def decide(state: State, now: Instant) -> tuple[Commit, Job]:
-        job = find_job(state, call.caller, call.path("id"))
-        work = state.works[job.id]
-        if work.phase is Phase.ENDED:
-            raise Conflict(f'job "{job.name}" ({job.id}) has ended already', why=work.why_ended)
-        if work.want is Want.STOP and want is not Want.STOP:
-            raise Conflict(
-                f'job "{job.name}" ({job.id}) is being cancelled',
-                why="that cannot be taken back",
-                hint="submit it again",
-            )
-        if want is Want.SUSPEND and not work.suspendable:
-            raise Conflict(
-                f'job "{job.name}" ({job.id}) cannot be suspended',
-                why="no node of this fleet can save a job's state",
-                hint="onefleet doctor says why",
-            )
-        after = lifecycle.apply(work, lifecycle.WantChanged(want), now)
-        if after == work:
-            return Commit(), job
-        return Commit([Put(after)], notes.of_work(work, after, now)), job
-
-    job = await call.pool.change(decide)
-    state = await call.pool.store.read()
-    return views.job_view(state.jobs[job.id], call.pool.scene(state, call.caller))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
-from onefleet.control.api.jobs import find_job
+from onefleet.control.api.existing import find_job
 from onefleet.control.call import Call
 from onefleet.domain.work import Phase
 from onefleet.wire.api import LogChunk

@@ -10,7 +10,7 @@ import msgspec
 from onefleet import __version__
 from onefleet.control import views
 from onefleet.control.api.deployments import find_deployment
-from onefleet.control.api.jobs import find_job
+from onefleet.control.api.existing import find_job
 from onefleet.control.auth import Caller
 from onefleet.control.call import Call
 from onefleet.core.explain import explain

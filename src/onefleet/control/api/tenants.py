@@ -6,9 +6,11 @@ import secrets
 from dataclasses import replace
 
 from onefleet.control import views
+from onefleet.control.api.existing import must_exist
+from onefleet.control.api.reservations import RESERVED_MAX, must_be_free
 from onefleet.control.auth import digest_of, last_admin
 from onefleet.control.call import Call, good_name, good_text, one_of, within
-from onefleet.domain.errors import Conflict, Infeasible, NotFound, QuotaExceeded
+from onefleet.domain.errors import Conflict, NotFound, QuotaExceeded
 from onefleet.domain.fleet import DeviceKind
 from onefleet.domain.ids import Instant, KeyId, ReservationId, TenantId
 from onefleet.domain.tenancy import ApiKey, Reservation, Role, Tenant
@@ -18,20 +20,10 @@ from onefleet.wire.api import KeyView, NewKey, NewTenant, Page, TenantView
 TENANTS_MAX = 10_000
 KEYS_MAX = 100_000
 RATE_MAX = 10**12
-RESERVED_MAX = 100_000
+WEIGHT_MAX = 1_000_000
 
 #: Bytes of chance in a key.
 KEY_BYTES = 24
-
-
-def must_exist(state: State, tenant_id: TenantId) -> None:
-    """Raise NotFound unless there is such a tenant."""
-    if tenant_id not in state.tenants:
-        raise NotFound(
-            f'there is no tenant "{tenant_id[:80]}"',
-            hint=f"onefleet tenant create {tenant_id[:80]}",
-            param="tenant",
-        )
 
 
 async def create_tenant(call: Call) -> TenantView:
@@ -57,7 +49,14 @@ async def create_tenant(call: Call) -> TenantView:
         parent = TenantId(new.parent) if new.parent else None
         if parent is not None:
             must_exist(state, parent)
-        tenant = Tenant(tenant_id, parent, new.tokens_per_minute, new.requests_per_minute, now)
+        tenant = Tenant(
+            id=tenant_id,
+            parent=parent,
+            tokens_per_minute=new.tokens_per_minute,
+            requests_per_minute=new.requests_per_minute,
+            created_at=now,
+            weight=within(new.weight, 1, WEIGHT_MAX, "weight"),
+        )
         reserved = _reservations(new, call, state, now)
         puts = [Put(tenant), *(Put(r) for r in reserved)]
         note = Note(now, "tenant.created", tenant.id, "")
@@ -68,6 +67,7 @@ async def create_tenant(call: Call) -> TenantView:
             requests_per_minute=tenant.requests_per_minute,
             reservations={r.kind.value: r.devices for r in reserved},
             created_at=now,
+            weight=tenant.weight,
         )
         return Commit(changes=puts, notes=[note]), view
 
@@ -80,25 +80,11 @@ def _reservations(new: NewTenant, call: Call, state: State, now: Instant) -> lis
         kind = one_of(DeviceKind, name, "reservations")
         if not within(devices, 0, RESERVED_MAX, f"reservations.{name}"):
             continue
-        _must_be_free(state, kind, devices)
         reservation_id = ReservationId(call.pool.ids.new("res"))
-        found.append(Reservation(reservation_id, TenantId(new.id), kind, devices, now))
+        made = Reservation(reservation_id, TenantId(new.id), kind, devices, now)
+        must_be_free(state, made, now)
+        found.append(made)
     return found
-
-
-def _must_be_free(state: State, kind: DeviceKind, devices: int) -> None:
-    """Raise Infeasible when the fleet has not so many devices that are not reserved."""
-    if not state.nodes:
-        return  # nobody knows yet what the fleet has
-    total = sum(1 for n in state.nodes.values() for d in n.devices if d.kind is kind)
-    taken = sum(r.devices for r in state.reservations.values() if r.kind is kind)
-    if devices > total - taken:
-        raise Infeasible(
-            f"{devices} {kind} devices cannot be guaranteed",
-            why=f"the fleet has {total}, and {taken} are reserved already",
-            hint=f"reserve {max(total - taken, 0)} at most",
-            param=f"reservations.{kind}",
-        )
 
 
 async def list_tenants(call: Call) -> Page[TenantView]:

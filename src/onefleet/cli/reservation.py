@@ -1,0 +1,67 @@
+"""``onefleet reservation``: devices that are guaranteed to a tenant."""
+
+from __future__ import annotations
+
+import click
+
+from onefleet.cli.kinds import RESERVATION
+from onefleet.cli.options import KINDS, Acting, Reading, acting, confirm, reading
+from onefleet.cli.times import Moment
+from onefleet.wire.api import NewReservation, Page, ReservationView
+from onefleet.wire.client import segment
+
+
+@click.group()
+def reservation() -> None:
+    """Reservations: create, list, remove."""
+
+
+@reservation.command()
+@click.argument("tenant")
+@click.argument("devices", type=click.IntRange(1))
+@click.option("--kind", type=KINDS, default="cpu", show_default=True)
+@click.option("--product", default="", help="Class of the devices. Default: any of the kind.")
+@click.option("--from", "from_", type=Moment(), help="When its window opens. Default: now.")
+@click.option("--until", type=Moment(), help="When its window closes. Default: never.")
+@acting
+def create(
+    act: Acting,
+    tenant: str,
+    devices: int,
+    kind: str,
+    product: str,
+    from_: int | None,
+    until: int | None,
+) -> None:
+    """Guarantee DEVICES to TENANT's premium work, and to that of the tenants below it.
+
+    What it leaves idle is lent to others and taken back without losing their work.
+    """
+    new = NewReservation(
+        tenant=tenant,
+        devices=devices,
+        device_kind=kind,
+        product=product,
+        starts_at=from_,
+        ends_at=until,
+    )
+    act.done(RESERVATION, act.pool.post("/api/v1/reservations", new, ReservationView))
+
+
+@reservation.command(name="list")
+@reading
+def list_(view: Reading) -> None:
+    """Reservations and their windows."""
+    path = "/api/v1/reservations"
+    view.many(RESERVATION, lambda: view.pool.get(path, Page[ReservationView]).data)
+
+
+@reservation.command()
+@click.argument("id_", metavar="ID")
+@click.option("--yes", "-y", is_flag=True, help="Do not ask.")
+@acting
+def remove(act: Acting, id_: str, yes: bool) -> None:
+    """End a reservation; its tenant's work stays, without the guarantee."""
+    confirm(f"reservation {id_} ends; its devices are shared by all", yes)
+    path = f"/api/v1/reservations/{segment(id_)}"
+    act.done(RESERVATION, act.pool.delete(path, ReservationView))

@@ -1,0 +1,59 @@
+"""Lengths and points of time, and shares, as a person types them."""
+
+from __future__ import annotations
+
+import time
+from datetime import datetime
+from typing import Any
+
+import click
+
+from onefleet.domain.quantities import parse_duration
+from onefleet.domain.work import WHOLE
+
+
+class Length(click.ParamType[int]):
+    """`90s`, `40m`, `2h`, `3d`, or seconds; in milliseconds."""
+
+    name = "TIME"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if isinstance(value, int):
+            return value
+        try:
+            return parse_duration(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+class Moment(click.ParamType[int]):
+    """`+2h` from now, or `2026-11-25T18:00` on this machine's clock; in milliseconds since 1970."""
+
+    name = "TIME"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if isinstance(value, int):
+            return value
+        try:
+            if value.startswith("+"):
+                return int(time.time() * 1000) + parse_duration(value[1:])
+            return int(datetime.fromisoformat(value).timestamp() * 1000)
+        except ValueError:
+            self.fail(f"{value!r} is neither +2h nor 2026-11-25T18:00", param, ctx)
+
+
+class Share(click.ParamType[int]):
+    """A part of one device, `0.25`; in thousandths."""
+
+    name = "PART"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if isinstance(value, int):
+            return value
+        try:
+            milli = round(float(value) * WHOLE)
+        except ValueError:
+            milli = 0
+        if not 1 <= milli <= WHOLE:
+            self.fail(f"{value!r} is not a part of a device between 0.001 and 1", param, ctx)
+        return milli

@@ -1,0 +1,147 @@
+"""What is done to a job: suspend, freeze, resume, cancel, migrate, scale, checkpoint.
+
+Each says what its owner wants; the next pass of the planner, or the job's agents, bring it about.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from onefleet.control import notes, views
+from onefleet.control.api.existing import find_job, find_node
+from onefleet.control.call import Call
+from onefleet.core import lifecycle
+from onefleet.core.snapshot import usable
+from onefleet.domain.errors import Conflict, Infeasible, InvalidRequest
+from onefleet.domain.ids import Instant
+from onefleet.domain.jobs import Job
+from onefleet.domain.work import Demand, Phase, Want, Work
+from onefleet.store.base import Commit, Put, State
+from onefleet.wire.api import JobView, MigrateJob, ScaleJob
+
+#: What a call means for a job; None: nothing changes. Raises what the owner did wrong.
+Meaning = Callable[[State, Job, Work, Instant], lifecycle.Event | None]
+
+
+async def suspend_job(call: Call) -> JobView:
+    return await _want(call, Want.SUSPEND)
+
+
+async def freeze_job(call: Call) -> JobView:
+    return await _want(call, Want.FREEZE)
+
+
+async def resume_job(call: Call) -> JobView:
+    return await _want(call, Want.RUN)
+
+
+async def cancel_job(call: Call) -> JobView:
+    return await _want(call, Want.STOP)
+
+
+async def migrate_job(call: Call) -> JobView:
+    wanted = (await call.body(MigrateJob)).node
+
+    def meaning(state: State, job: Job, work: Work, now: Instant) -> lifecycle.Event | None:
+        if wanted is None:
+            return lifecycle.MoveWanted(())
+        node = find_node(state, wanted)
+        _must_be_saveable(job, work)
+        if not usable(node, now):
+            raise Infeasible(
+                f'job "{job.name}" ({job.id}) cannot move to {node.name}',
+                why=f"the node is {node.state}, or its lease ran out",
+                hint="onefleet node list",
+            )
+        there = work.placement and all(slot.node_id == node.id for slot in work.placement)
+        wish = () if there else (node.id,)
+        return None if work.move_to == wish else lifecycle.MoveWanted(wish)
+
+    return await _decide(call, meaning)
+
+
+async def scale_job(call: Call) -> JobView:
+    devices = (await call.body(ScaleJob)).devices
+
+    def meaning(state: State, job: Job, work: Work, now: Instant) -> lifecycle.Event | None:
+        if devices is not None:
+            _must_be_a_width(job, work.demand, devices)
+        return None if work.width == devices else lifecycle.WidthWanted(devices)
+
+    return await _decide(call, meaning)
+
+
+async def checkpoint_job(call: Call) -> JobView:
+    """Have an image made now, while the job runs on."""
+
+    def meaning(state: State, job: Job, work: Work, now: Instant) -> lifecycle.Event | None:
+        _must_be_saveable(job, work)
+        if work.phase is not Phase.RUNNING:
+            raise Conflict(
+                f'job "{job.name}" ({job.id}) does not run: it is {work.phase}',
+                why="an image of it is made while it runs",
+                hint=f"onefleet why {job.id}",
+            )
+        return None if work.making else lifecycle.CheckpointOrdered()
+
+    return await _decide(call, meaning)
+
+
+async def _want(call: Call, want: Want) -> JobView:
+    """Say what its owner wants of a job; saying it twice changes nothing."""
+
+    def meaning(state: State, job: Job, work: Work, now: Instant) -> lifecycle.Event | None:
+        if work.want is Want.STOP and want is not Want.STOP:
+            raise Conflict(
+                f'job "{job.name}" ({job.id}) is being cancelled',
+                why="that cannot be taken back",
+                hint="submit it again",
+            )
+        if want in (Want.SUSPEND, Want.FREEZE):
+            _must_be_saveable(job, work)
+        return None if work.want is want else lifecycle.WantChanged(want)
+
+    return await _decide(call, meaning)
+
+
+async def _decide(call: Call, meaning: Meaning) -> JobView:
+    """Find the job of the call and apply what the call means to it."""
+
+    def decide(state: State, now: Instant) -> tuple[Commit, Job]:
+        job = find_job(state, call.caller, call.path("id"))
+        work = state.works[job.id]
+        if work.phase is Phase.ENDED:
+            raise Conflict(f'job "{job.name}" ({job.id}) has ended already', why=work.why_ended)
+        event = meaning(state, job, work, now)
+        if event is None:
+            return Commit(), job
+        after = lifecycle.apply(work, event, now)
+        return Commit([Put(after)], notes.of_work(work, after, now)), job
+
+    job = await call.pool.change(decide)
+    state = await call.pool.store.read()
+    return views.job_view(state.jobs[job.id], call.pool.scene(state, call.caller))
+
+
+def _must_be_saveable(job: Job, work: Work) -> None:
+    if not work.suspendable:
+        raise Conflict(
+            f'job "{job.name}" ({job.id}) cannot be suspended',
+            why="no node of this fleet can save a job's state",
+            hint="onefleet doctor says why",
+        )
+
+
+def _must_be_a_width(job: Job, demand: Demand, devices: int) -> None:
+    """Raise InvalidRequest for a number of devices that the job can never run on."""
+    low, high = demand.least, demand.most
+    step = demand.devices_min if demand.workers > 1 else 1
+    if low <= devices <= high and devices % step == 0:
+        return
+    steps = f" in steps of {step}" if step > 1 else ""
+    raise InvalidRequest(
+        f'job "{job.name}" ({job.id}) cannot run on {devices} devices',
+        why=f"it was submitted for {low} to {high}{steps}",
+        hint="submit it with --devices MIN..MAX to make it elastic" if low == high else "",
+        param="devices",
+    )

@@ -1,0 +1,104 @@
+"""Reservations: devices that are guaranteed to a tenant, always or in a window of time."""
+
+from __future__ import annotations
+
+from onefleet.control import views
+from onefleet.control.api.existing import must_exist
+from onefleet.control.call import Call, good_text, one_of, within
+from onefleet.core.promise import capacity, holds, moments, reserved_load, unmet
+from onefleet.domain.errors import Infeasible, InvalidRequest, NotFound, QuotaExceeded
+from onefleet.domain.fleet import DeviceKind
+from onefleet.domain.ids import Instant, ReservationId, TenantId
+from onefleet.domain.tenancy import Reservation
+from onefleet.domain.work import WHOLE
+from onefleet.store.base import Commit, Delete, Note, Put, State
+from onefleet.wire.api import NewReservation, Page, ReservationView
+
+RESERVED_MAX = 100_000
+RESERVATIONS_MAX = 10_000
+
+
+async def create_reservation(call: Call) -> ReservationView:
+    new = await call.body(NewReservation)
+    kind = one_of(DeviceKind, new.device_kind, "device_kind")
+    devices = within(new.devices, 1, RESERVED_MAX, "devices")
+    product = good_text(new.product, 200, "product")
+    reservation_id = ReservationId(call.pool.ids.new("res"))
+
+    def decide(state: State, now: Instant) -> tuple[Commit, Reservation]:
+        tenant_id = TenantId(new.tenant)
+        must_exist(state, tenant_id)
+        if len(state.reservations) >= RESERVATIONS_MAX:
+            raise QuotaExceeded(f"there are {RESERVATIONS_MAX} reservations, which is the limit")
+        starts_at, ends_at = _window(new, now)
+        made = Reservation(
+            reservation_id, tenant_id, kind, devices, now, product, starts_at, ends_at
+        )
+        must_be_free(state, made, now)
+        note = Note(now, "reservation.created", made.id, f"{devices} {kind} for {tenant_id}")
+        return Commit([Put(made)], [note]), made
+
+    made = await call.pool.change(decide)
+    return views.reservation_view(made, call.pool.clock.now())
+
+
+async def list_reservations(call: Call) -> Page[ReservationView]:
+    state = await call.pool.store.read()
+    now = call.pool.clock.now()
+    seen = (r for r in state.reservations.values() if call.caller.sees(r.tenant_id))
+    ordered = sorted(seen, key=lambda r: (r.created_at, r.id))
+    return Page(tuple(views.reservation_view(r, now) for r in ordered))
+
+
+async def remove_reservation(call: Call) -> ReservationView:
+    wanted = ReservationId(call.path("id"))
+
+    def decide(state: State, now: Instant) -> tuple[Commit, Reservation]:
+        found = state.reservations.get(wanted)
+        if found is None:
+            raise NotFound(
+                f'there is no reservation "{wanted[:80]}"', hint="onefleet reservation list"
+            )
+        note = Note(now, "reservation.removed", found.id, f"of {found.tenant_id}")
+        return Commit([Delete(found)], [note]), found
+
+    removed = await call.pool.change(decide)
+    return views.reservation_view(removed, call.pool.clock.now())
+
+
+def must_be_free(state: State, more: Reservation, now: Instant) -> None:
+    """Raise Infeasible when, at any time of its window, the fleet has not so many devices left."""
+    if not state.nodes:
+        return  # nobody knows yet what the fleet has
+    room = capacity(state.nodes.values(), more.kind)
+    kept = [r for r in state.reservations.values() if r.kind is more.kind]
+    for at in moments([more, *kept], now):
+        if not holds(more, at):
+            continue
+        held = [r for r in kept if holds(r, at)]
+        missing = unmet([reserved_load(r) for r in [*held, more]], room)
+        if missing:
+            product = f" of class {more.product}" if more.product else ""
+            total = sum(v for name, v in room.items() if more.product in ("", name)) // WHOLE
+            taken = sum(r.devices for r in held)
+            raise Infeasible(
+                f"{more.devices} {more.kind} devices{product} cannot be guaranteed",
+                why=f"the fleet has {total}, and {taken} of the kind are reserved already",
+                hint=f"reserve {max(more.devices - -(-missing // WHOLE), 0)} at most, "
+                "or another window",
+                param=f"reservations.{more.kind}",
+            )
+
+
+def _window(new: NewReservation, now: Instant) -> tuple[Instant | None, Instant | None]:
+    starts_at, ends_at = new.starts_at, new.ends_at
+    if ends_at is not None and ends_at <= max(now, starts_at or 0):
+        raise InvalidRequest(
+            f'"ends_at" is {ends_at}, which is not after its start and after now ({now})',
+            hint="times are in milliseconds since 1970",
+            param="ends_at",
+        )
+    return (
+        None if starts_at is None else Instant(starts_at),
+        None if ends_at is None else Instant(ends_at),
+    )
