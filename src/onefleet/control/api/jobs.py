@@ -190,7 +190,7 @@ def _check_code(code: str | None, call: Call) -> None:
 def _name(new: NewJob, work_id: WorkId) -> str:
     if new.name is not None:
         return good_name(new.name, "name")
-    stem = re.sub(r"[^A-Za-z0-9]+", "-", PurePosixPath(new.command[0]).name).strip("-")[:32]
+    stem = re.sub(r"[^A-Za-z0-9]+", "-", PurePosixPath((*new.command, "")[0]).name).strip("-")[:32]
     return f"{stem or 'job'}-{work_id[-5:]}"
 
 

@@ -1,0 +1,168 @@
+"""What owners ask of jobs, and administrators of the fleet, through a real control process."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pytest
+from tests.integration.control.rig import Control, FakeNode
+
+from onefleet.domain.errors import Conflict, Infeasible, NotFound
+from onefleet.wire.api import (
+    DeviceView,
+    JobView,
+    LedgerView,
+    NewArray,
+    NewJob,
+    NewReservation,
+    NewTenant,
+    NodeView,
+    Page,
+    ReceiptView,
+    ReservationView,
+    TenantView,
+)
+from onefleet.wire.client import Client
+
+HOUR_MS = 3_600_000
+
+
+def now_ms() -> int:
+    return int(time.time() * 1000)
+
+
+def submit(api: Client, name: str, **fields: Any) -> JobView:
+    return api.post("/api/v1/jobs", NewJob(command=("x",), name=name, **fields), JobView)
+
+
+def verb(api: Client, job: JobView, name: str, body: object = None) -> JobView:
+    return api.post(f"/api/v1/jobs/{job.id}/{name}", body, JobView)
+
+
+def test_a_gang_says_how_many_devices_it_can_do_with(control: Control) -> None:
+    api = control.admin()
+    gang = submit(api, "gang", workers=8, devices_min=2, devices_max=8)
+    assert (gang.workers, gang.devices_min, gang.devices_max) == (8, 2, 8)
+    assert gang.network == "gang" and submit(api, "one").network == "cell"
+    assert verb(api, gang, "scale", {"devices": 4}).width == 4
+    assert verb(api, gang, "scale", {"devices": None}).width is None
+    for devices in (1, 9):
+        with pytest.raises(CallerError, match=f"on {devices} devices"):
+            verb(api, gang, "scale", {"devices": devices})
+    for fields in (
+        {"workers": 3, "devices_max": 8, "devices_min": 8},
+        {"workers": 4, "devices_max": 8, "devices_min": 1},
+        {"devices_max": 2, "devices_min": 2, "device_milli": 500},
+        {"deadline": 1_000},
+        {"deadline": now_ms() + HOUR_MS, "estimate_ms": 2 * HOUR_MS},
+        {"products": {"A100": 0}},
+        {"network": "lan"},
+        {"workers": 10**9},
+    ):
+        with pytest.raises(CallerError):
+            submit(api, "wrong", **fields)
+
+
+def test_an_array_is_submitted_whole_and_others_wait_for_all_of_it(control: Control) -> None:
+    api, node = control.admin(), FakeNode(control)
+    node.sync()
+    array = NewArray(job=NewJob(command=("x",), name="sweep", tier="basic"), size=3)
+    elements = api.post("/api/v1/arrays", array, Page[JobView]).data
+    assert [(e.name, e.array) for e in elements] == [(f"sweep-{i}", "sweep") for i in range(3)]
+    with pytest.raises(Conflict):
+        api.post("/api/v1/arrays", array, Page[JobView])
+    assert len(api.get("/api/v1/jobs", Page[JobView]).data) == 3
+    then = submit(api, "then", after=("sweep",), tier="basic")
+    with pytest.raises(NotFound):
+        submit(api, "never", after=("nothing",))
+    node.until("it runs", lambda: control.job(elements[0].id).phase == "running")
+    assert control.job(then.id).phase == "pending"
+
+
+def test_a_reservation_in_a_window_leaves_the_rest_of_the_time_to_others(control: Control) -> None:
+    api, node = control.admin(), FakeNode(control, devices=4)
+    node.sync()
+    for name in ("gold", "silver"):
+        api.post("/api/v1/tenants", NewTenant(id=name, weight=2_000), TenantView)
+    start = now_ms() + HOUR_MS
+
+    def reserve(tenant: str, devices: int, **window: Any) -> ReservationView:
+        new = NewReservation(tenant=tenant, devices=devices, **window)
+        return api.post("/api/v1/reservations", new, ReservationView)
+
+    first = reserve("gold", 3, starts_at=start, ends_at=start + HOUR_MS)
+    assert first.state == "ahead"
+    reserve("silver", 4, starts_at=start + HOUR_MS, ends_at=start + 2 * HOUR_MS)
+    with pytest.raises(Infeasible, match="2 cpu devices cannot be guaranteed"):
+        reserve("silver", 2, ends_at=start + 1)
+    with pytest.raises(Infeasible, match="class fast"):
+        reserve("silver", 1, product="fast")
+    with pytest.raises(CallerError):
+        reserve("silver", 1, starts_at=start, ends_at=start)
+    with pytest.raises(NotFound):
+        reserve("nobody", 1)
+    api.delete(f"/api/v1/reservations/{first.id}", ReservationView)
+    assert reserve("silver", 4, ends_at=start + 1).state == "open"
+    assert len(api.get("/api/v1/reservations", Page[ReservationView]).data) == 2
+    (gold,) = (t for t in api.get("/api/v1/tenants", Page[TenantView]).data if t.id == "gold")
+    assert gold.weight == 2_000 and gold.reservations == {}
+
+
+def test_nodes_and_devices_are_taken_out_of_use_and_back(control: Control) -> None:
+    api, node = control.admin(), FakeNode(control, devices=2)
+    node.sync()
+
+    def post(path: str, view: type, body: object = None) -> Any:
+        return api.post(f"/api/v1/{path}", body, view)
+
+    assert post("nodes/node-1/drain", NodeView).state == "draining"
+    assert post("nodes/node-1/drain", NodeView).state == "draining"
+    node.sync()  # a report does not take it back
+    job = submit(api, "waits")
+    assert control.job(job.id).phase == "pending"
+    assert post("nodes/node-1/undrain", NodeView).state == "ready"
+    node.until("it runs", lambda: control.job(job.id).phase == "running")
+    path = "devices/node-1%2Fcpu1"
+    assert post(f"{path}/cordon", DeviceView, {"reason": "ECC errors"}).cordoned == "ECC errors"
+    node.sync()
+    assert api.get("/api/v1/nodes", Page[NodeView]).data[0].devices_cordoned == 1
+    assert post(f"{path}/uncordon", DeviceView).cordoned == ""
+    for missing in ("nodes/node-9/drain", "devices/node-1%2Fcpu9/uncordon"):
+        with pytest.raises(NotFound):
+            post(missing, object)
+
+
+def test_verbs_refuse_what_makes_no_sense(control: Control) -> None:
+    api, node = control.admin(), FakeNode(control, devices=1)
+    node.sync()
+    first, second = submit(api, "first"), submit(api, "second")
+    node.until("it runs", lambda: control.job(first.id).phase == "running")
+    with pytest.raises(Conflict, match="does not run"):
+        verb(api, second, "checkpoint")
+    with pytest.raises(NotFound, match="no node"):
+        verb(api, first, "migrate", {"node": "nowhere"})
+    assert verb(api, first, "migrate", {"node": "node-1"}).moving_to == ()  # it is there
+    assert verb(api, second, "migrate", {"node": "node-1"}).moving_to == ("node-1",)
+    verb(api, first, "cancel")
+    with pytest.raises(Conflict, match="cancelled"):
+        verb(api, first, "freeze")
+
+
+def test_who_gave_way_has_a_receipt_and_everybody_a_ledger(control: Control) -> None:
+    api, node = control.admin(), FakeNode(control, devices=1)
+    node.sync()
+    low = submit(api, "low", tier="basic")
+    node.until("it runs", lambda: control.job(low.id).phase == "running")
+    high = submit(api, "high", tier="premium")
+    node.until("it runs instead", lambda: control.job(high.id).phase == "running")
+    (receipt,) = api.get(f"/api/v1/jobs/{low.id}/receipts", Page[ReceiptView]).data
+    assert (receipt.by, receipt.devices, receipt.lost_ms) == (high.id, 1, 0)
+    assert receipt.back_at is None
+    verb(api, high, "cancel")
+    node.until("it is back", lambda: control.job(low.id).phase == "running")
+    (receipt,) = api.get(f"/api/v1/jobs/{low.id}/receipts", Page[ReceiptView]).data
+    assert receipt.back_at is not None and receipt.back_at >= receipt.at
+    entries = {e.id: e for e in api.get("/api/v1/ledger", Page[LedgerView]).data}
+    assert entries[low.id].state == "none" and 0 < entries[low.id].kept_permille < 1_000
+    assert api.get(f"/api/v1/jobs/{low.id}/ledger", LedgerView).hours
