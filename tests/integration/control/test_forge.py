@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from tests.integration.control.rig import Control, FakeNode
 
-from onefleet.domain.errors import Conflict, Infeasible, NotFound
+from onefleet.domain.errors import CallerError, Conflict, Infeasible, NotFound
 from onefleet.wire.api import (
     DeviceView,
     JobView,
