@@ -1,29 +1,38 @@
 """A saved worker on disk: a folder of files, and a manifest that says what a whole one holds.
 
-    manifest.json    sizes and digests of the files, and everything that a restore checks
+    manifest.json    sizes and checksums of the files, and everything that a restore checks
     *.img            criu's own
     shm.tar          the files of the cell's /dev/shm
+    recipe.json      once it is folded: where the chunks of these files lie in the work's store
 
 An image is built under a temporary name, made durable, and only then renamed, so that a folder
 with a manifest is whole. Files are read for their checksums while the disk takes them in, so that
 the worker does not stand still for these. They guard against decay: they are checked whenever it
 is restored, and XXH3 does that about as fast as memory can be read (SHA-256: a tenth of it).
+
+A save leaves the files as criu wrote them, raw. Later they are folded into a chunk store, and may
+then be dropped; a restore puts them together again. Whoever needs them stay for a while locks the
+folder.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
 import hashlib
 import io
 import json
 import os
 import shutil
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import xxhash
 
-from onefleet.domain.errors import Conflict, NotFound, UpstreamFailed
-from onefleet.drivers import linux
+from onefleet.domain.errors import Conflict, NotFound, StorageFull, UpstreamFailed
+from onefleet.drivers import linux, recipe
 from onefleet.drivers.supervisor_files import sync_folder, write_json
 
 MANIFEST = "manifest.json"
@@ -121,6 +130,51 @@ def verify(image: str) -> dict[str, Any]:
     return manifest
 
 
+@contextlib.contextmanager
+def opened(image: str, chunks: str | None) -> Iterator[dict[str, Any]]:
+    """Its manifest, with all files there and checked; they stay for as long as this lasts.
+
+    chunks: the folder of the store that it may be folded into. Raises NotFound, UpstreamFailed
+    for a torn or corrupt image, StorageFull when there is no room to put it together.
+    """
+    with _locked(image, fcntl.LOCK_SH):
+        yield _made_ready(image, chunks)
+
+
+def _made_ready(image: str, chunks: str | None) -> dict[str, Any]:
+    manifest = read(image)
+    if chunks is None or not is_folded(image):
+        return verify(image)
+    if is_raw(image, manifest):
+        with contextlib.suppress(UpstreamFailed):  # its chunks may be whole
+            return verify(image)
+    _unfold(image, manifest, chunks)
+    return verify(image)
+
+
+def is_folded(image: str) -> bool:
+    """Whether it has a recipe."""
+    return os.path.exists(f"{image}/{recipe.NAME}")
+
+
+def is_raw(image: str, manifest: dict[str, Any]) -> bool:
+    """Whether all files are there as criu wrote them."""
+    return all(os.path.exists(f"{image}/{name}") for name in manifest["files"])
+
+
+def drop_raw(image: str) -> bool:
+    """Remove the files of a folded image; False when somebody needs them just now."""
+    assert is_folded(image), f"{image} would be lost"
+    try:
+        with _locked(image, fcntl.LOCK_EX | fcntl.LOCK_NB):
+            for name in read(image)["files"]:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(f"{image}/{name}")
+    except BlockingIOError:
+        return False
+    return True
+
+
 def total_bytes(manifest: dict[str, Any]) -> int:
     return sum(int(entry["size"]) for entry in manifest["files"].values())
 
@@ -129,6 +183,36 @@ def damaged(image: str, why: str) -> UpstreamFailed:
     return UpstreamFailed(
         f"image {image} is torn or corrupt", why=why, hint="restore an older image, or start anew"
     )
+
+
+def _unfold(image: str, manifest: dict[str, Any], chunks: str) -> None:
+    # Here: only this needs the library that decompresses.
+    from onefleet.drivers.chunk_store import ChunkStore
+
+    try:
+        ChunkStore(Path(chunks)).unfold(Path(image) / recipe.NAME, Path(image))
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise damaged(image, f"its chunks cannot be read: {error}") from error
+        raise StorageFull(
+            f"image {image} cannot be put together: no space left on its disk",
+            why=f"its files have {total_bytes(manifest)} bytes",
+            hint="free some space and restore it again; the image was not harmed",
+        ) from error
+
+
+@contextlib.contextmanager
+def _locked(image: str, how: int) -> Iterator[None]:
+    """Lock its folder. Raises NotFound, BlockingIOError."""
+    try:
+        folder = os.open(image, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except FileNotFoundError as error:
+        raise NotFound(f"image {image} does not exist", hint="restore another image") from error
+    try:
+        fcntl.flock(folder, how)
+        yield
+    finally:
+        os.close(folder)
 
 
 def _write(folder: str, manifest: dict[str, Any]) -> None:

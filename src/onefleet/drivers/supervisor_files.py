@@ -54,10 +54,14 @@ def write_json(path: str, value: dict[str, Any]) -> None:
     """Replace the file as a whole and make it durable. Raises OSError."""
     temporary = f"{path}.new"
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with open(descriptor, "w", encoding="utf-8") as file:
-        json.dump(value, file, separators=(",", ":"))
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with open(descriptor, "w", encoding="utf-8") as file:
+            json.dump(value, file, separators=(",", ":"))
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError:
+        os.unlink(temporary)  # on a full disk its bytes are wanted elsewhere
+        raise
     os.replace(temporary, path)
     sync_folder(os.path.dirname(path) or ".")
 
