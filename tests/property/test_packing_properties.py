@@ -5,8 +5,10 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from onefleet.core.packing import Ask, Host, Mix, Packer, Spot, packer
-from onefleet.core.packing.scores import BestFit, FirstFit, Gradient, Score
+from onefleet.core.packing import Ask, Host, Mix, Packer, Spot, Worth, packer
+from onefleet.core.packing.mix import Fragmentation
+from onefleet.core.packing.prices import WHOLE, worths
+from onefleet.core.packing.scores import BestFit, FirstFit, Gradient, LeastLoss, Score
 from onefleet.core.packing.space import Space, afters, fits, space_of
 
 ASKS = st.sampled_from(
@@ -27,7 +29,7 @@ HOSTS = st.builds(
     memory=st.integers(0, 12),
     free=st.lists(st.sampled_from([0, 200, 500, 1000]), max_size=3).map(tuple),
 )
-SCORES = st.sampled_from(["first", "best", "fragmentation"])
+SCORES = st.sampled_from(["first", "best", "fragmentation", "least loss"])
 STEPS = st.lists(
     st.one_of(
         st.tuples(st.just("take"), ASKS),
@@ -45,8 +47,10 @@ def score(name: str, mix: Mix) -> Score:
             return FirstFit()
         case "best":
             return BestFit(6000, 3000)
+        case "fragmentation":
+            return Gradient(Worth(mix.counts(), {"P": 6, "Q": 6}))
         case _:
-            return Gradient(mix.freeze())
+            return LeastLoss(Worth(mix.counts(), {"P": 6, "Q": 6}))
 
 
 def cheapest(hosts: dict[str, Host], ask: Ask, rule: Score) -> int | None:
@@ -145,4 +149,34 @@ def test_fragmentation_is_never_negative_nor_more_than_all(seen: list[Ask], host
     for ask in seen:
         mix.observe(ask)
     space = space_of_host(host)
-    assert 0 <= mix.freeze().of(space) <= len(seen) * space.size
+    assert 0 <= Fragmentation(mix.counts()).of(space) <= len(seen) * space.size
+
+
+@given(
+    st.one_of(
+        st.dictionaries(st.integers(1, 99).map(lambda x: 10 * x), st.integers(0, 500), max_size=12),
+        st.dictionaries(st.integers(1, 999), st.integers(0, 500), max_size=6),
+    )
+)
+def test_prices_are_those_of_the_fewest_devices(demand: dict[int, int]) -> None:
+    """The worth of all shares together is at most the devices needed, and no cut beats a device."""
+    worth = worths(demand)
+    assert worth[1000] == WHOLE
+    assert list(worth) == sorted(worth)
+    total = sum(count * worth[share] for share, count in demand.items())
+    assert total <= devices_used(demand) * (WHOLE + 1_000)
+    for share in demand:
+        assert share == 0 or (1000 // share) * worth[share] <= WHOLE + 1_000
+
+
+def devices_used(demand: dict[int, int]) -> int:
+    """Devices that first-fit decreasing takes: an upper bound."""
+    free: list[int] = []
+    for share in sorted(demand, reverse=True):
+        for _ in range(demand[share]):
+            at = next((at for at, part in enumerate(free) if part >= share), None)
+            if at is None:
+                free.append(1000 - share)
+            else:
+                free[at] -= share
+    return len(free)

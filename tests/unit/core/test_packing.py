@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import pytest
 
-from onefleet.core.packing import Ask, Host, Mix, Packer, Space, Spot
-from onefleet.core.packing.mix import KINDS_MAX
+from onefleet.core.packing import Ask, Host, Mix, Packer, Space, Spot, Worth
+from onefleet.core.packing.mix import FADE_AT, KINDS_MAX, Fragmentation
+from onefleet.core.packing.prices import SHARES_MAX, worths
 from onefleet.core.packing.products import pressures, reluctance
 from onefleet.core.packing.scores import BestFit, DevicePacking, DotProduct, FirstFit
 from onefleet.core.packing.space import afters, fits
 
 SHARE = Ask(1000, 4, 1, 400)
 WHOLE = Ask(1000, 4, 1)
+DEVICE = 1_000_000  # in prices
 
 
 def host(name: str, *free: int, product: str = "P", cpu: int = 8000, memory: int = 64) -> Host:
@@ -141,7 +143,7 @@ def test_fragmentation_is_what_the_mix_cannot_use() -> None:
     mix.observe(Ask(9000, 0, 1))
     mix.observe(Ask(0, 0, 1, products=("Q",)))
     mix.observe(Ask(1000))
-    measure = mix.freeze()
+    measure = Fragmentation(mix.counts())
     # Of (1000, 300) with 4 cores: the share leaves 300 unusable, the whole one too; the others all.
     assert measure.of(Space("P", 4000, 0, (1000, 300))) == 300 + 300 + 3 * 1300
     assert measure.of(Space("Q", 4000, 0, (1000, 300))) == 300 + 300 + 300 + 2 * 1300
@@ -159,17 +161,65 @@ def test_the_mix_is_bounded_and_forgets_the_oldest() -> None:
     assert counts[Ask(5)] == 1
 
 
+def test_what_was_asked_long_ago_fades() -> None:
+    mix = Mix()
+    mix.observe(SHARE)
+    for _ in range(FADE_AT):
+        mix.observe(WHOLE)
+    assert SHARE not in mix.counts()
+    assert FADE_AT // 4 < mix.counts()[WHOLE] < FADE_AT
+    assert mix.seen == FADE_AT + 1
+
+
+def test_prices_of_shares_are_what_they_cost_beside_the_others() -> None:
+    worth = worths({470: 100, 810: 100, 650: 50, 320: 60, 160: 5})
+    assert worth[1000] == DEVICE
+    assert worth[470] == DEVICE // 2
+    assert worth[810] == DEVICE
+    assert worth[190] == 0, "far more holes of 190 are left than shares of 160 are asked"
+    assert abs(worth[680] - worth[320] - worth[350]) <= 1
+    assert worths({}) == (0,) * 1000 + (DEVICE,)
+    assert worths({333: 7})[333:1000:333] == (333333, 666667, DEVICE)
+
+
+def test_prices_of_many_different_shares_take_the_next_larger() -> None:
+    many = dict.fromkeys(range(300, 300 + 7 * SHARES_MAX), 10)
+    worth = worths(many)
+    assert worth[299] == 0
+    assert worth[499] <= worth[700] <= worth[999] <= DEVICE
+
+
+def test_free_devices_without_cpu_are_worth_less() -> None:
+    worth = Worth({Ask(4000, 4, 1): 10}, {"P": 4})
+    rich = worth.loss(Space("P", 8000, 64, (1000, 1000)))
+    poor = worth.loss(Space("P", 6000, 64, (1000, 1000)))
+    forgetful = worth.loss(Space("P", 8000, 4, (1000, 1000)))
+    assert rich < poor < worth.loss(Space("P", 2000, 64, (1000, 1000)))
+    assert rich < forgetful
+    assert worth.loss(Space("P", 9000, 64, (1000, 1000))) == rich, "more than enough is enough"
+    assert worth.loss(Space("P", 0, 0, (0, 0))) == 0
+
+
+def test_a_share_pairs_with_the_hole_that_it_fills() -> None:
+    packer = Packer([host("a", 350, 450, 1000)])
+    for milli, count in ((1000, 60), (650, 30), (320, 34), (550, 10), (230, 10), (220, 10)):
+        for _ in range(count):
+            packer.observe(Ask(0, 0, 1, milli))
+    assert packer.choose(Ask(0, 0, 1, 320)) == Spot("a", (0,))
+    assert packer.choose(Ask(0, 0, 1, 230)) == Spot("a", (1,)), "not the tightest: 220 goes beside"
+
+
 def test_the_mix_of_the_past_alone_decides() -> None:
     """What is learnt takes effect after it was seen, and only then."""
     packer = Packer([host("a", 1000)])
-    before = packer.measure
+    before = packer.worth
     packer.observe(WHOLE)
     packer.choose(WHOLE)
-    assert packer.measure is before
+    assert packer.worth is before
     for _ in range(31):
         packer.observe(WHOLE)
     packer.choose(WHOLE)
-    assert packer.measure.counts == {WHOLE: 32}
+    assert packer.worth.counts == {WHOLE: 32}
 
 
 def test_the_faster_product_unless_others_need_it_more() -> None:

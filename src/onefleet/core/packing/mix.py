@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import OrderedDict
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from onefleet.core.packing.space import MILLI, Ask, Space
@@ -17,33 +18,38 @@ from onefleet.core.packing.space import MILLI, Ask, Space
 #: Different asks remembered; the one not seen for the longest time goes first.
 KINDS_MAX = 512
 
+#: When so many asks are in the mix, all counts are halved: what was asked long ago fades.
+FADE_AT = 1 << 14
+
 #: Results kept of `Fragmentation.of`.
 CACHE_MAX = 1 << 18
 
 
 class Mix:
-    """Counts what is asked. `freeze` gives the fragmentation measure of what was seen up to now."""
+    """Counts what is asked. seen: how many asks ever."""
 
     def __init__(self) -> None:
         self._counts: OrderedDict[Ask, int] = OrderedDict()
+        self._total = 0
         self.seen = 0
 
-    def observe(self, ask: Ask, count: int = 1) -> None:
+    def observe(self, ask: Ask) -> None:
         """One more demand of this shape."""
-        kind = replace(ask, speeds=())
-        self._counts[kind] = self._counts.get(kind, 0) + count
+        kind = replace(ask, speeds=()) if ask.speeds else ask
+        self._counts[kind] = self._counts.get(kind, 0) + 1
         self._counts.move_to_end(kind)
-        self.seen += count
+        self.seen += 1
+        self._total += 1
         if len(self._counts) > KINDS_MAX:
-            self._counts.popitem(last=False)
+            self._total -= self._counts.popitem(last=False)[1]
+        if self._total >= FADE_AT:
+            halves = ((kind, count // 2) for kind, count in self._counts.items())
+            self._counts = OrderedDict((kind, count) for kind, count in halves if count)
+            self._total = sum(self._counts.values())
 
     def counts(self) -> dict[Ask, int]:
         """How often each shape was asked."""
         return dict(self._counts)
-
-    def freeze(self) -> Fragmentation:
-        """The measure over this mix; later observations do not change it."""
-        return Fragmentation(self.counts())
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +75,7 @@ class Fragmentation:
     Memory is left out, as in the paper: it is rarely short where CPU is not.
     """
 
-    counts: dict[Ask, int]
+    counts: Mapping[Ask, int]
     total: int = field(init=False)
     _classes: tuple[_Class, ...] = field(init=False)
     _steps: tuple[int, ...] = field(init=False)

@@ -22,10 +22,11 @@ from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from heapq import heapify, heappop, heappush, heapreplace
 
-from onefleet.core.packing.mix import Fragmentation, Mix
-from onefleet.core.packing.products import pressures, reluctance
-from onefleet.core.packing.scores import Gradient, Score
+from onefleet.core.packing.mix import Mix
+from onefleet.core.packing.products import reluctance
+from onefleet.core.packing.scores import LeastLoss, Score
 from onefleet.core.packing.space import MILLI, Ask, Space, Spot, afters, fits, space_of
+from onefleet.core.packing.worth import Worth
 
 #: Orders kept: one a shape of ask; the one not used for the longest time goes first.
 ORDERS_MAX = 128
@@ -33,8 +34,9 @@ ORDERS_MAX = 128
 #: Changes remembered beyond eight times the groups; then all orders are built anew.
 LOG_MAX = 1 << 16
 
-#: The measure is built anew after so many asks, and then whenever a quarter more was seen.
+#: The measure is built anew whenever a quarter more was seen, but after no fewer and no more asks.
 LEARN_FIRST = 32
+LEARN_LAST = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +50,7 @@ class Host:
     free: tuple[int, ...]
 
 
-ScoreOf = Callable[[Fragmentation], Score]
+ScoreOf = Callable[[Worth], Score]
 
 
 @dataclass(slots=True)
@@ -82,7 +84,7 @@ class Packer:
     """The free part of a fleet. See the module for its use."""
 
     def __init__(
-        self, hosts: Iterable[Host] = (), *, score_of: ScoreOf = Gradient, mix: Mix | None = None
+        self, hosts: Iterable[Host] = (), *, score_of: ScoreOf = LeastLoss, mix: Mix | None = None
     ) -> None:
         self._rooms: dict[str, _Room] = {}
         self._groups: dict[Space, list[str]] = {}
@@ -147,9 +149,9 @@ class Packer:
         return {space: len(nodes) for space, nodes in self._groups.items()}
 
     @property
-    def measure(self) -> Fragmentation:
-        """The fragmentation measure in use."""
-        return self._measure
+    def worth(self) -> Worth:
+        """The measure in use."""
+        return self._worth
 
     def fits(self, ask: Ask) -> bool:
         """Whether it fits anywhere now."""
@@ -227,7 +229,7 @@ class Packer:
 
     def _entry(self, space: Space, ask: Ask) -> _Entry:
         cost, amount = self._best(space, ask)
-        reluctant = reluctance(ask, space.product, self._pressure)
+        reluctant = reluctance(ask, space.product, self._worth.pressure)
         return reluctant, cost, self._groups[space][0], space, amount
 
     def _best(self, space: Space, ask: Ask) -> tuple[int, int]:
@@ -242,10 +244,9 @@ class Packer:
 
     def _adopt_mix(self) -> None:
         seen = self.mix.seen
-        self._learn_at = max(seen + seen // 4, LEARN_FIRST)
-        self._measure = self.mix.freeze()
-        self._pressure = pressures(self._measure.counts, self._capacity)
-        self._score = self._score_of(self._measure)
+        self._learn_at = seen + min(max(seen // 4, LEARN_FIRST), LEARN_LAST)
+        self._worth = Worth(self.mix.counts(), dict(self._capacity))
+        self._score = self._score_of(self._worth)
         self._orders.clear()
 
     def _change(self, room: _Room, ask: Ask, spot: Spot, sign: int) -> None:

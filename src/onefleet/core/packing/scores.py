@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-from onefleet.core.packing.mix import Fragmentation
 from onefleet.core.packing.space import MILLI, Ask, Space
+from onefleet.core.packing.worth import Worth
 
 
 class Score(Protocol):
@@ -78,8 +78,20 @@ class DevicePacking:
 class Gradient:
     """The least growth of fragmentation (FGD, ATC 2023)."""
 
-    measure: Fragmentation
+    worth: Worth
     name: str = "fragmentation"
 
     def cost(self, space: Space, ask: Ask, after: Space) -> int:
-        return self.measure.of(after) - self.measure.of(space)
+        measure = self.worth.fragmentation
+        return measure.of(after) - measure.of(space)
+
+
+@dataclass(frozen=True, slots=True)
+class LeastLoss:
+    """The place whose free part loses the least worth to the rest of the demand: the default."""
+
+    worth: Worth
+    name: str = "least-loss"
+
+    def cost(self, space: Space, ask: Ask, after: Space) -> int:
+        return self.worth.loss(after) - self.worth.loss(space)
