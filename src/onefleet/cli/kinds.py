@@ -13,6 +13,7 @@ from onefleet.domain.quantities import duration, percent, size, span
 from onefleet.wire.api import (
     DeploymentView,
     DeviceView,
+    ForecastView,
     JobView,
     KeyView,
     LedgerView,
@@ -24,6 +25,9 @@ from onefleet.wire.api import (
     TenantView,
     WhyView,
 )
+
+#: What would start a job sooner, in lines.
+ALTERNATIVES_SHOWN = 4
 
 
 def _holds(devices: Sequence[str]) -> str:
@@ -291,9 +295,36 @@ def _why_text(why: WhyView) -> str:
             unnamed = [h for h in blocker.holders if h not in blocker.text]
             held = f"  (held by {', '.join(unnamed)})" if unnamed else ""
             lines.append(f"  {blocker.gate:<{width}}  {blocker.text}{held}")
+    if why.forecast is not None:
+        lines += ["", *_forecast_lines(why.forecast)]
     if why.history:
         lines += ["", "history:", *(f"  {line}" for line in why.history)]
     return "\n".join(lines)
+
+
+def _forecast_lines(found: ForecastView) -> list[str]:
+    lines = [f"expected to run  {_start(found)}"]
+    for other in found.alternatives[:ALTERNATIVES_SHOWN]:
+        how = f"as {other.tier}" if other.tier else f"with --devices {other.devices}"
+        pushed = f", pushing back {', '.join(other.pushes_back)}" if other.pushes_back else ""
+        lines.append(f"  {_when(found.at, other.starts_at)} {how}{pushed}")
+    return lines
+
+
+def _start(found: ForecastView) -> str:
+    if found.earliest_at is None:
+        return "not within 14 days, as things are"
+    if found.likely_at is None:
+        return f"perhaps {_when(found.at, found.earliest_at)}, more likely not within 14 days"
+    if found.earliest_at == found.latest_at:
+        return _when(found.at, found.likely_at)
+    latest = "later" if found.latest_at is None else _when(found.at, found.latest_at)
+    bar = f"between {_when(found.at, found.earliest_at)} and {latest}"
+    return f"{_when(found.at, found.likely_at)} ({bar}: run times are guessed)"
+
+
+def _when(now_ms: int, at_ms: int) -> str:
+    return "now" if at_ms <= now_ms else f"in {duration(at_ms - now_ms)}"
 
 
 WHY: Kind[WhyView] = Kind("Why", lambda w: w.id, text=_why_text)

@@ -21,6 +21,7 @@ from onefleet.control.api import (
     reading,
     reservations,
     tenants,
+    why,
 )
 from onefleet.control.auth import Permission
 from onefleet.control.call import Call
@@ -82,7 +83,7 @@ ROUTES: tuple[ApiRoute, ...] = (
     ApiRoute("POST", "/api/v1/devices/{id:path}/cordon", _ADMIN, fleet.cordon_device),
     ApiRoute("POST", "/api/v1/devices/{id:path}/uncordon", _ADMIN, fleet.uncordon_device),
     ApiRoute("GET", "/api/v1/replicas", _MEMBER, fleet.list_replicas),
-    ApiRoute("GET", "/api/v1/why/{name}", _MEMBER, reading.why),
+    ApiRoute("GET", "/api/v1/why/{name}", _MEMBER, why.why),
     ApiRoute("GET", "/api/v1/utilisation", _MEMBER, reading.utilisation),
     ApiRoute("GET", "/api/v1/usage", _MEMBER, reading.usage),
     ApiRoute("GET", "/api/v1/events", _MEMBER, reading.events),

@@ -419,8 +419,33 @@ class BlockerView(msgspec.Struct, frozen=True, kw_only=True):
     holders: tuple[str, ...] = ()
 
 
+class AlternativeView(msgspec.Struct, frozen=True, kw_only=True):
+    """With another tier ("" for its own) or fewer devices (0 for its own) it would start then.
+
+    pushes_back: works that would have to give way, or start later than they would have.
+    """
+
+    tier: str
+    devices: int
+    starts_at: int
+    pushes_back: tuple[str, ...]
+
+
+class ForecastView(msgspec.Struct, frozen=True, kw_only=True):
+    """When it is expected to run, by the planner run forward from `at`; null: not within days."""
+
+    at: int
+    likely_at: int | None
+    earliest_at: int | None
+    latest_at: int | None
+    alternatives: tuple[AlternativeView, ...]
+
+
 class WhyView(msgspec.Struct, frozen=True, kw_only=True):
-    """summary: one line. blockers: every reason that it does not run; empty when it does."""
+    """summary: one line. blockers: every reason that it does not run; empty when it does.
+
+    forecast: of a job that waits for its turn.
+    """
 
     id: str
     name: str
@@ -428,6 +453,7 @@ class WhyView(msgspec.Struct, frozen=True, kw_only=True):
     summary: str
     blockers: tuple[BlockerView, ...]
     history: tuple[str, ...]  # its latest events, newest last
+    forecast: ForecastView | None = None
 
 
 class UtilisationView(msgspec.Struct, frozen=True, kw_only=True):

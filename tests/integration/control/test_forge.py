@@ -22,6 +22,7 @@ from onefleet.wire.api import (
     ReceiptView,
     ReservationView,
     TenantView,
+    WhyView,
 )
 from onefleet.wire.client import Client
 
@@ -166,3 +167,18 @@ def test_who_gave_way_has_a_receipt_and_everybody_a_ledger(control: Control) -> 
     entries = {e.id: e for e in api.get("/api/v1/ledger", Page[LedgerView]).data}
     assert entries[low.id].state == "none" and 0 < entries[low.id].kept_permille < 1_000
     assert api.get(f"/api/v1/jobs/{low.id}/ledger", LedgerView).hours
+
+
+def test_why_says_when_a_job_will_run_and_what_would_be_sooner(control: Control) -> None:
+    api, node = control.admin(), FakeNode(control, devices=2)
+    node.sync()
+    long = submit(api, "long", estimate_ms=HOUR_MS, tier="basic")
+    node.until("it runs", lambda: control.job(long.id).phase == "running")
+    wide = submit(api, "wide", devices_min=2, devices_max=2, tier="basic", estimate_ms=HOUR_MS)
+    found = api.get(f"/api/v1/why/{wide.id}", WhyView).forecast
+    assert found is not None and found.likely_at is not None
+    assert HOUR_MS - 60_000 < found.likely_at - found.at <= HOUR_MS
+    now = [a for a in found.alternatives if a.starts_at == found.at]
+    assert any(a.devices == 1 and a.pushes_back == () for a in now)
+    assert any(a.tier == "premium" and a.pushes_back == (long.id,) for a in now)
+    assert api.get(f"/api/v1/why/{long.id}", WhyView).forecast is None

@@ -181,6 +181,18 @@ WHY = api.WhyView(
         api.BlockerView(gate="quota", text="tenant default has 0 of 1 left"),
     ),
     history=("submitted",),
+    forecast=api.ForecastView(
+        at=NOW,
+        likely_at=NOW + 1_860_000,
+        earliest_at=NOW + 1_200_000,
+        latest_at=NOW + 7_800_000,
+        alternatives=(
+            api.AlternativeView(tier="", devices=4, starts_at=NOW, pushes_back=()),
+            api.AlternativeView(
+                tier="premium", devices=0, starts_at=NOW + 60_000, pushes_back=("job-17",)
+            ),
+        ),
+    ),
 )
 UTILISATION = api.UtilisationView(
     since=NOW,

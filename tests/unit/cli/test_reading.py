@@ -137,6 +137,13 @@ def test_why_names_every_blocker(fake, cli):
     assert "quota       tenant default has 0 of 1 left" in out
 
 
+def test_why_says_when_and_what_would_be_sooner(fake, cli):
+    out = cli("why", "job-1")[1]
+    assert "expected to run  in 31m00s (between in 20m00s and in 2h10m: " in out
+    assert "  now with --devices 4\n" in out
+    assert "  in 1m00s as premium, pushing back job-17\n" in out
+
+
 def test_the_ledger_says_what_was_promised_and_what_came_of_it(fake, cli):
     header, line = cli("ledger")[1].splitlines()
     assert header.split()[3:6] == ["PROMISED", "GOT", "PROMISE"]

@@ -1,30 +1,21 @@
-"""Status, events, usage, utilisation, the last plan, and why something does not run."""
+"""Status, events, usage, utilisation, the last plan."""
 
 from __future__ import annotations
-
-import time
-from collections.abc import Mapping, Sequence
 
 import msgspec
 
 from onefleet import __version__
 from onefleet.control import views
-from onefleet.control.api.deployments import find_deployment
-from onefleet.control.api.existing import find_job
 from onefleet.control.auth import Caller
 from onefleet.control.call import Call
-from onefleet.core.explain import explain
-from onefleet.core.plan import Blocker, describe
+from onefleet.core.plan import describe
 from onefleet.domain.errors import NotFound, Unreachable
 from onefleet.domain.events import Event
 from onefleet.domain.fleet import NodeState
 from onefleet.domain.ids import DeploymentId, Instant, TenantId, WorkId
-from onefleet.domain.jobs import Job
-from onefleet.domain.serving import Deployment
 from onefleet.domain.work import Phase
 from onefleet.store.base import State
 from onefleet.wire.api import (
-    BlockerView,
     EventView,
     Page,
     PlanView,
@@ -32,15 +23,11 @@ from onefleet.wire.api import (
     StepView,
     UsageView,
     UtilisationView,
-    WhyView,
 )
 
 #: The longest that a reading call is held.
 WAIT_MS_MAX = 25_000
 EVENTS_A_PAGE = 1_000
-#: Events that are searched for the history of one subject, and how many of it are shown.
-HISTORY_SEARCHED = 2_000
-HISTORY_SHOWN = 20
 
 
 async def status(call: Call) -> StatusView:
@@ -139,85 +126,6 @@ async def last_plan(call: Call) -> PlanView:
         decisions=tuple(describe(decision) for decision in last.plan.decisions),
         steps=tuple(StepView(step=step.step, text=step.text) for step in last.plan.steps),
     )
-
-
-async def why(call: Call) -> WhyView:
-    """Why a job or a deployment does not run: every blocker by name."""
-    state = await call.pool.store.read()
-    plan = call.pool.last_pass.plan
-    blockers = plan.blockers if plan else {}
-    name = call.path("name")
-    try:
-        job = find_job(state, call.caller, name)
-    except NotFound:
-        found = find_deployment(state, call.caller, name)
-        if found is None:
-            raise NotFound(
-                f'there is no job or deployment "{name[:80]}"',
-                why="none has this id or name",
-                hint="onefleet ps, onefleet deployment list",
-            ) from None
-        return await _why_deployment(call, state, found, blockers)
-    return await _why_job(call, state, job, blockers)
-
-
-async def _why_job(
-    call: Call, state: State, job: Job, blockers: Mapping[WorkId, tuple[Blocker, ...]]
-) -> WhyView:
-    work = state.works[job.id]
-    told = explain(work, blockers)
-    scene = call.pool.scene(state, call.caller)
-    return WhyView(
-        id=job.id,
-        name=job.name,
-        phase=work.phase,
-        summary=scene.told(told.summary),
-        blockers=tuple(_blocker_view(b, scene) for b in told.blockers),
-        history=await _history(call, state, (job.id,)),
-    )
-
-
-async def _why_deployment(
-    call: Call,
-    state: State,
-    deployment: Deployment,
-    blockers: Mapping[WorkId, tuple[Blocker, ...]],
-) -> WhyView:
-    works = views.replica_works(deployment.id, state)
-    scene = call.pool.scene(state, call.caller)
-    view = views.deployment_view(deployment, scene)
-    ready = f"{view.replicas_ready} of {view.replicas_wanted} replicas ready"
-    found = [b for w in works for b in blockers.get(w.id, ())] if view.state != "ready" else []
-    return WhyView(
-        id=deployment.id,
-        name=deployment.name,
-        phase=view.state,
-        summary=f"{deployment.name} is {view.state}, {ready}"
-        + (f": {view.reason}" if view.reason else ""),
-        blockers=tuple(_blocker_view(b, scene) for b in dict.fromkeys(found)),
-        history=await _history(call, state, (deployment.id, *(w.id for w in works))),
-    )
-
-
-def _blocker_view(blocker: Blocker, scene: views.Scene) -> BlockerView:
-    """The holders that the viewer may not see are counted in the text, not named."""
-    text, holders = scene.told(blocker.text), blocker.holders
-    return BlockerView(
-        gate=blocker.gate, text=text, holders=tuple(h for h in holders if scene.told(h) == h)
-    )
-
-
-async def _history(call: Call, state: State, subjects: Sequence[str]) -> tuple[str, ...]:
-    after = max(0, state.newest_event - HISTORY_SEARCHED)
-    found = await call.pool.store.events(after, HISTORY_SEARCHED)
-    own = [event for event in found if event.subject in subjects]
-    scene = call.pool.scene(state, call.caller)
-    return tuple(scene.told(_line(event)) for event in own[-HISTORY_SHOWN:])
-
-
-def _line(event: Event) -> str:
-    when = time.strftime("%Y-%m-%d %H:%M:%SZ", time.gmtime(event.at / 1000))
-    return f"{when} {event.kind}" + (f": {event.text}" if event.text else "")
 
 
 class Health(msgspec.Struct, frozen=True):
