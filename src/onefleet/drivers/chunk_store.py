@@ -26,7 +26,8 @@ from onefleet.drivers import packs, recipe
 from onefleet.drivers.packs import CHUNK, CHUNKS_MAX, FRAME, Pack, PackWriter
 from onefleet.drivers.recipe import ZEROS, Recipe, Run, Runs
 
-_ZERO_DIGEST = packs.digest_of(bytes(CHUNK))
+#: Of a chunk that is all zeros: it is never stored.
+ZERO_DIGEST = packs.digest_of(bytes(CHUNK))
 _LOCK = "lock"
 _READ = 1 << 20
 #: Frames that a thread takes at a time, and threads at most: more do not make memory faster.
@@ -137,15 +138,21 @@ class ChunkStore:
     def missing(self, digests: Iterable[bytes]) -> list[bytes]:
         """Those of the digests whose chunks are not here, each once, in order."""
         wanted = dict.fromkeys(digests)
-        wanted.pop(_ZERO_DIGEST, None)
-        for name in packs.names_in(self.folder):
-            with (
-                contextlib.suppress(FileNotFoundError, UpstreamFailed),
-                contextlib.closing(Pack(self.folder, name)) as pack,
-            ):
-                for digest in packs.digests_in(pack.digests):
-                    wanted.pop(digest, None)
+        wanted.pop(ZERO_DIGEST, None)
+        for pack in self.packs():
+            for digest in packs.digests_in(pack.digests):
+                wanted.pop(digest, None)
         return list(wanted)
+
+    def packs(self) -> Iterator[Pack]:
+        """The packs that can be read, one after the other; each is open until the next comes."""
+        for name in packs.names_in(self.folder):
+            try:
+                pack = Pack(self.folder, name)
+            except (FileNotFoundError, UpstreamFailed):
+                continue
+            with contextlib.closing(pack):
+                yield pack
 
 
 class StoreWriter:
@@ -177,7 +184,7 @@ class StoreWriter:
         runs = Runs()
         sizes = [(name, path.stat().st_size) for name, path in files.items()]
         for batch in _batches([(files[name], size) for name, size in sizes]):
-            digests = [d for path, first, count in batch for d in _hashed(path, first, count)]
+            digests = [d for path, first, count in batch for d in hashed(path, first, count)]
             self._lay(batch, digests, self.find(set(digests), known), runs)
         return self.recipe_of(sizes, runs)
 
@@ -186,7 +193,7 @@ class StoreWriter:
 
         Tables are read through instead of kept in memory: it needs little, however large a store.
         """
-        found = {_ZERO_DIGEST: (ZEROS, 0)}
+        found = {ZERO_DIGEST: (ZEROS, 0)}
         tables = [pack.digests for pack in self._packs[since:]]
         if self._growing is not None:
             tables.append(bytes(self._growing.digests))
@@ -338,7 +345,7 @@ def _batches(files: Iterable[tuple[Path, int]]) -> Iterator[list[tuple[Path, int
         yield batch
 
 
-def _hashed(path: Path, first: int, count: int) -> Iterator[bytes]:
+def hashed(path: Path, first: int, count: int) -> Iterator[bytes]:
     """The digests of a file's chunks."""
     buffer = bytearray(_READ)
     view = memoryview(buffer)

@@ -169,12 +169,15 @@ class Pack:
 
     def frame(self, number: int) -> bytes:
         """The chunks of a frame. Raises UpstreamFailed when they do not decompress."""
-        begins, ends = self._offsets[number], self._offsets[number + 1]
-        frame = os.pread(self._descriptor, ends - begins, begins)
         try:
-            return decompressed(frame, min(FRAME, self.chunks - number * FRAME))
+            return decompressed(self.stored(number), min(FRAME, self.chunks - number * FRAME))
         except ValueError as error:
             raise self.damaged(f"its frame {number} cannot be read: {error}") from error
+
+    def stored(self, number: int) -> bytes:
+        """A frame as it lies in the pack."""
+        begins, ends = self._offsets[number], self._offsets[number + 1]
+        return os.pread(self._descriptor, ends - begins, begins)
 
     def damaged(self, why: str) -> UpstreamFailed:
         return UpstreamFailed(
