@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from onefleet.drivers import packs, recipe
 from onefleet.drivers.chunk_store import ChunkStore
-from onefleet.drivers.packs import CHUNK
+from onefleet.drivers.recipe import CHUNK
 
 #: A file as a list of page numbers (0: zeros) and the bytes of a last page that is not full.
 FILE = st.tuples(st.lists(st.integers(0, 12), max_size=40), st.binary(max_size=9))

@@ -14,7 +14,7 @@ from typing import assert_never
 
 import structlog
 
-from onefleet.agent import records
+from onefleet.agent import archivist, records
 from onefleet.agent.protocol import (
     Act,
     Adopted,
@@ -52,6 +52,8 @@ PORT_FILE = "port"
 CANNOT_START = 127
 #: Exit codes from here on are of processes that a signal ended.
 KILLED = 128
+#: What leaves images to fold, or to clean up after.
+_CHANGES_IMAGES = (Verb.SAVE, Verb.RESTORE, Verb.PRUNE, Verb.DISCARD)
 #: How much of an engine's stderr is searched for its reason, and how long that may be.
 TAIL_BYTES = 8_192
 COMPLAINT_MAX = 300
@@ -72,6 +74,7 @@ class Crew:
         self._records: dict[WorkerKey, Record] = {}
         self._job_driver = "local"
         self.capability = Capability(CheckpointMode.NONE, "not tried yet", "")
+        self.archivist = archivist.Archivist(archivist.command(layout))
 
     async def prepare(self) -> bool:
         """Clean up after workers that are over, and recall how jobs can be saved here.
@@ -129,6 +132,7 @@ class Crew:
             if folder in known:
                 _, status = await self.status(record.key, record.epoch)
             found.append(self._adopted(folder, record, status))
+        self.archivist.hint()
         return found
 
     def _adopted(self, folder: Path, record: Record, status: WorkerStatus | None) -> Adopted:
@@ -191,7 +195,10 @@ class Crew:
     async def perform(self, act: Act) -> Done:
         """Do it; the outcome, good or bad, as the event that answers it."""
         try:
-            return await self._perform(act)
+            done = await self._perform(act)
+            if act.verb in _CHANGES_IMAGES:
+                self.archivist.hint()
+            return done
         except OnefleetError as error:
             exit_code = CANNOT_START if isinstance(error, InvalidRequest) else None
             text = f"{error.what}: {error.why}" if error.why else error.what
@@ -300,6 +307,7 @@ class Crew:
             cpus=tuple(d.index for d in held if d.kind is DeviceKind.CPU and not d.simulated),
             network=order.job.network if order.job else "host",
             grace_ms=order.grace_ms,
+            chunks=self._layout.chunks(key.work_id),
         )
 
     def _job(

@@ -92,7 +92,10 @@ class Agent:
         for found in await self._crew.adopt():
             self._feed(found)
         await self._first_health()
-        loops = [asyncio.create_task(self._sync()), asyncio.create_task(self._look())]
+        loops = [
+            asyncio.create_task(work)
+            for work in (self._sync(), self._look(), self._crew.archivist.run())
+        ]
         drain = asyncio.create_task(self._drain())
         try:
             done, _ = await asyncio.wait(

@@ -110,10 +110,15 @@ def root(layout: Layout) -> Path:
     return layout.agent / "workers"
 
 
+def folders(layout: Layout) -> Sequence[Path]:
+    """Of all workers, also of those that are over."""
+    return subfolders(root(layout))
+
+
 def all_records(layout: Layout) -> Sequence[tuple[Path, Record]]:
     """Every worker that is not over, by folder name."""
     found = []
-    for folder in _folders(root(layout)):
+    for folder in subfolders(root(layout)):
         record = read(folder)
         if record is not None and layout.worker(record.work_id, record.rank) == folder:
             found.append((folder, record))
@@ -122,13 +127,13 @@ def all_records(layout: Layout) -> Sequence[tuple[Path, Record]]:
 
 def images(folder: Path) -> tuple[ImageId, ...]:
     """The whole images in a worker's folder, oldest first. Drivers name one when it is whole."""
-    found = [f for f in _folders(folder / IMAGES) if not f.name.endswith(".partial")]
+    found = [f for f in subfolders(folder / IMAGES) if not f.name.endswith(".partial")]
     return tuple(ImageId(f.name) for f in sorted(found, key=lambda f: (f.stat().st_mtime_ns, f)))
 
 
 def prune(folder: Path, keep: Sequence[ImageId]) -> None:
     """Remove the images but for `keep`."""
-    for image in _folders(folder / IMAGES):
+    for image in subfolders(folder / IMAGES):
         if image.name not in keep:
             shutil.rmtree(image, ignore_errors=True)
 
@@ -150,7 +155,7 @@ def retire(folder: Path) -> None:
 
 def forget_oldest(layout: Layout, limit: int = RETIRED_MAX) -> int:
     """Remove the oldest folders of workers that are over, beyond the limit. Returns how many."""
-    over = [f for f in _folders(root(layout)) if not (f / RECORD).exists()]
+    over = [f for f in subfolders(root(layout)) if not (f / RECORD).exists()]
     over.sort(key=lambda f: (f.stat().st_mtime_ns, f.name))
     gone = over[: max(len(over) - limit, 0)]
     for folder in gone:
@@ -158,7 +163,8 @@ def forget_oldest(layout: Layout, limit: int = RETIRED_MAX) -> int:
     return len(gone)
 
 
-def _folders(parent: Path) -> list[Path]:
+def subfolders(parent: Path) -> list[Path]:
+    """The folders in a folder, by name; none where there is no such folder."""
     try:
         return sorted(f for f in parent.iterdir() if f.is_dir() and not f.is_symlink())
     except FileNotFoundError:

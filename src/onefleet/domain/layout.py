@@ -67,6 +67,15 @@ class Layout:
         return self.root / "agent"
 
     @property
+    def chunk_stores(self) -> Path:
+        """The contents of saved images, in a folder a work."""
+        return self.agent / "chunks"
+
+    def chunks(self, work_id: str) -> Path:
+        """The chunk store of one work's images on this node."""
+        return self.chunk_stores / work_id
+
+    @property
     def criu(self) -> Path:
         """The managed copy of criu."""
         return self.root / "criu"

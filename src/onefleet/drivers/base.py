@@ -42,7 +42,8 @@ class WorkerSpec:
     transparent driver: "cell" gives it a loopback of its own and nothing else, "host" leaves it the
     machine's network. gang: its place in a gang, instead of `network`; its cell is then joined to
     those of the gang's other workers. grace_ms: how long a cooperative save may take. ends_with: id
-    of a process that the worker shall not outlive; 0: none.
+    of a process that the worker shall not outlive; 0: none. chunks: the store that its images may
+    have been folded into.
     """
 
     folder: Path
@@ -54,6 +55,7 @@ class WorkerSpec:
     gang: GangPlace | None = None
     grace_ms: int = 10_000
     ends_with: int = 0
+    chunks: Path | None = None
 
 
 class WorkerState(StrEnum):

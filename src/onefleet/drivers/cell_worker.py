@@ -42,7 +42,8 @@ class CellWorker:
         self._folder = folder
         criu_commands.write_hook(folder)
         if restoring:
-            self._restore(order["image"])
+            with image.opened(order["image"], order.get("chunks")) as manifest:
+                self._restore(order["image"], manifest)
         else:
             self._start()
 
@@ -158,8 +159,7 @@ class CellWorker:
             "cpu_ms": cpu_before_ms + process_tree.cpu_ms(members),
         }
 
-    def _restore(self, source: str) -> None:
-        manifest = image.verify(source)
+    def _restore(self, source: str, manifest: dict[str, Any]) -> None:
         _check_machine(source, manifest, self._order["criu_version"])
         first = _free_pids(manifest["pids"])
         order = self._order

@@ -23,8 +23,8 @@ import xxhash
 
 from onefleet.domain.errors import OnefleetError, UpstreamFailed
 from onefleet.drivers import packs, recipe
-from onefleet.drivers.packs import CHUNK, CHUNKS_MAX, FRAME, Pack, PackWriter
-from onefleet.drivers.recipe import ZEROS, Recipe, Run, Runs
+from onefleet.drivers.packs import CHUNKS_MAX, FRAME, Pack, PackWriter
+from onefleet.drivers.recipe import CHUNK, ZEROS, Recipe, Run, Runs
 
 #: Of a chunk that is all zeros: it is never stored.
 ZERO_DIGEST = packs.digest_of(bytes(CHUNK))
@@ -119,22 +119,6 @@ class ChunkStore:
                     with contextlib.suppress(FileNotFoundError):
                         os.unlink(name + packs.PARTIAL)
 
-    def checksums(self, path: Path) -> dict[str, str]:
-        """XXH3 (128 bits, hex) of each file that the recipe at `path` would give.
-
-        Raises as `opened` does.
-        """
-        with self.opened(path) as (found, opened):
-            states = [xxhash.xxh3_128() for _ in found.files]
-            left = [size for _, size in found.files]
-            cache: dict[tuple[int, int], bytes] = {}
-            for number, _, run in found.places():
-                for piece in _contents(run, opened, cache):
-                    states[number].update(piece[: left[number]])
-                    left[number] -= len(piece)
-        names = [name for name, _ in found.files]
-        return {name: s.hexdigest() for name, s in zip(names, states, strict=True)}
-
     def missing(self, digests: Iterable[bytes]) -> list[bytes]:
         """Those of the digests whose chunks are not here, each once, in order."""
         wanted = dict.fromkeys(digests)
@@ -220,6 +204,23 @@ class StoreWriter:
             name = self._growing.finish()
             self._growing = None
             self._packs.append(Pack(self._folder, name))
+
+    def checksums(self, found: Recipe) -> dict[str, str]:
+        """XXH3 (128 bits, hex) of each file that the recipe would give, all chunks being read.
+
+        Raises UpstreamFailed when one of its packs is damaged.
+        """
+        opened = {pack.name: pack for pack in self._packs}
+        used = [opened[name] for name in found.packs]
+        states = [xxhash.xxh3_128() for _ in found.files]
+        left = [size for _, size in found.files]
+        cache: dict[tuple[int, int], bytes] = {}
+        for number, _, run in found.places():
+            for piece in _contents(run, used, cache):
+                states[number].update(piece[: left[number]])
+                left[number] -= len(piece)
+        names = [name for name, _ in found.files]
+        return {name: s.hexdigest() for name, s in zip(names, states, strict=True)}
 
     def recipe_of(self, files: Sequence[tuple[str, int]], runs: Runs) -> Recipe:
         """The recipe of what was laid out in `runs`, once all of it is durable."""

@@ -1,8 +1,6 @@
 """A pack: many chunks of saved images in one file, compressed, each found by its number.
 
-A chunk is one page of memory, 4 KiB. Larger ones would find far less that is equal: a page is what
-a program changes, and where equal pages lie differs from image to image. Chunks are compressed
-in frames of 64, because a page alone compresses badly and costs a call of its own.
+Chunks are compressed in frames of 64, because a page alone compresses badly and costs a call.
 
     magic, frames..., table: where each frame begins, the SHA-256 of each chunk; trailer
 
@@ -24,6 +22,7 @@ from pathlib import Path
 import xxhash
 
 from onefleet.domain.errors import UpstreamFailed
+from onefleet.drivers.recipe import CHUNK
 from onefleet.drivers.supervisor_files import sync_folder
 
 if sys.version_info >= (3, 14):
@@ -31,8 +30,6 @@ if sys.version_info >= (3, 14):
 else:
     from backports import zstd
 
-#: Bytes of a chunk. The last one of a file is filled up with zeros.
-CHUNK = 4096
 #: Chunks in a frame; the last of a pack may have fewer.
 FRAME = 64
 #: Bytes of a digest. Whole: who runs a job chooses its pages, and might look for two alike.

@@ -16,10 +16,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from onefleet.domain.errors import UpstreamFailed
-from onefleet.drivers.packs import CHUNK
 from onefleet.drivers.supervisor_files import write_json
 
 NAME = "recipe.json"
+#: Bytes of a chunk: one page of memory. Larger ones would find far less that is equal: a page is
+#: what a program changes, and where equal pages lie differs from image to image. The last one of a
+#: file is filled up with zeros.
+CHUNK = 4096
 FORMAT = 1
 #: In place of a pack's number, for chunks that are all zeros.
 ZEROS = -1

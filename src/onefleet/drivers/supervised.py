@@ -155,6 +155,7 @@ class SupervisedDriver:
             "network": spec.network,
             "grace_ms": spec.grace_ms,
             "ends_with": spec.ends_with,
+            "chunks": None if spec.chunks is None else str(spec.chunks.absolute()),
         }
 
     async def _command(

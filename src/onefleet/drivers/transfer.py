@@ -25,8 +25,8 @@ from typing import Protocol
 from onefleet.domain.errors import NotFound, UpstreamFailed
 from onefleet.drivers import packs
 from onefleet.drivers.chunk_store import ZERO_DIGEST, ChunkStore, StoreWriter, hashed
-from onefleet.drivers.packs import CHUNK, DIGEST, FRAME
-from onefleet.drivers.recipe import ZEROS, Recipe, Runs, chunks_of
+from onefleet.drivers.packs import DIGEST, FRAME
+from onefleet.drivers.recipe import CHUNK, ZEROS, Recipe, Runs, chunks_of
 
 _HEAD = struct.Struct("<HI")
 #: How many chunks are looked up at a time (64 MiB).
