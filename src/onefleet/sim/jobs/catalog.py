@@ -61,17 +61,17 @@ TIRESIAS = Blind(
     lambda rules, rng: Preemptive(rules, preemptive.attained_queues(THRESHOLDS_MS), QUANTUM_MS),
 )
 TIERS_WAIT = Blind(
-    "tiers, no preemption", "tier, then arrival", lambda rules, rng: Tiered(Taking.NEVER)
+    "tiers, no preemption", "tier, then arrival", lambda rules, rng: Tiered(rules, Taking.NEVER)
 )
 TIERS_KILL = Blind(
     "tiers, kill and requeue",
     "tier, then arrival; lower tiers are killed",
-    lambda rules, rng: Tiered(Taking.KILL),
+    lambda rules, rng: Tiered(rules, Taking.KILL),
 )
 TIERS_SUSPEND = Blind(
     "tiers, suspend",
     "tier, then arrival; lower tiers are suspended",
-    lambda rules, rng: Tiered(Taking.SUSPEND),
+    lambda rules, rng: Tiered(rules, Taking.SUSPEND),
 )
 
 BASELINES: tuple[Named, ...] = (

@@ -80,11 +80,13 @@ class Failures:
 
 @dataclass(frozen=True, slots=True)
 class Team:
-    """A tenant. reserved: devices that are guaranteed to its premium work. weight: its share."""
+    """A tenant. reserved: devices that are guaranteed to its premium work. weight: its share.
+    most: so many devices it may hold at most; None: no limit."""
 
     tenant: TenantId
     reserved: int = 0
     weight: int = 1
+    most: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +102,8 @@ class Rules:
     def __post_init__(self) -> None:
         if self.fleet.devices < 1:
             raise InvalidRequest("a fleet needs at least one device")
+        if sum(team.reserved for team in self.teams) > self.fleet.devices:
+            raise InvalidRequest(f"more than {self.fleet.devices} devices are reserved")
         if self.failures is not None and self.fleet.nodes is None:
             raise InvalidRequest("failures are of nodes", hint="give the fleet nodes")
 

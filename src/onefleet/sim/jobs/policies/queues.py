@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import random
 from bisect import insort
 from collections import deque
@@ -9,9 +10,11 @@ from collections.abc import Callable
 
 from onefleet.domain.ids import TenantId
 from onefleet.sim.jobs.desk import Desk, JobView
-from onefleet.sim.jobs.job import Rules
+from onefleet.sim.jobs.job import Rules, Team
 from onefleet.sim.jobs.policies.lines import FirstAtMost, Key, Lines, fill, newcomers
 from onefleet.sim.jobs.policy import Oracle
+
+_UNKNOWN = Team(TenantId(""))
 
 
 class HeadOfLine:
@@ -122,36 +125,44 @@ class Easy:
 class FairShares:
     """Dominant resource fairness, of which one resource is left: the team that holds the least of
     its weight goes first (among equals the one that waits longest), and of its jobs the first that
-    fits.
+    fits, by tier and arrival. No team holds more than its limit.
 
     Ghodsi et al., "Dominant resource fairness", NSDI 2011.
     """
 
     def __init__(self, rules: Rules) -> None:
-        self._weights = {team.tenant: team.weight for team in rules.teams}
+        self._teams = {team.tenant: team for team in rules.teams}
         self._lines: dict[TenantId, Lines] = {}
         self._held: dict[TenantId, int] = {}
 
     def decide(self, desk: Desk) -> None:
         for job in newcomers(desk):
-            self._lines.setdefault(job.tenant, Lines()).push(by_arrival(job), job)
+            key = (job.tier.rank, job.arrived, job.number)
+            self._lines.setdefault(job.tenant, Lines()).push(key, job)
         for job in (*desk.ended, *desk.returned):
             self._held[job.tenant] -= job.devices
-        while desk.free:
-            best: tuple[float, Key, JobView] | None = None
-            for tenant, lines in self._lines.items():
-                share = self._held.get(tenant, 0) / self._weights.get(tenant, 1)
-                if not lines.count or (best is not None and share > best[0]):
-                    continue
-                found = lines.best(desk.free, desk.fits)
-                if found is not None and (best is None or (share, found[0]) < best[:2]):
-                    best = (share, *found)
-            if best is None:
-                return
-            job = best[2]
-            self._lines[job.tenant].pop(job.devices)
-            self._held[job.tenant] = self._held.get(job.tenant, 0) + job.devices
-            desk.start(job)
+        if not desk.free:
+            return
+        order = [entry for tenant in self._lines if (entry := self._entry(tenant, desk))]
+        heapq.heapify(order)
+        while order and desk.free:
+            _, _, tenant, devices = heapq.heappop(order)
+            if devices <= desk.free and desk.fits(devices):
+                job = self._lines[tenant].pop(devices)
+                self._held[tenant] = self._held.get(tenant, 0) + devices
+                desk.start(job)
+            if entry := self._entry(tenant, desk):
+                heapq.heappush(order, entry)
+
+    def _entry(self, tenant: TenantId, desk: Desk) -> tuple[float, Key, TenantId, int] | None:
+        """The team's share, and its first job that fits now."""
+        lines = self._lines[tenant]
+        if not lines.count:
+            return None
+        held, team = self._held.get(tenant, 0), self._teams.get(tenant, _UNKNOWN)
+        most = desk.free if team.most is None else min(desk.free, team.most - held)
+        found = lines.best(most, desk.fits)
+        return None if found is None else (held / team.weight, found[0], tenant, found[1].devices)
 
 
 class Silos:

@@ -1,0 +1,139 @@
+"""The commands that print tables: on imitations, small, and checked against what they must show."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from benchmarks import charts, failures, kueue, philly, single_pool, tables
+from tests.trace_files import FORMATS
+
+from onefleet.sim.jobs.catalog import BASELINES
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def rows_of(text: str) -> dict[str, list[str]]:
+    """The cells of every row of Markdown by its first cell."""
+    rows = {}
+    for line in text.splitlines():
+        if line.startswith("| ") and "---" not in line:
+            first, *cells = (cell.strip() for cell in line.strip("|").split(" | "))
+            rows[first.strip()] = cells
+    return rows
+
+
+def number(cell: str) -> float:
+    return float(re.split(r"[ %]", cell.replace(",", ""))[0])
+
+
+def test_philly_shows_every_policy_beside_its_bound(capsys):
+    assert (
+        philly.main(["--jobs", "1000", "--devices", "140", "--seeds", "2", "--workers", "1"]) == 0
+    )
+    text = capsys.readouterr().out
+    rows = rows_of(text)
+    for named in BASELINES:
+        ratio = rows[philly.star(named)][0]
+        assert number(ratio) >= 1.0
+        assert re.fullmatch(r"[\d.]+ \[[\d.]+, [\d.]+\]", ratio)
+        assert f"* {philly.star(named)}: {named.about}" in text
+    assert number(rows["srsf †"][0]) <= number(rows["fifo"][0])
+    assert "an imitation of Microsoft's Philly trace, 1000 jobs; seeds 0 to 1" in text
+    assert number(rows["tiers, suspend (60 s)"][0]) <= number(rows["tiers, no preemption"][0])
+
+
+def test_philly_reads_a_trace_by_its_path(tmp_path, capsys):
+    form = FORMATS[0]
+    path = form.write(tmp_path / "mine.csv.gz", form.lines(form.values(300)))
+    arguments = ["--trace", str(path), "--devices", "130", "--policy", "fifo", "--workers", "1"]
+    philly.main([*arguments, "--seeds", "2"])
+    text = capsys.readouterr().out
+    assert "(mine.csv.gz), 300 jobs; seed 0 is the whole trace" in text
+    assert "tiers" not in text
+
+
+def test_worker_processes_find_the_same(capsys):
+    arguments = ["--jobs", "800", "--devices", "130", "--policy", "first-fit", "--policy", "drf"]
+    philly.main([*arguments, "--workers", "1"])
+    alone = capsys.readouterr().out
+    philly.main([*arguments, "--workers", "2"])
+    assert capsys.readouterr().out == alone
+
+
+def test_what_goes_wrong_is_three_lines():
+    command = [sys.executable, "-m", "benchmarks.philly", "--trace", "no/such.csv.gz"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 3
+    assert done.stderr.startswith("error: no trace at no/such.csv.gz\nwhy: ")
+    assert "Traceback" not in done.stderr
+
+
+def test_failures_stay_at_the_ceiling(capsys):
+    arguments = [
+        "--devices",
+        "64",
+        "--mttf-h",
+        "6",
+        "--days",
+        "20",
+        "--seeds",
+        "6",
+        "--workers",
+        "1",
+    ]
+    failures.main(arguments)
+    rows = rows_of(capsys.readouterr().out)
+    costly, cheap = rows["60 s"], rows["1 s"]
+    for row in (costly, cheap):
+        assert number(row[3]) == pytest.approx(number(row[2]), abs=1.0)
+    assert number(cheap[3]) > number(costly[3])
+    assert cheap[-1] == "yes"
+
+
+def test_kueue_is_decided_near_its_bound(capsys):
+    kueue.main(["--shape", "baseline", "--workers", "1", "--policy", "drf", "--policy", "silos"])
+    text = capsys.readouterr().out
+    rows = rows_of(text)
+    assert "15,000 workloads of 30 queues in 5 cohorts" in text
+    assert number(rows["Kueue, as published"][1]) == pytest.approx(5.3, abs=0.1)
+    assert 1.0 <= number(rows["drf"][1]) <= 1.2
+    assert number(rows["silos"][1]) > number(rows["drf"][1])
+    assert number(rows["silos"][-1]) <= 20
+    assert number(rows["drf"][-1]) <= 120
+
+
+def test_the_single_pool_beats_walls_and_draws_it(tmp_path, capsys):
+    arguments = ["--jobs", "1500", "--devices", "300", "--workers", "1", "--charts", str(tmp_path)]
+    single_pool.main(arguments)
+    rows = rows_of(capsys.readouterr().out)
+    walls, _, pool = (rows[name] for name in single_pool.CASES.values())
+    assert number(pool[3]) < number(walls[3])  # stranded
+    assert number(pool[5]) == 0.0  # premium waits for nobody
+    assert pool[8] == "100.0%"
+    assert (tmp_path / "single_pool.png").read_bytes()[:4] == b"\x89PNG"
+    drawn = (tmp_path / "single_pool.svg").read_text()
+    for title in single_pool.CASES.values():
+        assert title in drawn
+
+
+def test_a_chart_is_the_same_twice(tmp_path):
+    panel = charts.Panel("a", "b", [0.0, 1.0, 2.0], [("premium", [1.0, 2.0, 1.0])])
+    paths = [tmp_path / "1.svg", tmp_path / "2.svg"]
+    for path in paths:
+        charts.draw_pools([panel, panel], 3, "title", "source", [path])
+    assert paths[0].read_bytes() == paths[1].read_bytes()
+
+
+def test_a_report_names_the_command_that_made_it(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(tables, "HERE", tmp_path)
+    told = tables.command("philly", ["--trace", "/some/where/t.csv.gz", "--report"])
+    tables.report("philly", philly.__doc__ or "", told, "| table |", write=True)
+    page = (tmp_path / "philly.md").read_text()
+    assert page.startswith("# Philly: policies beside bounds\n")
+    assert "by `python -m benchmarks.philly --trace t.csv.gz`." in page
+    assert "| table |" in page
+    assert "/some/where" not in page
