@@ -36,14 +36,15 @@ class WorkerSpec:
     """What to start. The folder belongs to this worker alone and outlives its processes.
 
     stdout and stderr are append files of these names in the folder; they survive a save. `work` is
-    the current directory of the command; the transparent driver shows it as /job. environment: the
-    command's whole environment; PATH and ONEFLEET_CHECKPOINT_DIR (`checkpoint` in the folder) are
-    set where it has none. cpus: the cores that it may use (affinity); empty: all. network, for the
-    transparent driver: "cell" gives it a loopback of its own and nothing else, "host" leaves it the
-    machine's network. gang: its place in a gang, instead of `network`; its cell is then joined to
-    those of the gang's other workers. grace_ms: how long a cooperative save may take. ends_with: id
-    of a process that the worker shall not outlive; 0: none. chunks: the store that its images may
-    have been folded into.
+    the current directory of the command; the transparent driver shows it as /job.
+
+    environment: the command's whole environment; PATH and ONEFLEET_CHECKPOINT_DIR (`checkpoint` in
+    the folder) are set where it has none. cpus: the cores that it may use (affinity); empty: all.
+    network, for the transparent driver: "cell" gives it a loopback of its own and nothing else,
+    "host" leaves it the machine's network. gang: its place in a gang, instead of `network`; its
+    cell is then joined to those of the gang's other workers. grace_ms: how long a cooperative save
+    may take. hold_ms: after which a hold ends by itself. ends_with: id of a process that the worker
+    shall not outlive; 0: none. chunks: the store that its images may have been folded into.
     """
 
     folder: Path
@@ -54,6 +55,7 @@ class WorkerSpec:
     network: str = "cell"
     gang: GangPlace | None = None
     grace_ms: int = 10_000
+    hold_ms: int = 600_000
     ends_with: int = 0
     chunks: Path | None = None
 
@@ -171,6 +173,14 @@ class Driver(Protocol):
         What a program was told of the machine before does not change by that: see
         `domain.gang.threads`. A restore binds it to the cores of its spec. Raises InvalidRequest
         for cores that this machine does not have.
+        """
+        ...
+
+    async def connect(self, folder: Path, node: str, nodes: Sequence[str]) -> None:
+        """Let a gang's worker reach those on these other machines, too (see GangPlace).
+
+        To be called for the workers that stay where they are, before another comes to a machine
+        that was not among theirs. Raises Conflict for a worker without a place in a gang.
         """
         ...
 

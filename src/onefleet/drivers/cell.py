@@ -9,6 +9,9 @@ The cell's root is assembled from the machine's top-level folders, plus two that
 wherever its folder lies, and nothing is created on the machine's own root. /proc and /dev/shm
 are the cell's own.
 
+The cell of a gang's worker has a host name, too, and its network is joined to those of the others
+(`gang_network`).
+
 The first process of a cell never forks (it would take process ids that an image needs) and dies
 with the supervisor; the kernel ends everything in a cell with its first process.
 """
@@ -18,10 +21,13 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import socket
 from collections.abc import Callable
 from typing import NoReturn
 
+from onefleet.domain.gang import GangPlace, hostname
 from onefleet.drivers import linux, process_tree
+from onefleet.drivers.gang_network import SETTINGS, GangNetwork, hosts, set_in_namespace
 from onefleet.drivers.rights import Identity, enter_user_namespace, no_cell, rights
 
 #: Where a worker finds its work folder and its own folder.
@@ -32,6 +38,7 @@ ROOT_PID = 100
 
 _SHM = "/dev/shm"  # noqa: S108  (the cell's own, made here)
 _ASSEMBLY = "/proc"  # its old contents are not needed in there, and it exists everywhere
+_HOSTS = "hosts"
 _NOT_CARRIED = ("proc", "job", ".onefleet", "lost+found")
 
 
@@ -43,17 +50,29 @@ class Cell:
 
     folder, work: absolute paths on the machine. last_pid: the process id after which the next
     one is given. worker: who it is, for a supervisor that is not root: it moves into a user
-    namespace. Raises Unsupported when the machine does not allow it.
+    namespace. place: in a gang, whose network the cell is then attached to, but not plugged into
+    yet. Raises Unsupported when the machine does not allow it.
     """
 
     def __init__(
-        self, folder: str, work: str, network: str, last_pid: int, worker: Identity
+        self,
+        folder: str,
+        work: str,
+        network: str,
+        last_pid: int,
+        worker: Identity,
+        place: GangPlace | None = None,
     ) -> None:
         self.ending = False
         self.rights = rights()
+        self.gang: GangNetwork | None = None
         report, answer = os.pipe()
         try:
-            if self.rights.user_namespace:
+            if place is not None:
+                self.gang = GangNetwork(place, worker)
+                with open(f"{folder}/{_HOSTS}", "w", encoding="ascii") as file:
+                    file.write(hosts(place.workers))
+            elif self.rights.user_namespace:
                 enter_user_namespace(worker)
             linux.unshare(linux.NEW_PIDS)
         except OSError as error:
@@ -61,7 +80,7 @@ class Cell:
         self.init = os.fork()
         if self.init == 0:
             os.close(report)
-            _become_init(folder, work, network, last_pid, answer)
+            _become_init(folder, work, network, last_pid, place, answer)
         os.close(answer)
         with os.fdopen(report, encoding="utf-8") as lines:
             said = lines.read()
@@ -71,10 +90,26 @@ class Cell:
         kinds = [("mnt", linux.NEW_MOUNTS)]
         if network != "host":
             kinds.append(("net", linux.NEW_NETWORK))
+        if place is not None:
+            kinds.append(("uts", linux.NEW_NAMES))
         self._namespaces = [
             (os.open(f"/proc/{self.init}/ns/{name}", os.O_RDONLY | os.O_CLOEXEC), kind)
             for name, kind in kinds
         ]
+        if self.gang is not None:
+            self._attach(self.gang)
+
+    def _attach(self, gang: GangNetwork) -> None:
+        try:
+            gang.attach(self.init)
+        except OSError as error:
+            self.destroy()
+            raise no_cell(self.rights, str(error)) from error
+
+    def plug(self) -> None:
+        """Join the cell to those of its gang; nothing for a cell that is alone. Raises OSError."""
+        if self.gang is not None:
+            self.gang.plug(self.init)
 
     def run(self, body: Callable[[], NoReturn]) -> int:
         """Fork a child that runs `body` inside the cell; its pid as the machine sees it."""
@@ -129,7 +164,9 @@ class Cell:
             os.kill(self.init, signal.SIGKILL)
 
 
-def _become_init(folder: str, work: str, network: str, last_pid: int, report: int) -> NoReturn:
+def _become_init(
+    folder: str, work: str, network: str, last_pid: int, place: GangPlace | None, report: int
+) -> NoReturn:
     """Set the namespaces up from inside, say so, then wait for the end."""
     try:
         linux.die_with_parent(signal.SIGKILL)
@@ -139,7 +176,11 @@ def _become_init(folder: str, work: str, network: str, last_pid: int, report: in
         # Ignored, so that the kernel reaps whatever is orphaned to this process.
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)
         linux.unshare(linux.NEW_MOUNTS | (linux.NEW_NETWORK if network != "host" else 0))
-        _assemble_root(folder, work)
+        if place is not None:
+            linux.unshare(linux.NEW_NAMES)
+            socket.sethostname(hostname(place.rank))
+            set_in_namespace(SETTINGS)
+        _assemble_root(folder, work, named=place is not None)
         if network != "host":
             linux.loopback_up()
             # Its ports are its own, the low ones too.
@@ -161,8 +202,11 @@ def _set(name: str, value: int) -> None:
         file.write(str(value))
 
 
-def _assemble_root(folder: str, work: str) -> None:
-    """Build the cell's root on a small tmpfs, bind the machine's folders into it, move there."""
+def _assemble_root(folder: str, work: str, named: bool) -> None:
+    """Build the cell's root on a small tmpfs, bind the machine's folders into it, move there.
+
+    named: whether the worker's folder has a list of names to show as /etc/hosts.
+    """
     linux.mount("", "/", flags=linux.MS_REC | linux.MS_SLAVE)
     source_folder, source_work = (os.open(p, os.O_PATH | os.O_DIRECTORY) for p in (folder, work))
     entries = sorted(e.name for e in os.scandir("/") if e.name not in _NOT_CARRIED)
@@ -178,6 +222,9 @@ def _assemble_root(folder: str, work: str) -> None:
         os.fchdir(source)
         linux.mount(".", _ASSEMBLY + name, flags=linux.MS_BIND | linux.MS_REC)
         os.close(source)
+    if named and os.path.exists(f"{_ASSEMBLY}/etc/hosts"):
+        own = f"{_ASSEMBLY}{OWN}/{_HOSTS}"
+        linux.mount(own, f"{_ASSEMBLY}/etc/hosts", flags=linux.MS_BIND)
     shared = linux.MS_NOSUID | linux.MS_NODEV
     linux.mount("shm", _ASSEMBLY + _SHM, "tmpfs", shared, "mode=1777")
     os.chdir(_ASSEMBLY)

@@ -13,14 +13,22 @@ import os
 import signal
 import time
 import uuid
-from typing import Any
+from typing import Any, NoReturn
 
-from onefleet.domain.errors import Conflict, OnefleetError, StorageFull, UpstreamFailed
+from onefleet.domain.errors import (
+    Conflict,
+    OnefleetError,
+    StorageFull,
+    TimedOut,
+    UpstreamFailed,
+)
+from onefleet.domain.gang import GangPlace
 from onefleet.drivers import clocks, criu_commands, image, process_tree, pstree
 from onefleet.drivers.cell import JOB, OWN, ROOT_PID, Cell
+from onefleet.drivers.freezer import Freezer
 from onefleet.drivers.launch import become_command, launch_error
 from onefleet.drivers.rights import Identity
-from onefleet.drivers.supervisor_files import RESTORED, read_json, write_json
+from onefleet.drivers.work_files import WorkFiles, cut
 
 _SHM = "shm.tar"
 #: The least that a kernel's limit of process ids may be, and where to look when it is reached.
@@ -29,30 +37,59 @@ _LOW_PIDS = 300
 
 
 class CellWorker:
-    """The processes of one worker in its cell; same shape as `keeper.Keeper`."""
+    """The processes of one worker in its cell; same shape as `keeper.Keeper`.
+
+    A restored one stands still until `resume`, a dumped one until `let_go`. manifest: of the last
+    dump; without files while these are not durable.
+    """
 
     descriptor = -1  # all news comes as the end of children
 
-    def __init__(self, order: dict[str, Any], folder: str, restoring: bool) -> None:
+    def __init__(self, order: dict[str, Any], folder: str, own: WorkFiles, restoring: bool) -> None:
         self.root_status: int | None = None
         self.ended_cpu_ms = 0
         self.lost = ""
         self.root = 0
+        self.manifest: dict[str, Any] = {}
+        self._dumped_at = 0.0
+        self._target = ""
+        self._leaves = self._stopped = False
+        self._criu: criu_commands.Criu | None = None
         self._order = order
         self._folder = folder
+        self._files = own
+        self.freezer = Freezer()
         criu_commands.write_hook(folder)
-        if restoring:
-            with image.opened(order["image"], order.get("chunks")) as manifest:
-                self._restore(order["image"], manifest)
-        else:
-            self._start()
+        try:
+            if restoring:
+                with image.opened(order["image"], order.get("chunks")) as manifest:
+                    self._restore(order["image"], manifest)
+            else:
+                self._start()
+        except (OnefleetError, OSError):
+            with contextlib.suppress(ChildProcessError):
+                while True:  # they were all killed
+                    os.wait()
+            self.freezer.remove()
+            raise
 
     def _start(self) -> None:
         order = self._order
+        self._files.arrive()
         me = Identity(os.getuid(), os.getgid(), {})
-        self.cell = Cell(self._folder, order["work"], order["network"], ROOT_PID - 1, me)
+        place = _place(order)
+        self.cell = Cell(self._folder, order["work"], order["network"], ROOT_PID - 1, me, place)
         report, failed = os.pipe()
-        self.root = self.cell.run(lambda: become_command(order, OWN, JOB, self.cell.rights, failed))
+
+        def body() -> NoReturn:
+            become_command(order, OWN, JOB, self.cell.rights, failed, self.freezer.enter)
+
+        try:
+            self.cell.plug()
+            self.root = self.cell.run(body)
+        except OSError:
+            self.destroy()
+            raise
         os.close(failed)
         with os.fdopen(report, encoding="ascii") as lines:
             said = lines.read()
@@ -65,6 +102,9 @@ class CellWorker:
 
     def reaped(self, pid: int, status: int, cpu_ms: int) -> None:
         """A child of the supervisor has ended."""
+        if self._criu is not None and pid == self._criu.pid:
+            self._criu.status = status
+            self.lost = "criu was killed while it held the worker, and the worker was ended with it"
         if pid == self.root:
             self.root_status, self.ended_cpu_ms = status, cpu_ms
             # The kernel lets a cell's first process go last, so that its death shows here first.
@@ -75,6 +115,10 @@ class CellWorker:
         """Live processes of the worker, as its cell numbers them."""
         return self.cell.living()
 
+    def processes(self) -> list[int]:
+        """All processes of the worker, as the machine numbers them."""
+        return process_tree.tree(self.root)
+
     def ask_to_end(self) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.root, signal.SIGTERM)
@@ -82,11 +126,18 @@ class CellWorker:
     def destroy(self) -> None:
         self.cell.destroy()
 
-    def save(self, target: str, cpu_before_ms: int) -> dict[str, Any]:
-        """Dump into `target` and free everything; returns the manifest.
+    def leave(self) -> None:
+        """All its processes have ended: take away what the kernel does not."""
+        self.freezer.remove()
+        if self.cell.gang is not None:
+            self.cell.gang.leave()
 
-        The worker runs on when this raises, unless it is CriuKilled or TimedOut: then its state
-        cannot be trusted. Raises Conflict when the cell holds processes outside the tree.
+    def dump(self, target: str, cpu_before_ms: int, leave_running: bool, at_once: bool) -> None:
+        """Dump into `target`; the worker then stands still until `let_go`.
+
+        at_once: make the image durable while the worker stands still, not at `let_go`. The worker
+        runs on when this raises, unless it is CriuKilled or TimedOut: then its state cannot be
+        trusted. Raises Conflict when the cell holds processes outside the tree.
         """
         if strangers := self.cell.strangers():
             raise Conflict(
@@ -95,36 +146,109 @@ class CellWorker:
                 hint="end them, or do not detach them",
             )
         began = time.monotonic()
-        resident = process_tree.memory_bytes(process_tree.tree(self.root))
-        manifest: dict[str, Any] = {}
-
-        def make_durable() -> None:
-            facts = self._facts(cpu_before_ms)
-            facts["memory_bytes"] = resident
-            pstree.keep_daemons(f"{target}{image.PARTIAL}/pstree.img")
-            _pack(self.cell.shm, f"{target}{image.PARTIAL}/{_SHM}")
-            manifest.update(image.commit(target, facts))
-
+        resident = process_tree.memory_bytes(self.processes())
+        frozen = self.freezer.frozen
         try:
             partial = image.begin(target)
+            self._stopped = frozen and not self.freezer.group
+            if self._stopped:  # criu would bring it back as stopped as it is
+                self.freezer.thaw(self.processes)
             try:
-                criu_commands.dump(
-                    self.cell, self._order["criu"], self._folder, partial, make_durable
+                self._criu = criu_commands.begin_dump(
+                    self.cell,
+                    self._order["criu"],
+                    self._folder,
+                    partial,
+                    leave_running,
+                    self.freezer.group if frozen else "",
                 )
-            except criu_commands.CriuKilled:
-                if not manifest:
-                    raise
-                # The image was whole before criu was killed: it counts, the processes do not.
-            except (OnefleetError, OSError):
-                image.discard(target)
+                self._criu.wait_asked()
+                self._collect(target, cpu_before_ms, resident)
+                if at_once:
+                    self.manifest = image.commit(target, self.manifest)
+            except (OnefleetError, OSError) as error:
+                self._call_off(error, target)
                 raise
         except OSError as error:
             raise _disk_error(error, target) from error
+        self._target, self._leaves, self._dumped_at = target, leave_running, began
+
+    def _call_off(self, error: Exception, target: str) -> None:
+        """Nothing comes of this dump. Raises CriuKilled, TimedOut."""
+        try:
+            if self._criu is not None and self._criu.asked:
+                self._refuse()
         finally:
+            self._criu = None
+            image.discard(target)
             image.discard_partial(target)
-        self._end_cell()
-        manifest["frozen_ms"] = int((time.monotonic() - began) * 1000)
-        return manifest
+        if not isinstance(error, criu_commands.CriuKilled | TimedOut):
+            self._stop_again()
+
+    def _stop_again(self) -> None:
+        """A worker that was stopped for good, and went on for a moment for criu."""
+        if self._stopped:
+            self.freezer.freeze(self.processes)
+
+    def _collect(self, target: str, cpu_ms: int, resident: int) -> None:
+        partial = target + image.PARTIAL
+        facts = self._facts(cpu_ms)
+        facts["memory_bytes"] = resident
+        facts["work"] = self._files.pack(partial)
+        pstree.keep_daemons(f"{partial}/pstree.img")
+        _pack(self.cell.shm, f"{partial}/{_SHM}")
+        self.manifest = facts
+
+    def _refuse(self) -> None:
+        """Have criu let the worker run on. Raises CriuKilled, TimedOut."""
+        assert self._criu is not None
+        self._criu.answer(yes=False)
+        try:
+            self._criu.finish()
+        except (criu_commands.CriuKilled, TimedOut):
+            raise
+        except OnefleetError:
+            pass  # its complaint about our answer
+
+    def let_go(self, give_up: bool) -> dict[str, Any]:
+        """End a hold; returns the manifest.
+
+        give_up: end the worker and free everything (leave_running: let it run on). Else it runs
+        on, and the image stays for the caller to keep or discard. An image that is not durable yet
+        is made so; when that fails it is gone, and the error is raised, but the worker runs.
+        Raises CriuKilled, TimedOut when the worker's state cannot be trusted.
+        """
+        assert self._criu is not None
+        try:
+            if not give_up and not self._leaves:
+                self._refuse()
+            else:
+                self._criu.answer(yes=True)
+                self._finish_dump()
+        finally:
+            self._criu = None
+        if give_up and not self._leaves:
+            self._end_cell()
+            self._files.belong_to(self.manifest["id"])
+        else:
+            self._stop_again()
+        frozen_ms = int((time.monotonic() - self._dumped_at) * 1000)
+        if "files" not in self.manifest:
+            try:
+                self.manifest = image.commit(self._target, self.manifest)
+            except OSError as error:
+                image.discard_partial(self._target)
+                raise _disk_error(error, self._target) from error
+        return {**self.manifest, "frozen_ms": frozen_ms}
+
+    def _finish_dump(self) -> None:
+        assert self._criu is not None
+        try:
+            self._criu.finish()
+        except criu_commands.CriuKilled:
+            if self._leaves:
+                raise
+            # The image was whole before criu was killed: it counts, the processes do not.
 
     def _end_cell(self) -> None:
         """criu has killed the tree; end the cell with it and see that no memory is held."""
@@ -135,11 +259,12 @@ class CellWorker:
 
     def _facts(self, cpu_before_ms: int) -> dict[str, Any]:
         """What the manifest says besides the files; taken while the processes stand still."""
-        members = process_tree.tree(self.root)
+        members = self.processes()
         programs = process_tree.programs(members)
         proc = f"/proc/{self.cell.init}/root/proc"
         pids = [int(t) for p in self.cell.pids() for t in _listed(f"{proc}/{p}/task")]
         uname = os.uname()
+        place = _place(self._order)
         return {
             "kind": "criu",
             "id": uuid.uuid4().hex,
@@ -149,6 +274,7 @@ class CellWorker:
             "machine": uname.machine,
             "command": self._order["command"],
             "network": self._order["network"],
+            "gang": None if place is None else [place.rank, place.workers],
             "uid": os.getuid(),
             "gid": os.getgid(),
             "clocks": clocks.of_process(self.root),
@@ -163,44 +289,64 @@ class CellWorker:
         _check_machine(source, manifest, self._order["criu_version"])
         first = _free_pids(manifest["pids"])
         order = self._order
+        place = _place(order)
+        _check_place(source, manifest, place)
         # Images of earlier versions were root's, and had no clocks.
         ids = int(manifest.get("uid", 0)), int(manifest.get("gid", 0))
         who = Identity(*ids, manifest.get("clocks", {}))
-        self.cell = Cell(self._folder, order["work"], manifest["network"], first - 1, who)
+        network = manifest["network"]
+        self.cell = Cell(self._folder, order["work"], network, first - 1, who, place)
         try:
-            _check_environment(source, manifest, f"/proc/{self.cell.init}/root")
+            root = f"/proc/{self.cell.init}/root"
+            _check_environment(source, manifest, root)
             _unpack(f"{source}/{_SHM}", self.cell.shm)
-            self._rewind_files(manifest)
+            self._rewind_files(source, manifest, root)
             if order["cpus"]:
                 # Inherited by what criu restores; a job that had bound itself is bound anew below.
                 os.sched_setaffinity(0, order["cpus"])
-            criu_commands.restore(self.cell, order["criu"], source)
-            born = [p for p in process_tree.children(os.getpid()) if p != self.cell.init]
+            self._criu = criu_commands.begin_restore(
+                self.cell, order["criu"], self._folder, source, self.freezer.enter
+            )
+            self._criu.wait_asked()
+            apart = (self.cell.init, self._criu.pid)
+            born = [p for p in process_tree.children(os.getpid()) if p not in apart]
             self.root = born[-1] if born else 0
             if not self.root:
                 raise UpstreamFailed("the restored worker has no process", why="criu left none")
             if order["cpus"]:
-                process_tree.pin(process_tree.tree(self.root), order["cpus"])
+                process_tree.pin(self.processes(), order["cpus"])
+            # Only now are its sockets there.
+            self.cell.plug()
         except (OnefleetError, OSError):
             self.destroy()
             raise
 
-    def _rewind_files(self, manifest: dict[str, Any]) -> None:
-        """Cut off what an earlier restore of the same image has written to growing files.
+    def resume(self) -> None:
+        """Let a restored worker run. Raises OnefleetError when it cannot."""
+        assert self._criu is not None
+        try:
+            self._criu.answer(yes=True)
+            self._criu.finish()
+        except OnefleetError:
+            self.destroy()
+            raise
+        finally:
+            self._criu = None
 
-        Without that a log would hold lines of a future that no longer comes. On the first restore
-        nothing is cut: whatever was added meanwhile was added by somebody else.
-        """
-        path = f"{self._folder}/{RESTORED}"
-        before: list[str] = read_json(path).get("images", [])
-        if manifest["id"] in before:
-            for name, size, _, grows in manifest["writable"]:
-                inside = f"/proc/{self.cell.init}/root{name}"
-                with contextlib.suppress(FileNotFoundError):
-                    if grows and os.stat(inside).st_size > size:
-                        os.truncate(inside, size)
-        else:
-            write_json(path, {"images": [*before, manifest["id"]]})
+    def undo(self) -> None:
+        """End a restored worker that has not been resumed: nothing has happened."""
+        self.destroy()
+        self._files.belong_to(image.read(self._order["image"])["id"])
+
+    def _rewind_files(self, source: str, manifest: dict[str, Any], root: str) -> None:
+        """See `work_files`. Images of earlier versions have no files."""
+        facts = manifest.get("work")
+        foreign = facts is not None and self._files.is_foreign(facts)
+        changed = facts is None or self._files.bring_back(source, manifest["id"], facts)
+        if changed and not foreign:
+            # Those that are elsewhere than in its folders, or did not go along.
+            cut(manifest["writable"], root)
+        self._files.arrive()
 
 
 def _disk_error(error: OSError, target: str) -> OnefleetError:
@@ -227,6 +373,24 @@ def _check_machine(source: str, manifest: dict[str, Any], version: str) -> None:
             why=f"it was made by criu {manifest['criu']}, here is the older {version}",
             hint="bring criu up to date",
         )
+
+
+def _check_place(source: str, manifest: dict[str, Any], place: GangPlace | None) -> None:
+    """An image's connections name addresses, and these follow from the place in the gang."""
+    was = manifest.get("gang")
+    now = None if place is None else [place.rank, place.workers]
+    if was != now:
+        told = ["no gang" if p is None else f"rank {p[0]} of {p[1]}" for p in (was, now)]
+        raise Conflict(
+            f"image {source} cannot be restored at this place",
+            why=f"it is of {told[0]}, and is to become {told[1]}",
+            hint="restore it at its own place",
+        )
+
+
+def _place(order: dict[str, Any]) -> GangPlace | None:
+    told = order.get("gang")  # an older agent does not say
+    return None if told is None else GangPlace(**{**told, "nodes": tuple(told["nodes"])})
 
 
 def _check_environment(source: str, manifest: dict[str, Any], root: str) -> None:

@@ -26,15 +26,16 @@ CRIU_SPAN = 64
 #: A dump or restore that takes longer is broken, not slow: 600 s are 600 GB at the usual rate.
 LIMIT_S = 600.0
 
-_BOTH = ("--tcp-established", "--file-locks", "--link-remap", "--manage-cgroups=ignore", "-v2")
-_DUMP = ("--network-lock", "nftables", "--ghost-limit", "1G", "--action-script", f"{OWN}/{HOOK}")
+_SAME = ("--tcp-established", "--file-locks", "--link-remap", "--manage-cgroups=ignore", "-v2")
+_BOTH = (*_SAME, "--action-script", f"{OWN}/{HOOK}")
+_DUMP = ("--network-lock", "nftables", "--ghost-limit", "1G")
 _HOOK = f"""#!/bin/sh
-# Called by criu; post-dump comes while the processes stand still, with all images written.
-# They are given up only when the supervisor has made the images durable and says so.
-[ "$CRTOOLS_SCRIPT_ACTION" = post-dump ] || exit 0
+# Called by criu; at these two of its steps the processes stand still, with all that was to be done
+# done. They are given up, or go on, only when the supervisor says so.
+case "$CRTOOLS_SCRIPT_ACTION" in post-dump | pre-resume) ;; *) exit 0 ;; esac
 echo frozen >{OWN}/{HOOK_ASKS}
 read -r answer <{OWN}/{HOOK_HEARS}
-[ "$answer" = durable ]
+[ "$answer" = yes ]
 """
 
 
@@ -59,63 +60,131 @@ def write_hook(folder: str) -> None:
             os.mkfifo(f"{folder}/{name}", 0o600)
 
 
-def dump(
-    cell: Cell, criu: list[str], folder: str, partial: str, make_durable: Callable[[], None]
-) -> None:
-    """Dump the cell's worker, whose own folder is `folder`, into the folder `partial`; end it.
+class Criu:
+    """criu at its work in a cell, up to the moment at which its hook asks, and beyond.
 
-    `make_durable` is called while the processes stand still; if it raises, they run on and its
-    error is raised. Raises UpstreamFailed, StorageFull with criu's own words (the worker runs on),
-    CriuKilled, TimedOut (its state is unknown).
+    Made by `begin_dump` and `begin_restore`. pid: of criu itself, a child of this process; if
+    somebody else reaps it, its wait status goes to `status`. asked: it waits for an answer.
     """
-    # For reading and writing, so that neither side waits for the other to open.
-    asks, hears = (
-        os.open(f"{folder}/{name}", os.O_RDWR | os.O_CLOEXEC) for name in (HOOK_ASKS, HOOK_HEARS)
-    )
-    log = os.memfd_create("criu")
-    what = ("dump", "-t", str(ROOT_PID), *_DUMP)
-    command = [*criu, *what, "-D", ".", "-W", OWN, *_BOTH, *cell.rights.criu_options]
-    here = os.open(partial, os.O_RDONLY | os.O_DIRECTORY)
-    pid = cell.run(lambda: _become_criu(command, cell.rights, here, log))
-    os.close(here)
-    refused: OnefleetError | OSError | None = None
-    try:
-        if _wait_asked(pid, asks):
+
+    def __init__(
+        self,
+        cell: Cell,
+        arguments: list[str],
+        own: str,
+        folder: str,
+        verb: str,
+        enter: Callable[[], None] = lambda: None,
+    ) -> None:
+        """own: the worker's folder. folder: of the image, as the machine sees it. enter: what
+        the process does in the cell before it becomes criu.
+        """
+        self.status: int | None = None
+        self.asked = False
+        self._verb = verb
+        self._folder = folder
+        self._rights = cell.rights
+        # For reading and writing, so that neither side waits for the other to open.
+        self._asks, self._hears = (
+            os.open(f"{own}/{name}", os.O_RDWR | os.O_CLOEXEC) for name in (HOOK_ASKS, HOOK_HEARS)
+        )
+        self._log = os.memfd_create("criu")
+        command = [*arguments, "-D", ".", "-W", OWN, *_BOTH, *cell.rights.criu_options]
+        here = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+
+        def body() -> NoReturn:
+            enter()
+            _become_criu(command, cell.rights, here, self._log)
+
+        self.pid = cell.run(body)
+        os.close(here)
+
+    def wait_asked(self) -> None:
+        """Until the hook asks. Raises UpstreamFailed, StorageFull with criu's own words when it
+        ended without that (the worker runs on), CriuKilled, TimedOut (its state is unknown).
+        """
+        watch = os.pidfd_open(self.pid)
+        try:
+            readable = select.select([self._asks, watch], [], [], LIMIT_S)[0]
+        finally:
+            os.close(watch)
+        if not readable:
+            self._give_up()
+        if self._asks in readable:
+            os.read(self._asks, 64)
+            self.asked = True
+            return
+        self.finish()
+        raise CriuKilled(f"the {self._verb} did not ask", why="criu ended without calling its hook")
+
+    def answer(self, yes: bool) -> None:
+        self.asked = False
+        os.write(self._hears, b"yes\n" if yes else b"no\n")
+
+    def finish(self) -> None:
+        """Wait until it has ended. Raises UpstreamFailed, StorageFull, CriuKilled, TimedOut."""
+        try:
+            status = self._wait_end()
+        finally:
+            os.close(self._asks)
+            os.close(self._hears)
+        os.lseek(self._log, 0, os.SEEK_SET)
+        with os.fdopen(self._log, encoding="utf-8", errors="replace") as file:
+            text = file.read()
+        if os.WIFSIGNALED(status):
+            raise CriuKilled(
+                f"the {self._verb} was broken off",
+                why=f"criu was killed by signal {os.WTERMSIG(status)} at its work",
+                hint="restore the last image; look for a lack of memory",
+            )
+        if status != 0:
+            raise _failure(self._verb, text, self._folder, self._rights)
+
+    def _wait_end(self) -> int:
+        if self.status is None:
+            watch = os.pidfd_open(self.pid)
             try:
-                make_durable()
-            except (OnefleetError, OSError) as error:
-                refused = error
-            os.write(hears, b"durable\n" if refused is None else b"no\n")
-        status = _wait_end(pid)
-    finally:
-        os.close(asks)
-        os.close(hears)
-    text = _take_log(log)
-    if os.WIFSIGNALED(status):
-        raise _killed("save", status)
-    if refused is not None:
-        raise refused
-    if status != 0:
-        raise _failure("save", text, partial, cell.rights)
+                readable = select.select([watch], [], [], LIMIT_S)[0]
+            finally:
+                os.close(watch)
+            if not readable:
+                self._give_up()
+            self.status = os.waitpid(self.pid, 0)[1]
+        return self.status
+
+    def _give_up(self) -> NoReturn:
+        os.kill(self.pid, signal.SIGKILL)
+        os.waitpid(self.pid, 0)
+        raise TimedOut(f"criu did not finish within {LIMIT_S:.0f} s", why="it hung, and was killed")
 
 
-def restore(cell: Cell, criu: list[str], image: str) -> None:
-    """Restore the image's worker into the empty cell; it becomes a child of this process.
+def begin_dump(
+    cell: Cell, criu: list[str], own: str, partial: str, leave_running: bool, frozen: str
+) -> Criu:
+    """Start to dump the cell's worker into the folder `partial`; then call `wait_asked`.
 
-    Raises UpstreamFailed with criu's own words, CriuKilled, TimedOut.
+    The answer yes ends the worker, or lets it run on (leave_running); no lets it run on, and
+    `finish` then raises UpstreamFailed. frozen: the control group that the worker is frozen in; it
+    will be frozen again if the worker is not ended.
     """
-    log = os.memfd_create("criu")
-    command = [*criu, "restore", "-d", "-S", "-D", ".", "-W", OWN, *_BOTH]
-    command += cell.rights.criu_options
-    here = os.open(image, os.O_RDONLY | os.O_DIRECTORY)
-    pid = cell.run(lambda: _become_criu(command, cell.rights, here, log))
-    os.close(here)
-    status = _wait_end(pid)
-    text = _take_log(log)
-    if os.WIFSIGNALED(status):
-        raise _killed("restore", status)
-    if status != 0:
-        raise _failure("restore", text, image, cell.rights)
+    arguments = [*criu, "dump", "-t", str(ROOT_PID), *_DUMP]
+    if leave_running:
+        arguments.append("--leave-running")
+    if frozen:
+        arguments += ["--freeze-cgroup", frozen]
+    return Criu(cell, arguments, own, partial, "save")
+
+
+def begin_restore(
+    cell: Cell, criu: list[str], own: str, image: str, enter: Callable[[], None]
+) -> Criu:
+    """Start to restore the image's worker into the empty cell, as a child of this process.
+
+    When the hook asks, all is there, its sockets too, and nothing has moved yet; the answer lets it
+    run. There is no way to say no but to end the cell. enter: puts criu, and with it all that it
+    restores, into the worker's control group.
+    """
+    return Criu(cell, [*criu, "restore", "-d", "-S"], own, image, "restore", enter)
 
 
 def telling_errors(log: str) -> str:
@@ -141,50 +210,6 @@ def _become_criu(command: list[str], mine: Rights, folder: int, log: int) -> NoR
     if mine.user_namespace:
         linux.keep_capabilities()
     os.execv(command[0], command)  # noqa: S606
-
-
-def _wait_asked(pid: int, asks: int) -> bool:
-    """Until the hook asks (True) or criu has ended without that. Raises TimedOut, criu killed."""
-    watch = os.pidfd_open(pid)
-    try:
-        readable = select.select([asks, watch], [], [], LIMIT_S)[0]
-    finally:
-        os.close(watch)
-    if not readable:
-        _give_up(pid)
-    return asks in readable
-
-
-def _wait_end(pid: int) -> int:
-    """Reap criu; its raw wait status. Raises TimedOut, criu killed."""
-    watch = os.pidfd_open(pid)
-    try:
-        readable = select.select([watch], [], [], LIMIT_S)[0]
-    finally:
-        os.close(watch)
-    if not readable:
-        _give_up(pid)
-    return os.waitpid(pid, 0)[1]
-
-
-def _give_up(pid: int) -> NoReturn:
-    os.kill(pid, signal.SIGKILL)
-    os.waitpid(pid, 0)
-    raise TimedOut(f"criu did not finish within {LIMIT_S:.0f} s", why="it hung, and was killed")
-
-
-def _take_log(log: int) -> str:
-    os.lseek(log, 0, os.SEEK_SET)
-    with os.fdopen(log, encoding="utf-8", errors="replace") as file:
-        return file.read()
-
-
-def _killed(verb: str, status: int) -> CriuKilled:
-    return CriuKilled(
-        f"the {verb} was broken off",
-        why=f"criu was killed by signal {os.WTERMSIG(status)} at its work",
-        hint="restore the last image; look for a lack of memory",
-    )
 
 
 def _failure(verb: str, log: str, folder: str, mine: Rights) -> OnefleetError:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from onefleet.domain.errors import Conflict, InvalidRequest, NotFound, OnefleetError
 from onefleet.domain.fleet import CheckpointMode
+from onefleet.domain.gang import GangPlace
 from onefleet.drivers.base import Capability, SavedImage, WorkerSpec, WorkerState, WorkerStatus
 
 _FIRST_PID = 1000
@@ -84,6 +85,7 @@ class FakeDriver:
         self._images: dict[Path, Path] = {}
         self._holds: dict[Path, _Hold] = {}
         self.pinned: dict[Path, tuple[int, ...]] = {}
+        self.places: dict[Path, GangPlace] = {}
         self._next_pid = _FIRST_PID
 
     async def probe(self) -> Capability:
@@ -201,6 +203,14 @@ class FakeDriver:
         await self._operate("pin")
         self.pinned[folder] = tuple(cpus)
 
+    async def connect(self, folder: Path, node: str, nodes: Sequence[str]) -> None:
+        """See Driver.connect."""
+        status = self._known(folder)
+        if not self._lives(folder) or folder not in self.places:
+            raise Conflict(f"the worker in {folder} is in no gang", why=f"it is {status.state}")
+        await self._operate("connect")
+        self.places[folder] = replace(self.places[folder], node=node, nodes=tuple(nodes))
+
     async def stop(self, folder: Path, grace_ms: int) -> None:
         """See Driver.stop."""
         self._known(folder)
@@ -249,6 +259,8 @@ class FakeDriver:
     def _run(self, spec: WorkerSpec) -> None:
         self._next_pid += 1
         self.pinned[spec.folder] = spec.cpus
+        if spec.gang is not None:
+            self.places[spec.folder] = spec.gang
         self._holds.pop(spec.folder, None)
         self._workers[spec.folder] = WorkerStatus(
             WorkerState.RUNNING, pid=self._next_pid, memory_bytes=self._memory_bytes

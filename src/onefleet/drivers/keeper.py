@@ -11,10 +11,12 @@ import contextlib
 import json
 import os
 import signal
+from collections.abc import Callable
 from types import FrameType
 from typing import Any, NoReturn
 
 from onefleet.drivers import linux, process_tree
+from onefleet.drivers.freezer import Freezer
 from onefleet.drivers.launch import become_command, close_all_but, launch_error
 
 
@@ -34,10 +36,11 @@ class Keeper:
         self.descriptor, news = os.pipe()
         report, failed = os.pipe()
         supervisor = os.getpid()
+        self.freezer = Freezer()
         self._keeper = os.fork()
         if self._keeper == 0:
             os.close(report)
-            _become_keeper(order, folder, news, failed, supervisor)
+            _become_keeper(order, folder, news, failed, supervisor, self.freezer.enter)
         os.close(news)
         os.close(failed)
         with os.fdopen(report, encoding="ascii") as lines:
@@ -45,6 +48,7 @@ class Keeper:
         first = os.read(self.descriptor, 32)
         if said or not first:
             self.destroy()
+            self.freezer.remove()
             raise launch_error(said, order)
         self.root = int(first)
         os.set_blocking(self.descriptor, False)
@@ -73,6 +77,14 @@ class Keeper:
             if pid != self._keeper and process_tree.stat_fields(pid)[:1] not in ([], ["Z"])
         ]
 
+    def processes(self) -> list[int]:
+        """The same: there is no cell that would number them otherwise."""
+        return self.members()
+
+    def leave(self) -> None:
+        """All its processes have ended: take away what the kernel does not."""
+        self.freezer.remove()
+
     def ask_to_end(self) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.root, signal.SIGTERM)
@@ -86,7 +98,12 @@ class Keeper:
 
 
 def _become_keeper(
-    order: dict[str, Any], folder: str, news: int, failed: int, supervisor: int
+    order: dict[str, Any],
+    folder: str,
+    news: int,
+    failed: int,
+    supervisor: int,
+    enter: Callable[[], None],
 ) -> NoReturn:
     """Start the command, say its pid, then its end; end everything when the supervisor dies."""
     try:
@@ -100,7 +117,7 @@ def _become_keeper(
         linux.name_process("onefleet-keeper")
         root = os.fork()
         if root == 0:
-            become_command(order, folder, order["work"], None, failed)
+            become_command(order, folder, order["work"], None, failed, enter)
         os.close(failed)
         os.write(news, str(root).encode())
         while True:

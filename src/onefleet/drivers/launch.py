@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import signal
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 from onefleet.domain.errors import InternalError, InvalidRequest, OnefleetError
@@ -24,14 +25,20 @@ _MAX_FD = 4096
 
 
 def become_command(
-    order: dict[str, Any], own: str, work: str, mine: Rights | None, report: int
+    order: dict[str, Any],
+    own: str,
+    work: str,
+    mine: Rights | None,
+    report: int,
+    enter: Callable[[], None],
 ) -> NoReturn:
     """Execute the order's command; write an errno to `report` (close-on-exec) if that fails.
 
     own: the worker's folder as seen from here. work: the directory to run in. mine: of whoever is
-    to save it transparently.
+    to save it transparently. enter: puts this process into the worker's control group.
     """
     try:
+        enter()
         os.setsid()
         os.chdir(work)
         _wire_up(own, report)

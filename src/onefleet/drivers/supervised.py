@@ -14,6 +14,7 @@ import os
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -46,22 +47,24 @@ class SupervisedDriver:
 
     async def restore(self, spec: WorkerSpec, image: Path, *, hold: bool = False) -> None:
         """See Driver.restore."""
-        if hold:
-            raise _not_yet("a held restore")
         if (await self._state_of(spec.folder)) in _ALIVE:
             return
-        await self._launch(spec, "restore", image)
+        await self._launch(spec, "restore", image, hold)
 
     async def save(
         self, folder: Path, image: Path, *, hold: bool = False, leave_running: bool = False
     ) -> SavedImage:
         """See Driver.save."""
         self._require(folder)
-        if hold or leave_running:
-            raise _not_yet("a save that is held, or leaves the worker running,")
-        command = {"op": "save", "image": _absolute(image)}
+        target = _absolute(image)
+        command = {"op": "save", "image": target, "hold": hold, "leave_running": leave_running}
         state = await self._command(folder, command, _ANSWER_LIMIT_S)
-        if state.get("state") != WorkerState.SAVED or state.get("image") != command["image"]:
+        held = (state.get("hold") or {}).get("image")
+        saved = {
+            WorkerState.SAVED: state.get("image"),
+            WorkerState.SAVE_HELD: held,
+        }.get(state.get("state", ""), state.get("checkpoint"))
+        if saved != target:
             raise errors.Conflict(
                 f"the worker in {folder} was not saved",
                 why=f"it is {state.get('state')}: {state.get('reason') or 'it does not run'}",
@@ -78,19 +81,40 @@ class SupervisedDriver:
 
     async def finish(self, folder: Path, commit: bool) -> None:
         """See Driver.finish."""
-        raise _not_yet("a hold")
+        self._require(folder)
+        state = await self._command(folder, {"op": "finish", "commit": commit}, _ANSWER_LIMIT_S)
+        hold = state.get("hold")
+        if hold is None:
+            why = f"it is {state.get('state')}"
+            raise errors.Conflict(f"the worker in {folder} is not held", why=why)
+        if hold["answer"] is None:
+            await asyncio.to_thread(_finish_ended, folder, state, commit)
+        elif hold["answer"] is not commit:
+            raise errors.Conflict(f"the worker in {folder} was told otherwise before")
 
     async def freeze(self, folder: Path) -> None:
         """See Driver.freeze."""
-        raise _not_yet("freezing")
+        await self._tell(folder, {"op": "freeze"})
 
     async def thaw(self, folder: Path) -> None:
         """See Driver.thaw."""
-        raise _not_yet("thawing")
+        await self._tell(folder, {"op": "thaw"})
 
     async def pin(self, folder: Path, cpus: Sequence[int]) -> None:
         """See Driver.pin."""
-        raise _not_yet("binding to other cores")
+        await self._tell(folder, {"op": "pin", "cpus": list(cpus)})
+
+    async def connect(self, folder: Path, node: str, nodes: Sequence[str]) -> None:
+        """See Driver.connect."""
+        await self._tell(folder, {"op": "connect", "node": node, "nodes": list(nodes)})
+
+    async def _tell(self, folder: Path, command: Mapping[str, Any]) -> None:
+        """Have a living worker's supervisor obey. Raises Conflict for one that does not live."""
+        self._require(folder)
+        state = await self._command(folder, command, _ANSWER_LIMIT_S)
+        if state.get("state") not in _ALIVE:
+            why = f"it is {state.get('state')}"
+            raise errors.Conflict(f"the worker in {folder} has no processes", why=why)
 
     async def stop(self, folder: Path, grace_ms: int) -> None:
         """See Driver.stop. A worker that does not run, or is saved, stays as it is."""
@@ -107,10 +131,12 @@ class SupervisedDriver:
         """See Driver.adopt."""
         return await asyncio.to_thread(_workers, root, self.name)
 
-    async def _launch(self, spec: WorkerSpec, action: str, image: Path | None) -> None:
+    async def _launch(
+        self, spec: WorkerSpec, action: str, image: Path | None, hold: bool = False
+    ) -> None:
         if not spec.command:
             raise errors.InvalidRequest("the command is empty", hint="give a program to run")
-        order = self._common_order(spec, action, image) | self._order()
+        order = self._common_order(spec, action, image) | self._order() | {"hold": hold}
         folder = Path(order["folder"])
         try:
             await asyncio.to_thread(_prepare, folder, order)
@@ -153,7 +179,9 @@ class SupervisedDriver:
             "environment": _environment(spec),
             "cpus": list(spec.cpus),
             "network": spec.network,
+            "gang": None if spec.gang is None else asdict(spec.gang),
             "grace_ms": spec.grace_ms,
+            "hold_ms": spec.hold_ms,
             "ends_with": spec.ends_with,
             "chunks": None if spec.chunks is None else str(spec.chunks.absolute()),
         }
@@ -224,13 +252,7 @@ class SupervisedDriver:
             raise errors.NotFound(f"there is no worker in {folder}", hint="start one there")
 
 
-_ALIVE = (
-    WorkerState.STARTING,
-    WorkerState.RUNNING,
-    WorkerState.SAVING,
-    WorkerState.RESTORING,
-    WorkerState.STOPPING,
-)
+_ALIVE = tuple(s for s in WorkerState if s not in (WorkerState.SAVED, WorkerState.ENDED))
 _MOVING = (
     WorkerState.STARTING,
     WorkerState.SAVING,
@@ -239,8 +261,27 @@ _MOVING = (
 )
 
 
-def _not_yet(what: str) -> errors.Unsupported:
-    return errors.Unsupported(f"{what} is not supported by this driver")
+def _finish_ended(folder: Path, state: dict[str, Any], commit: bool) -> None:
+    """Answer a hold whose supervisor is gone. Raises Conflict when the answer cannot be kept.
+
+    Of a save, the image is whole, so it can count; of a restore, nothing has happened.
+    """
+    hold = state["hold"]
+    saved = state["state"] == WorkerState.SAVED
+    if hold["restores"] and saved and not commit:
+        return
+    if not hold["restores"] and commit and (saved or _is_whole(hold["image"])):
+        if not (saved or hold["leaves"]):
+            facts = {"image": hold["image"], **_image_facts(hold["image"])}
+            saved_now = {"state": WorkerState.SAVED, "pid": None, "exit_code": None, "reason": ""}
+            changed = {**state, **saved_now, **facts, "hold": {**hold, "answer": True}}
+            files.write_json(str(folder / files.STATE), changed)
+        return
+    raise errors.Conflict(
+        f"the worker in {folder} cannot do as it is told",
+        why=f"it is {state['state']}: {state.get('reason')}",
+        hint="restore it from its last image",
+    )
 
 
 def _absolute(path: Path) -> str:
@@ -286,9 +327,10 @@ def _read_state(folder: Path) -> dict[str, Any]:
     target = state.get("image")
     if state.get("pid") and process_tree.born_at(state["pid"]) == state.get("born"):
         return {**state, "state": WorkerState.STOPPING, "reason": lost}  # but not all of it yet
-    if state["state"] == WorkerState.SAVING and target and _is_whole(target):
+    saving = state["state"] in (WorkerState.SAVING, WorkerState.SAVE_HELD)
+    if saving and target and _is_whole(target):
         return {**state, "state": WorkerState.SAVED, "pid": None, **_image_facts(target)}
-    if state["state"] == WorkerState.RESTORING:
+    if state["state"] in (WorkerState.RESTORING, WorkerState.RESTORE_HELD):
         return {**state, "state": WorkerState.SAVED, "pid": None, "reason": lost}
     return {**state, "state": WorkerState.ENDED, "pid": None, "exit_code": None, "reason": lost}
 

@@ -13,6 +13,7 @@ Kept to the standard library's light modules: it starts in some 50 ms and there 
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import selectors
@@ -22,54 +23,49 @@ import sys
 import time
 from typing import Any
 
-from onefleet.domain.errors import (
-    Conflict,
-    InternalError,
-    InvalidRequest,
-    OnefleetError,
-    TimedOut,
-)
+from onefleet.domain.errors import Conflict, InternalError, InvalidRequest, OnefleetError
 from onefleet.drivers import cell_worker, image, keeper, linux, process_tree
 from onefleet.drivers import supervisor_files as files
-from onefleet.drivers.criu_commands import CriuKilled
+from onefleet.drivers.command_socket import Client, CommandSocket, line, refuse, send, told
+from onefleet.drivers.supervisor_saves import LOOK_S, Saves
+from onefleet.drivers.work_files import WorkFiles
 
 #: How long a new supervisor waits for the one before it, which has given its last answer, to end.
 _LOCK_LIMIT_S = 120.0
 #: While it waits for processes whose end the kernel does not announce to it.
 _POLL_S = 0.02
-_BACKLOG = 16
-#: Files get the time of the kernel's last tick, which may be this much behind the clock.
-_CLOCK_TICK_NS = 20_000_000
 _KILLED = 128 + signal.SIGKILL
 
 Worker = cell_worker.CellWorker | keeper.Keeper
 
 
 class Supervisor:
-    """One worker from its start or restore to its end or save."""
+    """One worker from its start or restore to its end or save.
+
+    worker: None before it has processes. began_ns: of this stretch, by the wall clock.
+    """
 
     def __init__(self, order: dict[str, Any], folder: str) -> None:
         self._order = order
         self._folder = folder
-        self._worker: Worker | None = None
-        self._state: dict[str, Any] = {}
-        self._cpu_before_ms = 0
-        self._deadline: float | None = None  # of a stop's or cooperative save's grace
-        self._overran = False
-        self._saving: str | None = None  # the image of a cooperative save
-        self._began_ns = 0  # of this stretch, and when it was asked to save itself; wall clock
-        self._asked_ns = 0
+        self._files = WorkFiles(folder, order["work"])
+        self.worker: Worker | None = None
+        self.state: dict[str, Any] = {}
+        self.cpu_before_ms = 0
+        self.began_ns = 0
+        self._deadline: float | None = None  # of a stop's grace
+        self._overran = self._at_once = False
         self._stopping = False
-        self._waiting: list[socket.socket] = []
-        self._clients: dict[socket.socket, bytes] = {}
+        self._waiting: list[Client] = []
         self._selector = selectors.DefaultSelector()
         self._finished = False
+        self._saves = Saves(self, order, self._files)
 
     def begin(self) -> dict[str, Any]:
         """Start or restore the worker; what to answer to whoever asked for it."""
         restoring = self._order["action"] == "restore"
         before = self._order["image"] if restoring else None
-        self._write(state="restoring" if restoring else "starting", pid=None, image=before)
+        self.write(state="restoring" if restoring else "starting", pid=None, image=before)
         wakeup, poke = os.pipe()
         os.set_blocking(wakeup, False)
         os.set_blocking(poke, False)
@@ -78,52 +74,73 @@ class Supervisor:
         signal.signal(signal.SIGTERM, lambda *_: self._request_stop(0))
         self._wakeup = wakeup
         try:
-            self._worker = self._make_worker(restoring)
+            self._prepare(restoring)
+            if not self._order.get("hold"):
+                self.resume()
         except (OnefleetError, OSError) as error:
-            told = _told(error)
             state = "saved" if restoring else "ended"
             code = None if restoring else 127
-            self._write(state=state, exit_code=code, reason=_line(told))
-            return {"ok": False, "error": told}
-        self._began_ns = time.time_ns()
-        self._listen()
-        root = self._worker.root
-        born = process_tree.born_at(root)
-        self._write(state="running", pid=root, born=born, reason="")
-        return {"ok": True, "pid": self._worker.root}
+            self.write(state=state, exit_code=code, reason=line(error))
+            return {"ok": False, "error": told(error)}
+        self._socket = CommandSocket(self._selector)
+        if self._order.get("hold"):
+            self._saves.hold_restore()
+        else:
+            self.write_going(reason="")
+        return {"ok": True}
 
-    def _make_worker(self, restoring: bool) -> Worker:
+    def _prepare(self, restoring: bool) -> None:
+        """Have all that is needed for `resume`."""
         order = self._order
         if not os.path.isdir(order["work"]):
             why = f"{order['work']} is not a folder"
             raise InvalidRequest("the work folder does not exist", why=why, hint="create it first")
         if restoring:
             manifest = image.read(order["image"])
-            self._cpu_before_ms = int(manifest["cpu_ms"])
+            self.cpu_before_ms = int(manifest["cpu_ms"])
             if manifest["kind"] != order["driver"]:
                 raise Conflict(
                     f"image {order['image']} is not one of driver {order['driver']}",
                     why=f"driver {manifest['kind']} made it",
                 )
         if order["driver"] == "criu":
-            return cell_worker.CellWorker(order, self._folder, restoring)
+            self.worker = cell_worker.CellWorker(order, self._folder, self._files, restoring)
+            return
         if restoring:
-            image.verify(order["image"])
-        return keeper.Keeper(order, self._folder)
+            with image.opened(order["image"], order.get("chunks")) as manifest:
+                facts = manifest.get("work")
+                if facts is not None and self._files.is_foreign(facts):
+                    self._files.bring_back(order["image"], manifest["id"], facts)
+        self._files.arrive()
+
+    def resume(self) -> None:
+        """Let the worker run that was prepared. Raises OnefleetError, OSError."""
+        if self._order["driver"] != "criu":
+            self.worker = keeper.Keeper(self._order, self._folder)
+            self._watch_news(self.worker)
+        elif self._order["action"] == "restore":
+            assert isinstance(self.worker, cell_worker.CellWorker)
+            self.worker.resume()
+        self.began_ns = time.time_ns()
+
+    def _watch_news(self, worker: keeper.Keeper) -> None:
+        self._selector.register(worker.descriptor, selectors.EVENT_READ)
+
+    def undo(self) -> None:
+        """End a worker that was prepared, and has not been let run."""
+        if isinstance(self.worker, cell_worker.CellWorker):
+            self.worker.undo()
+            self.sweep()
 
     def serve(self) -> None:
         """Handle the worker's end, commands and deadlines until it has ended or is saved."""
-        assert self._worker is not None
         self._selector.register(self._wakeup, selectors.EVENT_READ)
-        if self._worker.descriptor >= 0:
-            self._selector.register(self._worker.descriptor, selectors.EVENT_READ)
         owner = self._watch_owner()
         while not self._finished:
             for key, _ in self._selector.select(self._timeout()):
-                if key.fileobj is self._listener:
-                    self._accept()
-                elif isinstance(key.fileobj, socket.socket):
-                    self._read(key.fileobj)
+                if isinstance(key.fileobj, socket.socket):
+                    if (command := self._socket.read(key.fileobj)) is not None:
+                        self._obey(*command)
                 elif key.fileobj == owner:
                     self._selector.unregister(owner)
                     self._request_stop(0)
@@ -132,7 +149,8 @@ class Supervisor:
                         os.read(self._wakeup, 512)
                 if self._finished:
                     return
-            self._worker.poll()
+            if self.worker is not None:
+                self.worker.poll()
             self._reap()
             self._advance()
 
@@ -151,263 +169,208 @@ class Supervisor:
     # Ends
 
     def _reap(self) -> None:
-        assert self._worker is not None
         with contextlib.suppress(ChildProcessError):
             while True:
                 pid, status, usage = os.wait4(-1, os.WNOHANG)
                 if pid == 0:
                     return
-                self._worker.reaped(pid, status, int((usage.ru_utime + usage.ru_stime) * 1000))
+                self._reaped(pid, status, usage.ru_utime + usage.ru_stime)
+
+    def _reaped(self, pid: int, status: int, seconds: float) -> None:
+        if self.worker is not None:
+            self.worker.reaped(pid, status, int(seconds * 1000))
 
     def _timeout(self) -> float | None:
-        if self._deadline is None:
+        deadlines = [d for d in (self._deadline, self._saves.deadline) if d is not None]
+        if not deadlines:
             return None
-        if self._worker is not None and self._worker.root_status is not None:
+        ended = self.worker is not None and self.worker.root_status is not None
+        if ended and not self._saves.is_held:
             return _POLL_S
-        return max(0.0, self._deadline - time.monotonic())
+        left = max(0.0, min(deadlines) - time.monotonic())
+        asked = self._saves.asked
+        return min(left, LOOK_S) if asked is not None and asked.leave_running else left
 
     def _advance(self) -> None:
-        """Decide whether this is the end."""
-        worker = self._worker
-        assert worker is not None
-        if worker.lost:
+        """Decide whether this is the end, or that of a hold."""
+        worker, saves = self.worker, self._saves
+        if worker is not None and worker.lost:
             self._end(None, worker.lost)
-        elif self._deadline is not None:
-            over = time.monotonic() >= self._deadline
+        elif self._deadline is not None or saves.ends_worker:
+            assert worker is not None
+            deadline = saves.deadline if self._deadline is None else self._deadline
             if worker.root_status is not None and not worker.members():
                 self._leave()
-            elif over:
-                self._overran = True
+            elif deadline is not None and time.monotonic() >= deadline:
+                self._overran = not self._at_once
                 self._leave()
-        elif worker.root_status is not None:
+        elif worker is not None and worker.root_status is not None and not saves.is_held:
             self._leave()
+        elif saves.asked is not None:
+            saves.look()
+        elif saves.deadline is not None and time.monotonic() >= saves.deadline:
+            saves.lapse()
 
     def _leave(self) -> None:
         """The grace is over or not needed: end what is left, and write what became of it."""
-        worker = self._worker
+        worker = self.worker
         assert worker is not None
         if worker.root_status is None:
-            self._cpu_before_ms += process_tree.cpu_ms(process_tree.tree(worker.root))
-        self._sweep()
+            self.cpu_before_ms += process_tree.cpu_ms(worker.processes())
+        self.sweep()
         code, reason = _meaning(worker.root_status)
-        if self._saving is not None:
-            self._finish_cooperative(self._saving)
+        if self._saves.ends_worker:
+            cpu_ms = self.cpu_before_ms + worker.ended_cpu_ms
+            killed, self._overran = self._overran, False
+            self._saves.program_ended(code, cpu_ms, killed)
         elif self._stopping:
             late = "; killed, because its grace time was over" if self._overran else ""
             self._end(code, f"stopped on request{late}")
         else:
             self._end(code, reason)
 
-    def _sweep(self) -> None:
+    def sweep(self) -> None:
         """Kill and reap whatever is left, so that nothing runs when the state says so."""
-        worker = self._worker
-        assert worker is not None
+        worker = self.worker
+        if worker is None:
+            return
+        if isinstance(worker, keeper.Keeper):
+            with contextlib.suppress(KeyError):
+                self._selector.unregister(worker.descriptor)
         worker.destroy()
         with contextlib.suppress(ChildProcessError):
             while True:
                 pid, status, usage = os.wait4(-1, 0)
-                worker.reaped(pid, status, int((usage.ru_utime + usage.ru_stime) * 1000))
+                self._reaped(pid, status, usage.ru_utime + usage.ru_stime)
                 worker.destroy()
 
     def _end(self, code: int | None, reason: str) -> None:
-        assert self._worker is not None
-        if self._worker.lost:
-            self._sweep()
-        cpu_ms = self._cpu_before_ms + self._worker.ended_cpu_ms
-        self._write(state="ended", pid=None, exit_code=code, reason=reason, cpu_ms=cpu_ms)
-        self._finish({"ok": True})
+        worker = self.worker
+        if worker is not None and worker.lost:
+            self.sweep()
+        self._saves.forget()
+        cpu_ms = self.cpu_before_ms + (worker.ended_cpu_ms if worker is not None else 0)
+        self.write(state="ended", pid=None, exit_code=code, reason=reason, cpu_ms=cpu_ms)
+        self.finish()
 
-    def _finish(self, answer: dict[str, Any]) -> None:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(files.SOCKET)
+    def finish(self) -> None:
+        """Nothing of the worker is left, and the state says what became of it."""
+        self._socket.close()
+        if self.worker is not None:
+            self.worker.leave()
         for client in self._waiting:
-            _send(client, answer)
+            send(client, {"ok": True})
         self._waiting.clear()
         self._finished = True
 
     # Commands
 
-    def _listen(self) -> None:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(files.SOCKET)
-        # A relative name: a socket's path may have 107 bytes, a folder's has no such limit.
-        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._listener.bind(files.SOCKET)
-        os.chmod(files.SOCKET, 0o600)
-        self._listener.listen(_BACKLOG)
-        self._listener.setblocking(False)
-        self._selector.register(self._listener, selectors.EVENT_READ)
-
-    def _accept(self) -> None:
-        with contextlib.suppress(BlockingIOError):
-            client, _ = self._listener.accept()
-            client.setblocking(False)
-            self._clients[client] = b""
-            self._selector.register(client, selectors.EVENT_READ)
-
-    def _read(self, client: socket.socket) -> None:
+    def _obey(self, command: dict[str, Any], client: Client) -> None:
         try:
-            data = client.recv(files.LINE_LIMIT)
-        except OSError:
-            data = b""
-        held = self._clients.get(client, b"") + data
-        self._clients[client] = held
-        if data and b"\n" not in held and len(held) < files.LINE_LIMIT:
-            return
-        self._selector.unregister(client)
-        del self._clients[client]
-        if b"\n" not in held:
-            client.close()
-            return
-        try:
-            command = json.loads(held)
-            self._obey(command["op"], command, client)
+            match command["op"]:
+                case "stop":
+                    self._waiting.append(client)
+                    self._request_stop(int(command["grace_ms"]))
+                case _ if self._deadline is not None:
+                    why = "it is being stopped"
+                    raise Conflict("the worker takes no other command", why=why)
+                case "save":
+                    self._saves.save(command, client)
+                case "finish":
+                    self._saves.finish(bool(command["commit"]), client)
+                case "freeze" | "thaw":
+                    self._turn(freeze=command["op"] == "freeze")
+                    send(client, {"ok": True})
+                case "pin":
+                    self._pin([int(cpu) for cpu in command["cpus"]])
+                    send(client, {"ok": True})
+                case "connect":
+                    self._connect(str(command["node"]), [str(n) for n in command["nodes"]])
+                    send(client, {"ok": True})
+                case unknown:
+                    raise InvalidRequest(f"no {unknown!r}")
         except (ValueError, KeyError, TypeError) as error:
-            _send(client, {"ok": False, "error": _told(InvalidRequest(f"bad command: {error}"))})
+            refuse(client, InvalidRequest(f"bad command: {error}"))
+        except (OnefleetError, OSError) as error:
+            refuse(client, error)
 
-    def _obey(self, operation: str, command: dict[str, Any], client: socket.socket) -> None:
-        match operation:
-            case "stop":
-                self._waiting.append(client)
-                self._request_stop(int(command["grace_ms"]))
-            case "save" if command["image"] == self._saving:
-                self._waiting.append(client)
-            case "save" if self._deadline is not None:
-                busy = Conflict("the worker cannot be saved", why="it is being stopped or saved")
-                _send(client, {"ok": False, "error": _told(busy)})
-            case "save":
-                self._save(str(command["image"]), client)
-            case _:
-                _send(client, {"ok": False, "error": _told(InvalidRequest(f"no {operation!r}"))})
+    def _turn(self, freeze: bool) -> None:
+        worker, state = self.worker, self.state["state"]
+        if worker is None or state not in ("running", "frozen"):
+            verb = "frozen" if freeze else "thawed"
+            raise Conflict(f"the worker cannot be {verb}", why=f"it is {state}")
+        if freeze:
+            worker.freezer.freeze(worker.processes)
+        else:
+            worker.freezer.thaw(worker.processes)
+        if state != self._going():
+            self.write_going()
+
+    def _pin(self, cpus: list[int]) -> None:
+        if self.worker is None:
+            raise Conflict("the worker has no threads", why=f"it is {self.state['state']}")
+        try:
+            process_tree.pin(self.worker.processes(), cpus)
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            raise InvalidRequest(
+                f"the worker cannot run on cores {cpus}", why="the machine does not have them"
+            ) from error
+
+    def _connect(self, node: str, nodes: list[str]) -> None:
+        cell = self.worker.cell if isinstance(self.worker, cell_worker.CellWorker) else None
+        if cell is None or cell.gang is None:
+            raise Conflict("the worker has no network of a gang")
+        cell.gang.connect(node, nodes)
 
     def _request_stop(self, grace_ms: int) -> None:
         """Ask the worker to end. A second request may shorten the grace, never lengthen it."""
-        deadline = time.monotonic() + grace_ms / 1000
+        worker, held = self.worker, self._saves.is_held  # it has no say then
+        deadline = time.monotonic() + (0 if held else grace_ms / 1000)
         self._deadline = deadline if self._deadline is None else min(self._deadline, deadline)
-        if not self._stopping and self._worker is not None:
-            self._stopping = True
-            if self._saving is not None:
-                image.discard_partial(self._saving)
-                self._saving = None
-            self._write(state="stopping")
-            self._worker.ask_to_end()
-
-    def _save(self, target: str, client: socket.socket) -> None:
-        worker = self._worker
-        assert worker is not None
-        self._write(state="saving", image=target)
-        if isinstance(worker, keeper.Keeper):
-            self._ask_to_save(worker, target, client)
+        if self._stopping:
             return
-        try:
-            manifest = worker.save(target, self._cpu_before_ms)
-        except (CriuKilled, TimedOut) as error:
-            # Nobody knows what was done to its memory: better an honest end than a wrong result.
-            self._sweep()
-            reason = f"ended: {error.what}, {error.why}; what it had done since its last image"
-            self._waiting.append(client)
-            self._write(state="ended", pid=None, exit_code=None, reason=f"{reason} is lost")
-            self._finish({"ok": False, "error": _told(error)})
-        except OnefleetError as error:
-            self._refuse_save(error, client)
-        else:
-            self._waiting.append(client)
-            self._saved(target, manifest, "")
-
-    def _refuse_save(self, error: OnefleetError | OSError, client: socket.socket) -> None:
-        """The worker runs on unharmed."""
-        told = _told(error)
-        reason = f"the last save failed, nothing was lost: {_line(told)}"
-        self._write(state="running", image=None, reason=reason)
-        _send(client, {"ok": False, "error": told})
-
-    def _ask_to_save(self, worker: keeper.Keeper, target: str, client: socket.socket) -> None:
-        """A cooperative save: nothing is asked of the program before the image has its place."""
-        try:
-            image.begin(target)
-        except (OnefleetError, OSError) as error:
-            self._refuse_save(error, client)
+        self._stopping = True
+        self._at_once = held
+        self._saves.drop()
+        if worker is None:
+            self._end(_KILLED, "stopped on request")
             return
-        self._waiting.append(client)
-        self._saving = target
-        self._deadline = time.monotonic() + self._order["grace_ms"] / 1000
-        self._asked_ns = time.time_ns()
-        worker.ask_to_end()
-
-    def _finish_cooperative(self, target: str) -> None:
-        """The program has ended after it was asked to save itself."""
-        worker = self._worker
-        assert worker is not None
-        code, _ = _meaning(worker.root_status)
-        cpu_ms = self._cpu_before_ms + worker.ended_cpu_ms
-        facts = {
-            "kind": "local",
-            "id": os.urandom(16).hex(),
-            "made_at_ms": time.time_ns() // 1_000_000,
-            "command": self._order["command"],
-            "checkpoint": f"{self._folder}/{files.CHECKPOINT}",
-            "exit_code": code,
-            "writable": [],
-            "cpu_ms": cpu_ms,
-            "frozen_ms": 0,
-            "lost_ms": self._unsaved_ms(),
-        }
-        reason = ""
-        if self._overran:
-            seconds = self._order["grace_ms"] / 1000
-            reason = (
-                f"killed after {seconds:g} s: it did not end when asked to save itself, so its "
-                "work since its own last checkpoint is lost"
-            )
-        try:
-            manifest = image.commit(target, {**facts, "reason": reason})
-        except (OSError, OnefleetError) as error:
-            image.discard_partial(target)
-            told = _told(error)
-            self._write(state="ended", pid=None, exit_code=code, reason=_line(told))
-            self._finish({"ok": False, "error": told})
-        else:
-            self._saved(target, manifest, reason)
-
-    def _unsaved_ms(self) -> int:
-        """How long it had run, when it was asked to save itself, since what it did save.
-
-        What it saved is what it wrote into its checkpoint folder. Nothing since this stretch
-        began: then the whole stretch; what was not saved of earlier ones was told at their end.
-        """
-        newest = files.newest_change_ns(files.CHECKPOINT)
-        if newest >= self._asked_ns - _CLOCK_TICK_NS:
-            return 0
-        return max(self._asked_ns - max(newest, self._began_ns), 0) // 1_000_000
-
-    def _saved(self, target: str, manifest: dict[str, Any], reason: str) -> None:
-        size = image.total_bytes(manifest)
-        self._write(
-            state="saved",
-            pid=None,
-            reason=reason,
-            image=target,
-            image_bytes=size,
-            cpu_ms=manifest["cpu_ms"],
-            frozen_ms=manifest["frozen_ms"],
-            lost_ms=manifest.get("lost_ms", 0),
-        )
-        self._finish({"ok": True})
+        self.write(state="stopping")
+        if not held:
+            if worker.freezer.frozen:
+                worker.freezer.thaw(worker.processes)
+            worker.ask_to_end()
 
     # State
 
-    def _write(self, **changes: Any) -> None:
+    def _going(self) -> str:
+        return "frozen" if self.worker is not None and self.worker.freezer.frozen else "running"
+
+    def write_going(self, **changes: Any) -> None:
+        """The worker has processes that run, or are frozen."""
+        assert self.worker is not None
+        root = self.worker.root
+        self.write(state=self._going(), pid=root, born=process_tree.born_at(root), **changes)
+
+    def write(self, **changes: Any) -> None:
         """Change the state file. A full disk neither ends the worker nor hides its fate."""
-        self._state.update(changes)
-        self._state["supervisor"] = os.getpid()
-        self._state.setdefault("exit_code", None)
-        self._state.setdefault("cpu_ms", self._cpu_before_ms)
-        self._state["cpu_before_ms"] = self._cpu_before_ms
+        self.state.update(changes)
+        self.state["supervisor"] = os.getpid()
+        self.state.setdefault("exit_code", None)
+        self.state.setdefault("cpu_ms", self.cpu_before_ms)
+        self.state["cpu_before_ms"] = self.cpu_before_ms
         try:
-            files.write_json(files.STATE, self._state)
+            files.write_json(files.STATE, self.state)
         except OSError as error:
             _complain(f"state.json could not be replaced, so it is overwritten: {error}")
-            files.overwrite_json(files.STATE, self._state)
+            files.overwrite_json(files.STATE, self.state)
+
+    def cpu_ms(self) -> int:
+        """What the worker has used so far."""
+        used = process_tree.cpu_ms(self.worker.processes()) if self.worker is not None else 0
+        return self.cpu_before_ms + used
 
 
 def _complain(text: str) -> None:
@@ -426,24 +389,6 @@ def _meaning(status: int | None) -> tuple[int, str]:
         return 128 + number, f"killed by {name}"
     code = os.WEXITSTATUS(status)
     return code, f"exited with code {code}"
-
-
-def _told(error: OnefleetError | OSError) -> dict[str, str]:
-    if not isinstance(error, OnefleetError):
-        error = InternalError("the supervisor could not do it", why=str(error))
-    names = [kind.__name__ for kind in type(error).__mro__]
-    return {"kind": names[0], "what": error.what, "why": error.why, "hint": error.hint}
-
-
-def _line(told: dict[str, str]) -> str:
-    return f"{told['what']}: {told['why']}" if told["why"] else told["what"]
-
-
-def _send(client: socket.socket, answer: dict[str, Any]) -> None:
-    with contextlib.suppress(OSError):
-        client.setblocking(True)
-        client.sendall(json.dumps(answer).encode() + b"\n")
-    client.close()
 
 
 def main(arguments: list[str]) -> int:
@@ -474,7 +419,7 @@ def _be_daemon(folder: str, say: int) -> None:
     try:
         _live(folder, say)
     except Exception as error:
-        answer = {"ok": False, "error": _told(InternalError(f"supervisor failed: {error!r}"))}
+        answer = {"ok": False, "error": told(InternalError(f"supervisor failed: {error!r}"))}
         with contextlib.suppress(OSError):
             os.write(say, json.dumps(answer).encode() + b"\n")
         raise  # into the log
@@ -484,7 +429,7 @@ def _live(folder: str, say: int) -> None:
     lock = files.take_lock(files.LOCK, _LOCK_LIMIT_S)
     if lock is None:
         held = Conflict(f"worker {folder} already has a supervisor", hint="stop it first")
-        os.write(say, json.dumps({"ok": False, "error": _told(held)}).encode() + b"\n")
+        os.write(say, json.dumps({"ok": False, "error": told(held)}).encode() + b"\n")
         return
     supervisor = Supervisor(files.read_json(files.ORDER), folder)
     answer = supervisor.begin()

@@ -6,9 +6,10 @@ supervisor.lock  locked for as long as the supervisor lives, so that its death s
 supervisor.sock  its commands, one JSON line each way
 supervisor.log   what it has to say when it fails
 stdout, stderr   of the command; append only, they survive a save
-restored.json    ids of the images that this worker was brought back from
+place.json       names this folder, and the image that its files belong to, if any
+hosts            the names of its gang's ranks
 checkpoint/      where a program that saves itself keeps its state
-post-dump        the hook that criu calls while the processes stand still, and its two pipes
+hook             what criu calls while the processes stand still, and its two pipes
 """
 
 from __future__ import annotations
@@ -27,11 +28,11 @@ SOCKET = "supervisor.sock"
 LOG = "supervisor.log"
 STDOUT = "stdout"
 STDERR = "stderr"
-RESTORED = "restored.json"
+PLACE = "place.json"
 CHECKPOINT = "checkpoint"
-HOOK = "post-dump"
-HOOK_ASKS = "post-dump.asks"
-HOOK_HEARS = "post-dump.hears"
+HOOK = "hook"
+HOOK_ASKS = "hook.asks"
+HOOK_HEARS = "hook.hears"
 
 #: The longest line of a command or its answer.
 LINE_LIMIT = 64 * 1024

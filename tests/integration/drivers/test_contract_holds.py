@@ -31,7 +31,7 @@ COUNTS = """
 """
 
 
-@pytest.fixture(params=["fake"])
+@pytest.fixture(params=["fake", "local", pytest.param("criu", marks=pytest.mark.criu)])
 def bench(request: pytest.FixtureRequest, tmp_path: Path) -> Bench:
     if request.param == "fake":
         return Bench(FakeDriver(), tmp_path)

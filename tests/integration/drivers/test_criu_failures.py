@@ -115,7 +115,7 @@ def test_what_cannot_be_saved_says_so_in_crius_words_and_runs_on(criu: Bench) ->
 
 def replace_hook(criu: Bench, action: str) -> None:
     """What criu calls in the middle of a dump, with every process frozen, does something else."""
-    hook = criu.folder / "post-dump"
+    hook = criu.folder / "hook"
     hook.write_text(f'#!/bin/sh\n[ "$CRTOOLS_SCRIPT_ACTION" = post-dump ] || exit 0\n{action}\n')
 
 
@@ -180,8 +180,8 @@ def test_a_supervisor_killed_after_the_image_is_whole_loses_nothing(criu: Bench)
         spec = criu.spec(COUNTER, "200")
         await criu.driver.start(spec)
         criu.wait_lines(20)
-        hook = (criu.folder / "post-dump").read_text()
-        replace_hook(criu, hook.partition("exit 0\n")[2] + "touch /.onefleet/durable; sleep 1000")
+        hook = (criu.folder / "hook").read_text()
+        replace_hook(criu, hook.partition("esac\n")[2] + "touch /.onefleet/durable; sleep 1000")
         save = asyncio.create_task(criu.driver.save(criu.folder, criu.image()))
         await asyncio.to_thread(wait_for, (criu.folder / "durable").exists, bool)
         os.kill(criu.supervisor(), signal.SIGKILL)
