@@ -27,7 +27,8 @@ pythonpath = .
 filterwarnings = error
 markers = criu
 """
-_MODULES = ("pytest", "_pytest", "pluggy", "iniconfig", "packaging", "pygments", "py", "xxhash")
+_MODULES = ("pytest", "_pytest", "pluggy", "iniconfig", "packaging", "pygments", "py")
+_MODULES += ("xxhash", "backports.zstd")
 _LIMIT_S = 300.0
 
 
@@ -51,7 +52,9 @@ class OrdinaryUser:
             assert found is not None
             source = Path(found)
             source = source.parent if source.name == "__init__.py" else source
-            self._copy(source, home / "site" / source.name)
+            folder = home / "site" / Path(*name.split(".")[:-1])
+            folder.mkdir(exist_ok=True)
+            self._copy(source, folder / source.name)
         self._copy(criu_home(), home / "criu")
         (home / "tmp").mkdir()
         self.own(home)
