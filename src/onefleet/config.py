@@ -24,6 +24,7 @@ class Settings:
     data_dir: Path
     key: str | None  # an API key that overrides the stored one
     criu: Path | None  # a criu to use instead of the system's or the managed copy
+    image_share: Path | None  # a folder that outlives this machine, for saved images
     no_color: bool
     width: int | None
     force_color: bool = False
@@ -36,18 +37,21 @@ class Settings:
 
 
 def settings(data_dir: str | None = None) -> Settings:
-    """Read flags and environment: ONEFLEET_DATA_DIR, ONEFLEET_KEY, ONEFLEET_CRIU, NO_COLOR, TERM,
-    COLUMNS, and FORCE_COLOR, CLICOLOR as no-color.org and bixense.com/clicolors have them.
+    """Read flags and environment: ONEFLEET_DATA_DIR, ONEFLEET_KEY, ONEFLEET_CRIU,
+    ONEFLEET_IMAGE_SHARE, NO_COLOR, TERM, COLUMNS, and FORCE_COLOR, CLICOLOR as no-color.org and
+    bixense.com/clicolors have them.
     """
     environment = os.environ
     chosen = data_dir or environment.get("ONEFLEET_DATA_DIR")
     root = Path(chosen).expanduser() if chosen else _default_data_dir()
     criu = environment.get("ONEFLEET_CRIU")
+    share = environment.get("ONEFLEET_IMAGE_SHARE")
     columns = environment.get("COLUMNS", "")
     return Settings(
         data_dir=root.absolute(),
         key=environment.get("ONEFLEET_KEY"),
         criu=Path(criu).expanduser().absolute() if criu else None,
+        image_share=Path(share).expanduser().absolute() if share else None,
         no_color=bool(environment.get("NO_COLOR"))
         or environment.get("TERM") == "dumb"
         or environment.get("CLICOLOR") == "0",

@@ -1,11 +1,12 @@
 """One pass over all saved images of a node: fold them, drop what is then superfluous, clean up.
 
-usage: python -m onefleet.agent.archive DATA_FOLDER PARENT_PID
+usage: python -m onefleet.agent.archive DATA_FOLDER PARENT_PID [NODE SHARE]
 
 It takes no input but what lies there, and every pass does all that is left to do, so that it can be
 killed at any point and called at any time. A save leaves an image raw, because that is the
 fastest way to free memory; this process then works with what nobody else wants of the cores and the
-disk. Raw files of images that may be wanted soon stay for as long as there is much room.
+disk. Raw files of images that may be wanted soon stay for as long as there is much room. Where a
+share is named, all that is folded is put there, too.
 
 What it did goes to stdout, a JSON object a line, for the agent's log.
 """
@@ -19,12 +20,13 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from onefleet.agent import records
+from onefleet.agent.share import Share
 from onefleet.domain.errors import NotFound, OnefleetError, UpstreamFailed
 from onefleet.domain.layout import Layout
 from onefleet.drivers import image as images
@@ -60,7 +62,9 @@ def superfluous(copies: Iterable[RawCopy], room_bytes: int) -> list[RawCopy]:
     return gone
 
 
-def tidy(layout: Layout, tell: Tell, room_bytes: int | None = None) -> None:
+def tidy(
+    layout: Layout, tell: Tell, room_bytes: int | None = None, share: Share | None = None
+) -> None:
     """Do the whole pass. room_bytes: what raw files may take; None: RAW_PART of what is free.
 
     What cannot be done for one work is told and does not keep the others waiting.
@@ -78,6 +82,9 @@ def tidy(layout: Layout, tell: Tell, room_bytes: int | None = None) -> None:
     for copy in superfluous(copies, room_bytes):
         with contextlib.suppress(OnefleetError):  # pruned, or damaged: then it stays as it is
             images.drop_raw(str(copy.path))
+    if share is not None:
+        with _told(tell, "the share"):
+            _put(share, works, tell)
     stores = [f.name for f in records.subfolders(layout.chunk_stores)]
     for work in sorted({*works, *stores}):
         with _told(tell, work):
@@ -118,6 +125,21 @@ def _fold(store: ChunkStore, image: Path, tell: Tell) -> None:
     )
 
 
+def _put(share: Share, works: Mapping[str, Sequence[Path]], tell: Tell) -> None:
+    if not share.is_there:
+        raise NotFound(f"{share.folder} is not there", why="it may not be mounted")
+    for folders in works.values():
+        for image in _images(folders):
+            if images.is_folded(str(image)):
+                began, worker = time.monotonic(), image.parent.parent.name
+                stored = share.put(worker, image)
+                if stored is not None:
+                    took_ms = int((time.monotonic() - began) * 1000)
+                    name = f"{worker}/{image.name}"
+                    tell({"event": "shared", "image": name, "stored": stored, "ms": took_ms})
+    share.forget(time.time())
+
+
 def _clean_up(store: ChunkStore, folders: Sequence[Path], tell: Tell) -> None:
     """Remove what no image of the work names any more; the whole store when there is none."""
     if not store.folder.is_dir():
@@ -156,9 +178,9 @@ def _told(tell: Tell, work: str) -> Any:
     try:
         yield
     except OnefleetError as error:
-        tell({"event": "not_folded", "work": work, "reason": f"{error.what}: {error.why}"})
+        tell({"event": "not_kept", "of": work, "reason": f"{error.what}: {error.why}"})
     except OSError as error:
-        tell({"event": "not_folded", "work": work, "reason": str(error)})
+        tell({"event": "not_kept", "of": work, "reason": str(error)})
 
 
 def _say(event: dict[str, Any]) -> None:
@@ -168,13 +190,14 @@ def _say(event: dict[str, Any]) -> None:
 
 def main(arguments: Sequence[str]) -> int:
     """Be the process; it ends with the agent."""
-    root, parent = arguments
+    root, parent, *more = arguments
     linux.die_with_parent(signal.SIGTERM)
     if os.getppid() != int(parent):
         return 1
     os.nice(_NICE)
     linux.name_process("onefleet-fold")
-    tidy(Layout(Path(root)), _say)
+    layout = Layout(Path(root))
+    tidy(layout, _say, share=Share(Path(more[1]), layout, more[0]) if more else None)
     return 0
 
 

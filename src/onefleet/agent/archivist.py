@@ -15,6 +15,7 @@ from collections.abc import Sequence
 
 import structlog
 
+from onefleet.agent.share import Share
 from onefleet.domain.layout import Layout
 
 log = structlog.get_logger()
@@ -67,8 +68,10 @@ class Archivist:
                 await process.wait()
 
 
-def command(layout: Layout) -> tuple[str, ...]:
+def command(layout: Layout, share: Share | None = None) -> tuple[str, ...]:
     """What tidies the archive of this data folder, and ends with this process."""
     return (
-        sys.executable, "-P", "-m", "onefleet.agent.archive", str(layout.root), str(os.getpid()),
-    )  # fmt: skip
+        *(sys.executable, "-P", "-m", "onefleet.agent.archive"),
+        *(str(layout.root), str(os.getpid())),
+        *(() if share is None else (share.node, str(share.folder))),
+    )

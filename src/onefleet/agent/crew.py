@@ -30,6 +30,7 @@ from onefleet.agent.protocol import (
     WorkerKey,
 )
 from onefleet.agent.records import Record
+from onefleet.agent.share import Share
 from onefleet.config import child_environment
 from onefleet.domain.errors import InvalidRequest, OnefleetError, StorageFull
 from onefleet.domain.fleet import CheckpointMode, Device, DeviceKind
@@ -67,6 +68,7 @@ class Crew:
         layout: Layout,
         drivers: Mapping[str, Driver],
         devices: Sequence[Device],
+        share: Share | None = None,
     ) -> None:
         self._layout = layout
         self._drivers = drivers
@@ -74,7 +76,8 @@ class Crew:
         self._records: dict[WorkerKey, Record] = {}
         self._job_driver = "local"
         self.capability = Capability(CheckpointMode.NONE, "not tried yet", "")
-        self.archivist = archivist.Archivist(archivist.command(layout))
+        self._share = share
+        self.archivist = archivist.Archivist(archivist.command(layout, share))
 
     async def prepare(self) -> bool:
         """Clean up after workers that are over, and recall how jobs can be saved here.
@@ -243,7 +246,7 @@ class Crew:
         before = self._records.get(act.key)
         driver = before.driver if before else self._job_driver
         folder = self.folder(act.key)
-        if image not in records.images(folder):
+        if image not in records.images(folder) and not await self._take(folder, image):
             return Done(act.key, Verb.RESTORE, error=f"image {image} is not on this node")
         spec = await asyncio.to_thread(self._spec, act.key, order)
         record = Record(
@@ -253,6 +256,15 @@ class Crew:
         await self._keep(record)
         await self._drivers[driver].restore(spec, folder / records.IMAGES / image)
         return Done(act.key, act.verb)
+
+    async def _take(self, folder: Path, image: ImageId) -> bool:
+        """Get an image that is not here from the share; False when it is not there either."""
+        if self._share is None:
+            return False
+        taken = await asyncio.to_thread(self._share.take, folder.name, image)
+        if taken:
+            log.info("taken from the share", worker=folder.name, image=image)
+        return taken
 
     async def _save(self, act: Save, image: ImageId) -> Done:
         record = self._records[act.key]

@@ -17,6 +17,7 @@ import signal
 import time
 from collections.abc import Coroutine, Mapping, Sequence
 from contextlib import suppress
+from pathlib import Path
 
 import structlog
 
@@ -34,6 +35,7 @@ from onefleet.agent.protocol import (
     Tick,
     WorkerKey,
 )
+from onefleet.agent.share import Share
 from onefleet.agent.worker_machine import Worker, WorkerMachine
 from onefleet.domain.errors import OnefleetError
 from onefleet.domain.fleet import Device
@@ -323,13 +325,15 @@ def run(
     node_name: str,
     drivers: Mapping[str, Driver],
     probes: Sequence[DeviceProbe] | None = None,
+    image_share: Path | None = None,
 ) -> None:
     """Be the agent of this node until SIGTERM (workers run on) or SIGUSR1 (drain)."""
     layout.agent.mkdir(parents=True, exist_ok=True, mode=0o700)
     address = internal.read(layout.internal_file)
     client = Client(address.url, internal_token=address.token, timeout_s=SYNC_WAIT_MS / 1000 + 10)
     devices = discover(node_id(node_name), default_probes() if probes is None else probes)
-    crew = Crew(layout, drivers, devices)
+    share = None if image_share is None else Share(image_share, layout, node_name)
+    crew = Crew(layout, drivers, devices, share)
     with suppress(asyncio.CancelledError):
         asyncio.run(_main(node_name, crew, client, devices))
 

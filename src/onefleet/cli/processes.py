@@ -94,7 +94,9 @@ def _agent(layout: Layout, chosen: argparse.Namespace) -> int:
     from onefleet.agent.process import run
     from onefleet.drivers.catalog import create_drivers
 
-    run(layout, chosen.node, create_drivers(layout, settings().criu))
+    given = settings()
+    drivers = create_drivers(layout, given.criu)
+    run(layout, chosen.node, drivers, image_share=given.image_share)
     return 0
 
 

@@ -136,7 +136,7 @@ def test_a_full_disk_leaves_the_job_running_and_the_image_usable(
         await bench.driver.save(bench.folder, node.image("1"))
         fill(filler)
         node.tidy()  # no room to fold: the files stay
-        assert [told["event"] for told in node.told] == ["not_folded"]
+        assert [told["event"] for told in node.told] == ["not_kept"]
         assert not image.is_folded(str(node.image("1")))
         filler.unlink()
         await bench.driver.restore(spec, node.image("1"))

@@ -113,7 +113,7 @@ def test_what_cannot_be_folded_stays_as_it_is(node: Node) -> None:
     target = node.save("1", worker="d.0", a=FIRST)
     (target / "a").write_bytes(SECOND)
     node.save("1", worker="e.0", a=FIRST)
-    assert node.tidy() == ["not_folded", "folded"]
+    assert node.tidy() == ["not_kept", "folded"]
     assert "torn or corrupt" in str(node.told[0]["reason"])
     assert content(target) == {"a": SECOND}
 
@@ -139,7 +139,7 @@ def test_a_full_disk_is_told_and_harms_nothing(node: Node, monkeypatch: pytest.M
 
     with monkeypatch.context() as patch:
         patch.setattr(packs.os, "fsync", full)
-        assert node.tidy() == ["not_folded"]
+        assert node.tidy() == ["not_kept"]
     assert "No space" in str(node.told[0]["reason"])
     assert content(target) == {"a": FIRST}
     assert node.tidy() == ["folded"]
