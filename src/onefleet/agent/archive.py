@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from onefleet.agent import records
+from onefleet.agent import memory_images, records
 from onefleet.agent.share import Share
 from onefleet.domain.errors import NotFound, OnefleetError, UpstreamFailed
 from onefleet.domain.layout import Layout
@@ -35,6 +35,8 @@ from onefleet.drivers.chunk_store import ChunkStore
 
 #: Raw files may stay while they take less than this part of what is free on the disk.
 RAW_PART = 10
+#: What is told when files of images are in memory: somebody else may need that soon.
+IN_MEMORY = "in_memory"
 #: The least that the kernel's scheduler gives: about a seventieth of a core that others want, too.
 _NICE = 19
 
@@ -49,6 +51,7 @@ class RawCopy:
     size_bytes: int
     made_at_ms: int
     wanted: bool
+    in_memory: bool = False
 
 
 def superfluous(copies: Iterable[RawCopy], room_bytes: int) -> list[RawCopy]:
@@ -63,9 +66,14 @@ def superfluous(copies: Iterable[RawCopy], room_bytes: int) -> list[RawCopy]:
 
 
 def tidy(
-    layout: Layout, tell: Tell, room_bytes: int | None = None, share: Share | None = None
+    layout: Layout,
+    tell: Tell,
+    room_bytes: int | None = None,
+    share: Share | None = None,
+    shm: Path = memory_images.SHM,
 ) -> None:
-    """Do the whole pass. room_bytes: what raw files may take; None: RAW_PART of what is free.
+    """Do the whole pass. room_bytes: what raw files may take on the disk; None: RAW_PART of what is
+    free. shm: a file system in memory.
 
     What cannot be done for one work is told and does not keep the others waiting.
     """
@@ -74,14 +82,17 @@ def tidy(
         works.setdefault(folder.name.rpartition(".")[0], []).append(folder)
     for work, folders in works.items():
         with _told(tell, work):
-            for image in _images(folders):
+            for image in sorted(_images(folders), key=lambda i: images.is_durable(str(i))):
                 _fold(ChunkStore(layout.chunks(work)), image, tell)
     if room_bytes is None:
         room_bytes = shutil.disk_usage(layout.root).free // RAW_PART
     copies = [c for folders in works.values() for c in _raw_copies(folders)]
-    for copy in superfluous(copies, room_bytes):
-        with contextlib.suppress(OnefleetError):  # pruned, or damaged: then it stays as it is
-            images.drop_raw(str(copy.path))
+    _drop([c for c in copies if not c.in_memory], room_bytes)
+    in_memory = [c for c in copies if c.in_memory]
+    _drop(in_memory, sum(c.size_bytes for c in in_memory) + memory_images.room_bytes(layout, shm))
+    memory_images.sweep(layout, shm)
+    if left := memory_images.used_bytes(layout, shm):
+        tell({"event": IN_MEMORY, "bytes": left})
     if share is not None:
         with _told(tell, "the share"):
             _put(share, works, tell)
@@ -91,6 +102,12 @@ def tidy(
             _clean_up(ChunkStore(layout.chunks(work)), works.get(work, []), tell)
 
 
+def _drop(copies: Sequence[RawCopy], room_bytes: int) -> None:
+    for copy in superfluous(copies, room_bytes):
+        with contextlib.suppress(OnefleetError):  # pruned, or damaged: then it stays as it is
+            images.drop_raw(str(copy.path))
+
+
 def _fold(store: ChunkStore, image: Path, tell: Tell) -> None:
     """Fold a raw image, and see that it can be put together again before it counts as folded."""
     if images.is_folded(str(image)):
@@ -98,12 +115,13 @@ def _fold(store: ChunkStore, image: Path, tell: Tell) -> None:
     began, before = time.monotonic(), store.size_bytes
     try:
         files = images.verify(str(image))["files"]
+        raw = Path(images.raw(str(image)))
         wanted = {name: entry.get("xxh3") for name, entry in files.items()}
-        if not files or None in wanted.values():  # saved by its program, or by an older agent
+        if not files or None in wanted.values():  # of an older agent
             return
         with store.writing() as writer:
             for afresh in (False, True):
-                made = writer.fold({name: image / name for name in files}, afresh=afresh)
+                made = writer.fold({name: raw / name for name in files}, afresh=afresh)
                 with contextlib.suppress(UpstreamFailed):  # a chunk that was here has decayed
                     if writer.checksums(made) == wanted:
                         break
@@ -166,11 +184,15 @@ def _raw_copies(folders: Iterable[Path]) -> Iterable[RawCopy]:
                 continue
             with contextlib.suppress(OnefleetError):
                 manifest = images.read(str(image))
-                present = [n for n in manifest["files"] if (image / n).exists()]
-                if present:
-                    size = images.total_bytes(manifest)
-                    made_at = int(manifest.get("made_at_ms", 0))
-                    yield RawCopy(image, size, made_at, wanted=str(image) == saved_as)
+                raw = Path(images.raw(str(image)))
+                if any((raw / name).exists() for name in manifest["files"]):
+                    yield RawCopy(
+                        image,
+                        images.total_bytes(manifest),
+                        int(manifest.get("made_at_ms", 0)),
+                        wanted=str(image) == saved_as,
+                        in_memory=raw != image,
+                    )
 
 
 @contextlib.contextmanager

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 
 import structlog
 
+from onefleet.agent.archive import IN_MEMORY
 from onefleet.agent.share import Share
 from onefleet.domain.layout import Layout
 
@@ -22,15 +23,21 @@ log = structlog.get_logger()
 
 #: After a hint: what is saved for a moment only is brought back before it is folded.
 PAUSE_S = 1.0
+#: Between passes while images are in memory, where room may be wanted at any time.
+LOOK_S = 30.0
 
 
 class Archivist:
     """One node's. `run` is a task of the agent."""
 
-    def __init__(self, command: Sequence[str], pause_s: float = PAUSE_S) -> None:
+    def __init__(
+        self, command: Sequence[str], pause_s: float = PAUSE_S, look_s: float = LOOK_S
+    ) -> None:
         self._command = tuple(command)
         self._pause_s = pause_s
+        self._look_s = look_s
         self._wanted = asyncio.Event()
+        self._in_memory = False
 
     def hint(self) -> None:
         """Images have changed, or may have."""
@@ -39,7 +46,9 @@ class Archivist:
     async def run(self) -> None:
         """Tidy whenever that was asked for, until cancelled; nothing runs on after that."""
         while True:
-            await self._wanted.wait()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._look_s if self._in_memory else None):
+                    await self._wanted.wait()
             await asyncio.sleep(self._pause_s)
             self._wanted.clear()
             await self._pass()
@@ -55,9 +64,11 @@ class Archivist:
             log.warning("saved images are not folded", reason=str(error))
             return
         assert process.stdout is not None
+        self._in_memory = False
         try:
             async for line in process.stdout:
                 told = json.loads(line)
+                self._in_memory |= told["event"] == IN_MEMORY
                 log.info(told.pop("event"), **told)
             if code := await process.wait():
                 log.warning("saved images are not folded", exit_code=code)

@@ -18,6 +18,7 @@ import structlog
 from onefleet.agent.protocol import WorkerKey
 from onefleet.domain.ids import Generation, ImageId, WorkId
 from onefleet.domain.layout import Layout
+from onefleet.drivers import image
 from onefleet.drivers.base import Capability
 from onefleet.wire.agent import Order
 
@@ -126,22 +127,27 @@ def all_records(layout: Layout) -> Sequence[tuple[Path, Record]]:
 
 
 def images(folder: Path) -> tuple[ImageId, ...]:
-    """The whole images in a worker's folder, oldest first. Drivers name one when it is whole."""
-    found = [f for f in subfolders(folder / IMAGES) if not f.name.endswith(".partial")]
+    """The whole images in a worker's folder, oldest first. Drivers name one when it is whole.
+
+    One that lay in memory, and was lost with that, is none.
+    """
+    found = [f for f in subfolders(folder / IMAGES) if not f.name.endswith(image.PARTIAL)]
+    found = [f for f in found if image.is_durable(str(f)) or image.raw(str(f)) != str(f)]
     return tuple(ImageId(f.name) for f in sorted(found, key=lambda f: (f.stat().st_mtime_ns, f)))
 
 
 def prune(folder: Path, keep: Sequence[ImageId]) -> None:
     """Remove the images but for `keep`."""
-    for image in subfolders(folder / IMAGES):
-        if image.name not in keep:
-            shutil.rmtree(image, ignore_errors=True)
+    for found in subfolders(folder / IMAGES):
+        if found.name not in keep:
+            image.discard(str(found))
 
 
 def retire(folder: Path) -> None:
     """Remove what was needed to run it. The record goes last, so that a torn try is repeated."""
     if not folder.is_dir():
         return
+    prune(folder, ())
     for entry in sorted(folder.iterdir()):
         if entry.name not in (*KEPT, RECORD):
             _remove(entry)

@@ -98,7 +98,7 @@ class WorkerStatus:
 
 @dataclass(frozen=True, slots=True)
 class SavedImage:
-    """A whole, durable image of one worker.
+    """A whole image of one worker, durable unless it was to lie in memory.
 
     lost_ms: the time just before the save whose work is not in it. A cooperative image holds what
     the program itself wrote; it may have written nothing for a while.
@@ -128,13 +128,21 @@ class Driver(Protocol):
         ...
 
     async def save(
-        self, folder: Path, image: Path, *, hold: bool = False, leave_running: bool = False
+        self,
+        folder: Path,
+        image: Path,
+        *,
+        hold: bool = False,
+        leave_running: bool = False,
+        memory: Path | None = None,
     ) -> SavedImage:
         """Save the worker's state into `image` and free its memory; it no longer runs after.
 
         leave_running: a checkpoint; it runs on. hold: return with the image whole and the worker
-        SAVE_HELD; `finish` follows. When it raises, the worker runs on unharmed and `image` is
-        gone. A frozen worker can be saved, and stays frozen unless it is given up.
+        SAVE_HELD; `finish` follows. memory: a folder on a file system in memory for the files of
+        the image, which then is whole but not durable; a program that saves itself ignores it.
+        When it raises, the worker runs on unharmed and `image` is gone. A frozen worker can be
+        saved, and stays frozen unless it is given up.
         """
         ...
 

@@ -63,7 +63,7 @@ class CellWorker:
         try:
             if restoring:
                 with image.opened(order["image"], order.get("chunks")) as manifest:
-                    self._restore(order["image"], manifest)
+                    self._restore(image.raw(order["image"]), manifest)
             else:
                 self._start()
         except (OnefleetError, OSError):
@@ -132,9 +132,17 @@ class CellWorker:
         if self.cell.gang is not None:
             self.cell.gang.leave()
 
-    def dump(self, target: str, cpu_before_ms: int, leave_running: bool, at_once: bool) -> None:
+    def dump(
+        self,
+        target: str,
+        memory: str | None,
+        cpu_before_ms: int,
+        leave_running: bool,
+        at_once: bool,
+    ) -> None:
         """Dump into `target`; the worker then stands still until `let_go`.
 
+        memory: a folder in memory for the files, if they are to lie there.
         at_once: make the image durable while the worker stands still, not at `let_go`. The worker
         runs on when this raises, unless it is CriuKilled or TimedOut: then its state cannot be
         trusted. Raises Conflict when the cell holds processes outside the tree.
@@ -149,7 +157,7 @@ class CellWorker:
         resident = process_tree.memory_bytes(self.processes())
         frozen = self.freezer.frozen
         try:
-            partial = image.begin(target)
+            partial = image.begin(target, memory)
             self._stopped = frozen and not self.freezer.group
             if self._stopped:  # criu would bring it back as stopped as it is
                 self.freezer.thaw(self.processes)
@@ -191,7 +199,7 @@ class CellWorker:
             self.freezer.freeze(self.processes)
 
     def _collect(self, target: str, cpu_ms: int, resident: int) -> None:
-        partial = target + image.PARTIAL
+        partial = image.raw(target + image.PARTIAL)
         facts = self._facts(cpu_ms)
         facts["memory_bytes"] = resident
         facts["work"] = self._files.pack(partial)

@@ -103,7 +103,13 @@ class FakeDriver:
         self._run(spec)
 
     async def save(
-        self, folder: Path, image: Path, *, hold: bool = False, leave_running: bool = False
+        self,
+        folder: Path,
+        image: Path,
+        *,
+        hold: bool = False,
+        leave_running: bool = False,
+        memory: Path | None = None,
     ) -> SavedImage:
         """See Driver.save."""
         status = self._known(folder)

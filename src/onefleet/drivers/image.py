@@ -13,6 +13,10 @@ is restored, and XXH3 does that about as fast as memory can be read (SHA-256: a 
 A save leaves the files as criu wrote them, raw. Later they are folded into a chunk store, and may
 then be dropped; a restore puts them together again. Whoever needs them stay for a while locks the
 folder.
+
+The raw files may also lie in memory, on a file system there. Then the folder holds the manifest and
+a link `memory` to them, and until it is folded the image is lost with the machine, as the running
+process would have been.
 """
 
 from __future__ import annotations
@@ -41,51 +45,85 @@ FORMAT = 2
 _KNOWN = (1, FORMAT)
 #: Suffix of an image that is being built; whatever bears it is rubbish once nobody builds it.
 PARTIAL = ".partial"
+#: The link to where the files are, if that is in memory.
+MEMORY = "memory"
 
 _CHUNK = 1 << 20
 
 
-def begin(image: str) -> str:
-    """An empty folder to build the image in, beside its final name. Raises OSError, Conflict."""
+def begin(image: str, memory: str | None = None) -> str:
+    """An empty folder to put the image's files into. Raises OSError, Conflict.
+
+    memory: where that shall be, for an image whose files are to lie in memory.
+    """
     if os.path.exists(image):
         raise Conflict(
             f"image {image} already exists",
             why="an image is never overwritten",
             hint="name another",
         )
+    discard_partial(image)
     partial = image + PARTIAL
-    shutil.rmtree(partial, ignore_errors=True)
     os.makedirs(partial, mode=0o700)
-    return partial
+    if memory is not None:
+        # The link first: whatever lies in memory is then found, and removed, by it.
+        os.symlink(memory, f"{partial}/{MEMORY}")
+        shutil.rmtree(memory, ignore_errors=True)
+        os.makedirs(memory, mode=0o700)
+    return raw(partial)
+
+
+def raw(image: str) -> str:
+    """The folder that its files are in, or would be."""
+    memory = f"{image}/{MEMORY}"
+    return memory if os.path.isdir(memory) else image
+
+
+def is_durable(image: str) -> bool:
+    """Whether it outlives the machine's next start."""
+    return is_folded(image) or not os.path.islink(f"{image}/{MEMORY}")
 
 
 def discard(image: str) -> None:
     """Remove an image."""
+    _free_memory(image)
     shutil.rmtree(image, ignore_errors=True)
 
 
 def discard_partial(image: str) -> None:
     """Remove what there is of an image that was not finished."""
-    shutil.rmtree(image + PARTIAL, ignore_errors=True)
+    discard(image + PARTIAL)
+
+
+def _free_memory(image: str) -> None:
+    """Remove what of it lies in memory; a link that leads nowhere goes, too."""
+    link = f"{image}/{MEMORY}"
+    with contextlib.suppress(OSError):
+        memory = os.readlink(link)
+        os.unlink(link)
+        shutil.rmtree(memory, ignore_errors=True)
 
 
 def commit(image: str, facts: dict[str, Any]) -> dict[str, Any]:
-    """Make all files durable, write the manifest, give the image its name. Raises OSError.
+    """Make all files durable (in memory: as they are), write the manifest, give the image its name.
+
+    Raises OSError.
 
     Returns the manifest.
     """
     partial = image + PARTIAL
+    folder, durable = raw(partial), is_durable(partial)
     files: dict[str, dict[str, Any]] = {}
     with contextlib.ExitStack() as stack:
         opened = {
-            name: stack.enter_context(open(f"{partial}/{name}", "rb", buffering=0))
-            for name in sorted(os.listdir(partial))
+            name: stack.enter_context(open(f"{folder}/{name}", "rb", buffering=0))
+            for name in sorted(os.listdir(folder))
         }
-        for file in opened.values():
+        for file in opened.values() if durable else ():
             linux.start_writing(file.fileno())
         for name, file in opened.items():
             files[name] = {"size": os.fstat(file.fileno()).st_size, "xxh3": checksum(file)}
-        for file in opened.values():
+        for file in opened.values() if durable else ():
             os.fsync(file.fileno())
     manifest = {"format": FORMAT, **facts, "files": files}
     _write(partial, manifest)
@@ -117,8 +155,11 @@ def read(image: str) -> dict[str, Any]:
 def verify(image: str) -> dict[str, Any]:
     """Check every file against the manifest; return it. Raises NotFound, UpstreamFailed."""
     manifest = read(image)
+    folder = raw(image)
+    if not is_durable(image) and folder == image:
+        raise damaged(image, "its files were in memory, and the machine has been started anew")
     for name, entry in manifest["files"].items():
-        path = f"{image}/{name}"
+        path = f"{folder}/{name}"
         try:
             size = os.stat(path).st_size
             if size != entry["size"]:
@@ -159,7 +200,8 @@ def is_folded(image: str) -> bool:
 
 def is_raw(image: str, manifest: dict[str, Any]) -> bool:
     """Whether all files are there as criu wrote them."""
-    return all(os.path.exists(f"{image}/{name}") for name in manifest["files"])
+    folder = raw(image)
+    return all(os.path.exists(f"{folder}/{name}") for name in manifest["files"])
 
 
 def drop_raw(image: str) -> bool:
@@ -167,6 +209,7 @@ def drop_raw(image: str) -> bool:
     assert is_folded(image), f"{image} would be lost"
     try:
         with _locked(image, fcntl.LOCK_EX | fcntl.LOCK_NB):
+            _free_memory(image)
             for name in read(image)["files"]:
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(f"{image}/{name}")
@@ -190,7 +233,7 @@ def _unfold(image: str, manifest: dict[str, Any], chunks: str) -> None:
     from onefleet.drivers.chunk_store import ChunkStore
 
     try:
-        ChunkStore(Path(chunks)).unfold(Path(image) / recipe.NAME, Path(image))
+        ChunkStore(Path(chunks)).unfold(Path(image) / recipe.NAME, Path(raw(image)))
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise damaged(image, f"its chunks cannot be read: {error}") from error

@@ -52,12 +52,24 @@ class SupervisedDriver:
         await self._launch(spec, "restore", image, hold)
 
     async def save(
-        self, folder: Path, image: Path, *, hold: bool = False, leave_running: bool = False
+        self,
+        folder: Path,
+        image: Path,
+        *,
+        hold: bool = False,
+        leave_running: bool = False,
+        memory: Path | None = None,
     ) -> SavedImage:
         """See Driver.save."""
         self._require(folder)
         target = _absolute(image)
-        command = {"op": "save", "image": target, "hold": hold, "leave_running": leave_running}
+        command = {
+            "op": "save",
+            "image": target,
+            "hold": hold,
+            "leave_running": leave_running,
+            "memory": None if memory is None else _absolute(memory),
+        }
         state = await self._command(folder, command, _ANSWER_LIMIT_S)
         held = (state.get("hold") or {}).get("image")
         saved = {

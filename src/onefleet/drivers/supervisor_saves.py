@@ -87,7 +87,8 @@ class Saves:
         try:
             if isinstance(worker, CellWorker):
                 at_once = self._holds or not leaves
-                worker.dump(target, self._daemon.cpu_before_ms, leaves, at_once)
+                memory = command.get("memory")  # an older agent does not say
+                worker.dump(target, memory, self._daemon.cpu_before_ms, leaves, at_once)
                 self._settle(target, worker.manifest, leaves)
             else:
                 if self._was_frozen:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import shutil
 import subprocess
 import textwrap
 from collections.abc import Iterator
@@ -109,6 +110,36 @@ def test_a_torn_chunk_is_refused_and_the_image_before_is_whole(node: Node) -> No
         assert await state(bench) is WorkerState.SAVED
         await bench.driver.restore(spec, node.image("1"))
         assert await ended(bench) == 3
+
+    asyncio.run(scenario())
+
+
+def test_a_process_goes_on_out_of_memory_and_out_of_its_chunks(node: Node, tmp_path: Path) -> None:
+    async def scenario() -> None:
+        bench, spec = node.bench, node.spec(HEAVY, "300")
+        await bench.driver.start(spec)
+        bench.wait_lines(20)
+        target, memory = node.image("1"), tmp_path / "memory" / "1"
+        await bench.driver.save(bench.folder, target, memory=memory)
+        assert sorted(p.name for p in target.iterdir()) == ["manifest.json", "memory"]
+        assert (memory / "pages-1.img").stat().st_size > 12 << 20
+        await bench.driver.restore(spec, target)
+        bench.wait_lines(60)
+        target, memory = node.image("2"), tmp_path / "memory" / "2"
+        await bench.driver.save(bench.folder, target, memory=memory)
+        node.tidy()
+        shutil.rmtree(memory)  # as a restart of the machine does
+        await bench.driver.restore(spec, target)
+        bench.wait_lines(100)
+        await bench.driver.save(bench.folder, node.image("3"), memory=tmp_path / "memory" / "3")
+        shutil.rmtree(tmp_path / "memory")
+        with pytest.raises(UpstreamFailed, match="torn or corrupt") as caught:
+            await bench.driver.restore(spec, node.image("3"))
+        assert "started anew" in caught.value.why
+        assert await state(bench) is WorkerState.SAVED
+        await bench.driver.restore(spec, target)
+        assert await ended(bench) == 3
+        assert bench.out().splitlines() == chain(300)
 
     asyncio.run(scenario())
 

@@ -55,7 +55,7 @@ def content(target: Path) -> dict[str, bytes]:
     return {
         f.name: f.read_bytes()
         for f in sorted(target.iterdir())
-        if f.name not in (image.MANIFEST, recipe.NAME)
+        if f.is_file() and f.name not in (image.MANIFEST, recipe.NAME)
     }
 
 

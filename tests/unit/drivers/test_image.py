@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import struct
 from pathlib import Path
 
 import pytest
 
 from onefleet.domain.errors import Conflict, NotFound, UpstreamFailed
-from onefleet.drivers import image, pstree
+from onefleet.drivers import image, pstree, recipe
 from onefleet.drivers.cell_worker import _free_pids
+from onefleet.drivers.chunk_store import ChunkStore
 from onefleet.drivers.criu_commands import telling_errors
 from onefleet.drivers.supervisor_files import overwrite_json, read_json, write_json
 
@@ -84,6 +86,60 @@ def test_a_torn_manifest_is_told(tmp_path: Path, text: str) -> None:
     (target / "manifest.json").write_text(text)
     with pytest.raises(UpstreamFailed, match="torn or corrupt"):
         image.read(str(target))
+
+
+def in_memory(tmp_path: Path, name: str = "image") -> tuple[Path, Path]:
+    """An image whose files lie in another folder, as they do for one in memory; both."""
+    target, memory = tmp_path / name, tmp_path / "shm" / name
+    folder = Path(image.begin(str(target), str(memory)))
+    (folder / "a").write_bytes(b"one" * 5000)
+    image.commit(str(target), {"kind": "test"})
+    return target, memory
+
+
+def test_files_in_memory_are_part_of_the_image(tmp_path: Path) -> None:
+    target, memory = in_memory(tmp_path)
+    assert sorted(p.name for p in target.iterdir()) == ["manifest.json", "memory"]
+    assert image.raw(str(target)) == str(target / "memory")
+    assert not image.is_durable(str(target))
+    with image.opened(str(target), None) as manifest:
+        assert image.total_bytes(manifest) == 15_000
+    (memory / "a").write_bytes(b"two" * 5000)
+    with pytest.raises(UpstreamFailed, match="torn or corrupt"):
+        image.verify(str(target))
+    image.discard(str(target))
+    assert list((tmp_path / "shm").iterdir()) == []
+
+
+def test_an_image_in_memory_is_lost_with_it_unless_it_is_folded(tmp_path: Path) -> None:
+    store = ChunkStore(tmp_path / "chunks")
+    target, memory = in_memory(tmp_path)
+    with store.writing() as writer:
+        recipe.write(target / recipe.NAME, writer.fold({"a": memory / "a"}))
+    lost, gone = in_memory(tmp_path, "lost")
+    shutil.rmtree(tmp_path / "shm")
+    with pytest.raises(UpstreamFailed, match="torn or corrupt") as caught:
+        image.verify(str(lost))
+    assert "started anew" in caught.value.why
+    assert image.is_durable(str(target))
+    with image.opened(str(target), str(store.folder)):
+        assert (target / "a").read_bytes() == b"one" * 5000
+    image.drop_raw(str(target))
+    assert sorted(p.name for p in target.iterdir()) == ["manifest.json", "recipe.json"]
+    assert not gone.exists()
+
+
+def test_what_was_begun_in_memory_is_removed(tmp_path: Path) -> None:
+    target, memory = tmp_path / "image", tmp_path / "shm" / "image"
+    folder = Path(image.begin(str(target), str(memory)))
+    (folder / "a").write_bytes(b"half")
+    assert (memory / "a").exists()
+    image.begin(str(target))  # the next try goes to the disk
+    assert not memory.exists()
+    image.begin(str(target), str(memory))
+    image.discard_partial(str(target))
+    assert list(tmp_path.iterdir()) == [tmp_path / "shm"]
+    assert list((tmp_path / "shm").iterdir()) == []
 
 
 def entry(*numbers: tuple[int, int]) -> bytes:
