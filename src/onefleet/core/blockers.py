@@ -6,11 +6,12 @@ others. Texts are for people; the holders are ids for programs.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from onefleet.core.capacity import LEAVING, Capacity, node_memory
-from onefleet.core.feasibility import feasibility
+from onefleet.core.capacity import Capacity
+from onefleet.core.feasibility import feasibility, node_memory
+from onefleet.core.index import LEAVING, NOW, Index, wait_nodes
 from onefleet.core.plan import Blocker, Gate
 from onefleet.core.policy import Policy
 from onefleet.core.snapshot import Snapshot
@@ -31,20 +32,31 @@ class Waiting(NamedTuple):
 
 
 class Blockers:
-    """Finds the blockers of works. `after`: the snapshot as it is once the plan is applied."""
+    """Finds the blockers of works. after: the snapshot as it is once the plan is applied;
+    capacity: as the pass left it; waiting: what the pass found out."""
 
-    def __init__(self, after: Snapshot, capacity: Capacity, policy: Policy, now: Instant) -> None:
-        self._after = after
+    def __init__(
+        self,
+        after: Snapshot,
+        capacity: Capacity,
+        waiting: Mapping[WorkId, Waiting],
+        policy: Policy,
+        now: Instant,
+    ) -> None:
+        self.after = after
         self._capacity = capacity
+        self._waiting = waiting
         self._policy = policy
         self._now = now
         self._holders: dict[tuple[DeviceKind, tuple[NodeId, ...]], tuple[Work, ...]] = {}
         self._impossible: dict[object, str | None] = {}
-        self._free_after = Capacity(after, now)
         self._frees: dict[tuple[DeviceKind, tuple[NodeId, ...]], tuple[int, int, int]] = {}
-        self._left = {kind: capacity.free_count(kind) for kind in DeviceKind}
+        capacity.index.settle_rooms()
+        self._left = {kind: capacity.index.fleet.shelves.free.get(kind, 0) for kind in DeviceKind}
+        self._unkept = Index.of(after, policy, now)
+        self._unkept.settle()
 
-    def of(self, work: Work, waiting: Waiting | None) -> tuple[Blocker, ...]:
+    def of(self, work: Work) -> tuple[Blocker, ...]:
         """All blockers of a work that neither runs nor has ended; never empty."""
         if work.phase not in (Phase.PENDING, Phase.SUSPENDED):
             return (self._in_between(work),)
@@ -53,7 +65,7 @@ class Blockers:
             *self._start(work),
             *self._feasibility(work),
             *self._data(work),
-            *self._contention(work, waiting),
+            *self._contention(work, self._waiting.get(work.id)),
         ]
         return tuple(found) or (Blocker(Gate.START, "the next pass will place it"),)
 
@@ -82,7 +94,7 @@ class Blockers:
 
     def _start(self, work: Work) -> Iterator[Blocker]:
         if not work.ready:
-            before = (self._after.works.get(name) for name in work.terms.after)
+            before = (self.after.works.get(name) for name in work.terms.after)
             left = tuple(b.id for b in before if b is not None and b.phase is not Phase.ENDED)
             yield Blocker(Gate.START, f"comes after {', '.join(left or work.terms.after)}", left)
         if work.not_before > self._now:
@@ -92,15 +104,15 @@ class Blockers:
 
     def _feasibility(self, work: Work) -> Iterator[Blocker]:
         if work.demand not in self._impossible:
-            nodes = self._after.nodes.values()
+            nodes = self.after.nodes.values()
             self._impossible[work.demand] = feasibility(work.demand, nodes)
         impossible = self._impossible[work.demand]
         if impossible is not None:
             yield Blocker(Gate.FEASIBILITY, f"cannot run on this fleet: {impossible}")
 
     def _data(self, work: Work) -> Iterator[Blocker]:
-        for node_id in dict.fromkeys(image_nodes(work) or ()):
-            node = self._after.nodes.get(node_id)
+        for node_id in dict.fromkeys(wait_nodes(work) or ()):
+            node = self.after.nodes.get(node_id)
             if node is None:
                 yield Blocker(Gate.DATA, f"its image lies on node {node_id}, which is gone")
             elif node.state is not NodeState.READY:
@@ -111,7 +123,7 @@ class Blockers:
                 yield Blocker(Gate.DATA, text)
 
     def _contention(self, work: Work, waiting: Waiting | None) -> Iterator[Blocker]:
-        nodes = image_nodes(work)
+        nodes = wait_nodes(work)
         if waiting is None and self._capacity.fit(work.demand, nodes) is not None:
             return
         demand = work.demand
@@ -161,10 +173,10 @@ class Blockers:
         """Devices free, the most of them on one node, and the most memory free on one node."""
         key = (kind, places)
         if key not in self._frees:
-            rooms = self._free_after.rooms
+            rooms = self._unkept.fleet.rooms
             chosen = [rooms[n] for n in places if n in rooms] if places else rooms.values()
-            counts = [room.count(kind) for room in chosen]
-            memory = max((room.memory_free for room in chosen), default=0)
+            counts = [left.counts[NOW] for r in chosen if (left := r.kinds.get(kind)) is not None]
+            memory = max((room.memory[NOW] for room in chosen), default=0)
             self._frees[key] = (sum(counts), max(counts, default=0), memory)
         return self._frees[key]
 
@@ -173,7 +185,7 @@ class Blockers:
         if key not in self._holders:
             self._holders[key] = tuple(
                 work
-                for work in self._after.works.values()
+                for work in self.after.works.values()
                 if work.placement
                 and work.demand.kind is kind
                 and (not places or any(slot.node_id in places for slot in work.placement))
@@ -184,13 +196,6 @@ class Blockers:
         told = ", ".join(_label(holder) for holder in holders[:HOLDERS_TOLD])
         more = len(holders) - HOLDERS_TOLD
         return f"{told} and {more} more" if more > 0 else told
-
-
-def image_nodes(work: Work) -> tuple[NodeId, ...] | None:
-    """Where it must be placed, by rank: images lie on nodes. None: anywhere."""
-    if work.phase is not Phase.SUSPENDED or work.image is None:
-        return None
-    return work.image.nodes
 
 
 def _label(work: Work) -> str:

@@ -1,233 +1,169 @@
-"""What is free while a plan is being made: the planner's scratch copy of the fleet.
+"""Where work fits: the rules of placement, over the index.
 
-Three kinds of devices matter on a usable node: *free* ones, *leaving* ones (their holder is being
-saved or stopped, or was just chosen to be), and those held on. A waiting work that free devices
-alone do not satisfy gets free and leaving ones *kept* for it: they vanish from here, so that
-nothing later in the queue takes them. All of it is derived anew in each pass; nothing is
-remembered between passes.
-
-The placement rules: a gang lies on one node where it can, the fullest one that takes it (best
-fit); else on as few nodes as possible. Work with an image goes where the image lies, rank by rank.
+A gang lies on one node where it can, the fullest one that takes it (best fit); else on as few
+nodes as possible. Work with an image goes where the image lies, rank by rank. What is free is
+taken; what is leaving can only be waited for, and is kept then, so that nothing later in the queue
+takes it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
 
-from onefleet.core.feasibility import suits
-from onefleet.core.snapshot import Snapshot, usable
-from onefleet.domain.fleet import Device, DeviceKind, Node
-from onefleet.domain.ids import DeviceId, Instant, NodeId
-from onefleet.domain.work import Demand, Phase, Slot, Work
+from onefleet.core.feasibility import node_memory
+from onefleet.core.index import NOW, SOON, Index, Kept, Room
+from onefleet.core.index.room import pick, workers_on
+from onefleet.core.index.shelves import Shelf, falling, rising
+from onefleet.domain.ids import DeviceId, NodeId
+from onefleet.domain.work import WHOLE, Demand, Slot
 
-#: Phases in which what is held comes free soon.
-LEAVING = (Phase.SAVING, Phase.STOPPING)
-
-Extra = Mapping[NodeId, tuple[int, int]]  # node -> devices and memory that would come free, too
-NO_EXTRA: Extra = {}
-
-
-@dataclass(slots=True)
-class Room:
-    """The devices of one node that nobody keeps, and its memory. free is ordered by index."""
-
-    node: Node
-    free: dict[DeviceKind, list[Device]] = field(default_factory=dict)
-    leaving: dict[DeviceKind, list[Device]] = field(default_factory=dict)
-    memory_free: int = 0
-    memory_leaving: int = 0
-
-    def count(self, kind: DeviceKind) -> int:
-        return len(self.free.get(kind, ()))
-
-    def count_soon(self, kind: DeviceKind) -> int:
-        return self.count(kind) + len(self.leaving.get(kind, ()))
+#: The node of each rank.
+Nodes = tuple[NodeId, ...]
+#: Whether a node is not to be used.
+Shy = Callable[[Room], bool]
 
 
 class Capacity:
-    """Free and leaving devices by node. Changed only by `take`, `keep`, `free_soon`, `widen`."""
+    """What fits where. Nothing is changed here but what is kept."""
 
-    def __init__(self, snapshot: Snapshot, now: Instant) -> None:
-        self.rooms: dict[NodeId, Room] = {}
-        held: dict[DeviceId, bool] = {}
-        memory: dict[NodeId, list[int]] = {}
-        for work in snapshot.works.values():
-            leaving = work.phase in LEAVING
-            for slot in work.placement:
-                sums = memory.setdefault(slot.node_id, [0, 0])
-                sums[leaving] += node_memory(work.demand)
-                for device_id in slot.devices:
-                    held[device_id] = leaving
-        for node in snapshot.nodes.values():
-            if usable(node, now):
-                self.rooms[node.id] = _room(node, held, memory.get(node.id, [0, 0]))
-
-    def free_count(self, kind: DeviceKind) -> int:
-        """Devices of a kind that are free and kept for nobody."""
-        return sum(room.count(kind) for room in self.rooms.values())
-
-    def workers_on(
-        self, node_id: NodeId, demand: Demand, *, soon: bool, extra: Extra = NO_EXTRA
-    ) -> int:
-        """How many workers fit on the node now (soon: when what is leaving has left)."""
-        room = self.rooms.get(node_id)
-        if room is None:
-            return 0
-        more, more_memory = extra.get(node_id, (0, 0))
-        memory = room.memory_free + more_memory
-        if soon:
-            memory += room.memory_leaving
-        if picky(demand):
-            devices = [*room.free.get(demand.kind, ())]
-            devices += room.leaving.get(demand.kind, ()) if soon else ()
-            count = sum(1 for device in devices if suits(device, demand))
-        else:
-            count = room.count_soon(demand.kind) if soon else room.count(demand.kind)
-        workers = (count + more) // max(demand.devices_min, 1)
-        needed = node_memory(demand)
-        return min(workers, max(memory, 0) // needed) if needed else workers
-
-    def suiting(self, slot: Slot, demand: Demand) -> int:
-        """How many of the slot's devices would suit the demand; 0 on a node that is not usable."""
-        room = self.rooms.get(slot.node_id)
-        if room is None:
-            return 0
-        if not picky(demand):
-            return len(slot.devices)
-        named = {device.id: device for device in room.node.devices}
-        return sum(1 for device_id in slot.devices if suits(named[device_id], demand))
+    def __init__(self, index: Index) -> None:
+        self.index = index
+        self.rooms = index.fleet.rooms
 
     def fit(
-        self,
-        demand: Demand,
-        image_nodes: Sequence[NodeId] | None,
-        *,
-        soon: bool = False,
-        avoid: Sequence[NodeId] = (),
-    ) -> tuple[NodeId, ...] | None:
-        """The node of each rank, or None when it does not fit whole (on other nodes than avoid)."""
-        if image_nodes is not None:
-            for node_id, count in _counts(image_nodes).items():
-                if self.workers_on(node_id, demand, soon=soon) < count:
-                    return None
-            return tuple(image_nodes)
-        return self.spread(demand, soon=soon, avoid=avoid)
+        self, demand: Demand, nodes: Sequence[NodeId] | None, shy: Shy | None = None
+    ) -> Nodes | None:
+        """Where it fits whole on what is free now. nodes: where it must be, by rank."""
+        self.index.settle_rooms()
+        if nodes is not None:
+            return self._on(demand, nodes, NOW)
+        shelves = self.index.fleet.shelves.suiting(demand)
+        return self._fullest(demand, shelves, shy) or self.spread(demand, shelves, NOW, shy)
 
-    def spread(
-        self,
-        demand: Demand,
-        *,
-        soon: bool,
-        extra: Extra = NO_EXTRA,
-        avoid: Sequence[NodeId] = (),
-    ) -> tuple[NodeId, ...] | None:
-        """Like `fit` for work without an image."""
-        kind, whole = demand.kind, demand.workers * demand.devices_min
-        takes: list[tuple[int, int, int, NodeId]] = []
+    def fit_soon(self, demand: Demand, nodes: Sequence[NodeId] | None) -> Nodes | None:
+        """Where it will fit when what is leaving has left; for what does not fit now."""
+        self.index.settle_rooms()
+        if nodes is not None:
+            return self._on(demand, nodes, SOON)
+        shelves = self.index.fleet.shelves.suiting(demand)
         best: tuple[int, int, NodeId] | None = None
-        for node_id, room in self.rooms.items():
-            if node_id in avoid:
-                continue
-            workers = self.workers_on(node_id, demand, soon=soon, extra=extra)
-            if workers == 0:
-                continue
-            missing = max(whole - room.count(kind), 0)
-            key = (missing, room.count_soon(kind) if soon else room.count(kind), node_id)
-            if workers >= demand.workers and (best is None or key < best):
-                best = key
-            takes.append((-workers, *key))
+        for shelf in shelves:
+            for node_id in shelf.stirring:
+                room = self.rooms[node_id]
+                if workers_on(room, demand, SOON) >= demand.workers:
+                    counts = room.kinds[demand.kind].counts
+                    key = (max(demand.least - counts[NOW], 0), counts[SOON], node_id)
+                    best = key if best is None else min(best, key)
         if best is not None:
             return (best[-1],) * demand.workers
+        return self.spread(demand, shelves, SOON)
+
+    def spread(
+        self, demand: Demand, shelves: Sequence[Shelf], measure: int, shy: Shy | None = None
+    ) -> Nodes | None:
+        """On as few nodes as possible, by a measure of `index/room.py`."""
+        if demand.workers == 1:
+            return None
         ranks: list[NodeId] = []
-        for negative, _, _, node_id in sorted(takes):
-            ranks.extend([node_id] * min(-negative, demand.workers - len(ranks)))
-            if len(ranks) == demand.workers:
-                return tuple(ranks)
+        least = demand.devices_min if demand.milli == WHOLE else 0
+        for _, nodes in falling(shelves, measure, least):
+            for node_id in nodes:
+                room = self.rooms[node_id]
+                if shy is not None and shy(room):
+                    continue
+                count = workers_on(room, demand, measure)
+                ranks.extend([node_id] * min(count, demand.workers - len(ranks)))
+                if len(ranks) == demand.workers:
+                    return tuple(ranks)
         return None
 
-    def take(self, demand: Demand, ranks: Sequence[NodeId]) -> tuple[Slot, ...]:
-        """Hand out free devices, devices_min to each rank."""
-        slots = []
-        for node_id in ranks:
-            room = self.rooms[node_id]
-            chosen = _pop(room.free[demand.kind], demand, demand.devices_min)
-            room.memory_free -= node_memory(demand)
-            slots.append(Slot(node_id, tuple(device.id for device in chosen)))
-        return tuple(slots)
+    def take(self, demand: Demand, nodes: Sequence[NodeId]) -> tuple[Slot, ...]:
+        """The devices for it there, as few as it can run on."""
+        slots: dict[int, Slot] = {}
+        for node_id, ranks in _ranks_by_node(nodes).items():
+            left = self.rooms[node_id].kinds[demand.kind]
+            sets = -(-len(ranks) // demand.pack)
+            devices = pick(left.bay, demand, sets * demand.devices_min, left.now)
+            for number, rank in enumerate(ranks):
+                first = number * sets // len(ranks) * demand.devices_min
+                chosen = tuple(devices[first : first + demand.devices_min])
+                slots[rank] = Slot(node_id, chosen, demand.milli)
+        return tuple(slots[rank] for rank in range(len(nodes)))
 
     def widen(self, slots: Sequence[Slot], demand: Demand) -> tuple[Slot, ...]:
         """Add free devices to the slots of elastic work, evenly, up to devices_max each."""
-        wider = list(slots)
+        self.index.settle_rooms()
+        wider, taken = list(slots), dict[DeviceId, None]()
         for _ in range(demand.devices_max - demand.devices_min):
             for rank, slot in enumerate(wider):
-                free = self.rooms[slot.node_id].free.get(demand.kind, [])
-                for device in _pop(free, demand, 1):
-                    wider[rank] = Slot(slot.node_id, (*slot.devices, device.id))
+                left = self.rooms[slot.node_id].kinds[demand.kind]
+                free = pick(left.bay, demand, len(left.now), left.now)
+                more = next((device for device in free if device not in taken), None)
+                if more is not None:
+                    taken[more] = None
+                    wider[rank] = Slot(slot.node_id, (*slot.devices, more), slot.milli)
         return tuple(wider)
 
-    def keep(self, demand: Demand, ranks: Iterable[NodeId]) -> int:
-        """Keep devices for waiting work, leaving ones first; return how many there were to keep."""
-        kept = 0
-        for node_id in ranks:
+    def keep(self, demand: Demand, nodes: Sequence[NodeId]) -> None:
+        """Keep devices for waiting work, those that are leaving first."""
+        self.index.settle_rooms()
+        for node_id, ranks in _ranks_by_node(nodes).items():
             room = self.rooms[node_id]
-            leaving = _pop(room.leaving.get(demand.kind, []), demand, demand.devices_min)
-            missing = demand.devices_min - len(leaving)
-            kept += len(leaving) + len(_pop(room.free.get(demand.kind, []), demand, missing))
-            memory = node_memory(demand)
-            from_leaving = min(memory, room.memory_leaving)
-            room.memory_leaving -= from_leaving
-            room.memory_free -= memory - from_leaving
-        return kept
-
-    def free_soon(self, work: Work) -> None:
-        """What the work holds is leaving from now on."""
-        for slot in work.placement:
-            room = self.rooms.get(slot.node_id)
-            if room is None:
+            left = room.kinds.get(demand.kind)
+            if left is None:
                 continue
-            by_id = {device.id: device for device in room.node.devices}
-            for device_id in slot.devices:
-                device = by_id[device_id]
-                room.leaving.setdefault(device.kind, []).append(device)
-            room.memory_leaving += node_memory(work.demand)
+            count = -(-len(ranks) // demand.pack) * demand.devices_min
+            leaving = [
+                soon if now < demand.milli else 0
+                for now, soon in zip(left.now, left.soon, strict=True)
+            ]
+            first = pick(left.bay, demand, count, leaving)
+            rest = pick(left.bay, demand, count - len(first), left.now)
+            memory = node_memory(demand) * len(ranks)
+            stirring = min(memory, max(room.memory[SOON] - room.memory[NOW], 0))
+            self._keep(node_id, demand, first, stirring, leaving=True)
+            self._keep(node_id, demand, rest, memory - stirring, leaving=False)
+
+    def _keep(
+        self,
+        node_id: NodeId,
+        demand: Demand,
+        devices: list[DeviceId],
+        memory: int,
+        *,
+        leaving: bool,
+    ) -> None:
+        if devices or memory:
+            self.index.keep(node_id, Kept(tuple(devices), demand.milli, memory, leaving))
+
+    # --- how ---------------------------------------------------------------------------------
+
+    def _on(self, demand: Demand, nodes: Sequence[NodeId], measure: int) -> Nodes | None:
+        for node_id, ranks in _ranks_by_node(nodes).items():
+            room = self.rooms.get(node_id)
+            if room is None or workers_on(room, demand, measure) < len(ranks):
+                return None
+        return tuple(nodes)
+
+    def _fullest(self, demand: Demand, shelves: Sequence[Shelf], shy: Shy | None) -> Nodes | None:
+        """The node with the fewest free devices that takes it whole."""
+        for _, nodes in rising(shelves, NOW, whole(demand)):
+            for node_id in nodes:
+                room = self.rooms[node_id]
+                if workers_on(room, demand, NOW) < demand.workers:
+                    continue
+                if shy is None or not shy(room):
+                    return (node_id,) * demand.workers
+        return None
 
 
-def picky(demand: Demand) -> bool:
-    """Whether devices of one kind can differ in whether they suit it."""
-    return bool(demand.speeds) or (demand.memory_bytes > 0 and demand.kind is not DeviceKind.CPU)
+def whole(demand: Demand) -> int:
+    """Whole devices that a node must have left for all of it; a share may fit without."""
+    return demand.least if demand.milli == WHOLE else 0
 
 
-def node_memory(demand: Demand) -> int:
-    """Bytes of the node's memory that one worker takes; other devices bring their own memory."""
-    return demand.memory_bytes if demand.kind is DeviceKind.CPU else 0
-
-
-def _room(node: Node, held: Mapping[DeviceId, bool], memory: Sequence[int]) -> Room:
-    room = Room(node, memory_free=node.memory_bytes - sum(memory), memory_leaving=memory[1])
-    for device in sorted(node.devices, key=lambda d: (d.index, d.id)):
-        leaving = held.get(device.id)
-        if leaving is None:
-            room.free.setdefault(device.kind, []).append(device)
-        elif leaving:
-            room.leaving.setdefault(device.kind, []).append(device)
-    return room
-
-
-def _pop(devices: list[Device], demand: Demand, count: int) -> list[Device]:
-    """Remove and return the first devices that suit, at most `count`."""
-    if not picky(demand):
-        chosen = devices[:count]
-        del devices[:count]
-        return chosen
-    chosen = [device for device in devices if suits(device, demand)][:count]
-    for device in chosen:
-        devices.remove(device)
-    return chosen
-
-
-def _counts(nodes: Iterable[NodeId]) -> dict[NodeId, int]:
-    counts: dict[NodeId, int] = {}
-    for node_id in nodes:
-        counts[node_id] = counts.get(node_id, 0) + 1
-    return counts
+def _ranks_by_node(nodes: Iterable[NodeId]) -> dict[NodeId, list[int]]:
+    found: dict[NodeId, list[int]] = {}
+    for rank, node_id in enumerate(nodes):
+        found.setdefault(node_id, []).append(rank)
+    return found

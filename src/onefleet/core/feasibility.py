@@ -25,6 +25,11 @@ def suits(device: Device, demand: Demand) -> bool:
     return device.memory_bytes * demand.devices_max >= demand.memory_bytes
 
 
+def node_memory(demand: Demand) -> int:
+    """Bytes of the node's memory that one worker takes; other devices bring their own memory."""
+    return demand.memory_bytes if demand.kind is DeviceKind.CPU else 0
+
+
 def workers_at_most(node: Node, demand: Demand) -> int:
     """How many workers of this demand the empty node could take."""
     fitting = sum(1 for device in node.devices if suits(device, demand))
@@ -78,4 +83,4 @@ def _mib(size_bytes: int) -> str:
     return f"{-(-size_bytes // 2**20)} MiB"
 
 
-__all__ = ["accepts", "feasibility", "suits", "workers_at_most"]
+__all__ = ["accepts", "feasibility", "node_memory", "suits", "workers_at_most"]

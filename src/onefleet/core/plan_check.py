@@ -12,7 +12,7 @@ from typing import assert_never
 
 from onefleet.core import lifecycle
 from onefleet.core.feasibility import accepts
-from onefleet.core.ordering import ranks
+from onefleet.core.index import Index
 from onefleet.core.plan import (
     Checkpoint,
     Decision,
@@ -30,37 +30,52 @@ from onefleet.core.plan import (
     Thaw,
     applied,
 )
-from onefleet.core.preemption import spare_replicas
-from onefleet.core.snapshot import Snapshot, holdings, usable
+from onefleet.core.policy import DEFAULT_POLICY, Policy
+from onefleet.core.snapshot import Snapshot
 from onefleet.domain.fleet import DeviceKind, Node, NodeState
 from onefleet.domain.ids import DeviceId, NodeId, WorkId
 from onefleet.domain.work import WHOLE, Demand, Outcome, Phase, Slot, Want, Work, WorkKind
 
 
-def check_plan(snapshot: Snapshot, plan: Plan) -> list[str]:
-    """Return one line for each rule that the plan breaks; empty when it is sound."""
+def check_plan(
+    snapshot: Snapshot,
+    plan: Plan,
+    policy: Policy = DEFAULT_POLICY,
+    index: Index | None = None,
+    *,
+    reasons: bool = True,
+) -> list[str]:
+    """Return one line for each rule that the plan breaks; empty when it is sound.
+
+    index: of this very snapshot, policy and time; None: it is built. It comes back as it was.
+    reasons: see, too, that whatever does not run has a reason, which looks at the whole world.
+    """
     found: list[str] = []
     if plan.parent != snapshot.generation:
         found.append(f"made from generation {plan.parent}, not {snapshot.generation}")
-    checker = _Checker(snapshot, plan)
-    for decision in plan.decisions:
-        found.extend(checker.check(decision))
-    found.extend(checker.check_memory())
-    found.extend(checker.check_blockers())
+    index = Index.of(snapshot, policy, plan.planned_at) if index is None else index
+    mark = index.mark()
+    try:
+        checker = _Checker(index, plan)
+        for decision in plan.decisions:
+            found.extend(checker.check(decision))
+        found.extend(checker.check_memory())
+        if reasons:
+            found.extend(checker.check_blockers())
+    finally:
+        index.rollback(mark)
     return found
 
 
 class _Checker:
     """Follows the decisions one by one, as an executor would."""
 
-    def __init__(self, snapshot: Snapshot, plan: Plan) -> None:
-        self.snapshot = snapshot
+    def __init__(self, index: Index, plan: Plan) -> None:
+        self.index = index
         self.plan = plan
-        self.works = dict(snapshot.works)
-        self.held = holdings(snapshot.works)
-        self.spare = spare_replicas(snapshot)
-        self.fenced: dict[NodeId, bool] = {}
-        self.ranks: dict[WorkId, int] | None = None
+        self.works = index.roster.works
+        self.nodes = index.fleet.nodes
+        self.ranks: Mapping[WorkId, int] | None = None
         self.touched: dict[WorkId, Decision] = {}
         self.given_on: dict[NodeId, bool] = {}
 
@@ -83,22 +98,17 @@ class _Checker:
         except lifecycle.IllegalTransition as illegal:
             yield illegal.what
             return
+        self.index.put(after)
         if after.placement != work.placement:
-            self._hand_back(work)
-            yield from self._hand_out(after)
-        self.works[work.id] = after
+            yield from self._handed_out(after)
 
     def check_memory(self) -> Iterator[str]:
         """No node may be given more workers than its memory holds, as far as that is known."""
-        used: dict[NodeId, int] = {}
-        for work in self.works.values():
-            if work.demand.kind is DeviceKind.CPU:
-                for slot in work.placement:
-                    used[slot.node_id] = used.get(slot.node_id, 0) + work.demand.memory_bytes
         for node_id in self.given_on:
-            node = self.snapshot.nodes.get(node_id)
-            if node is not None and used.get(node_id, 0) > node.memory_bytes:
-                yield f"{node_id} is given {used[node_id]} bytes, it has {node.memory_bytes}"
+            node = self.nodes.get(node_id)
+            used = sum(hold.memory_bytes for hold in self.index.fleet.works_on(node_id))
+            if node is not None and used > node.memory_bytes:
+                yield f"{node_id} is given {used} bytes, it has {node.memory_bytes}"
 
     def check_blockers(self) -> Iterator[str]:
         """Whatever does not run has a reason."""
@@ -141,27 +151,27 @@ class _Checker:
             case _:  # pragma: no cover - the type checker proves it
                 assert_never(decision)
 
-    def _ranks(self) -> dict[WorkId, int]:
+    def _ranks(self) -> Mapping[WorkId, int]:
         """The ranks after what had to happen anyway, before anything is given to anybody."""
         if self.ranks is None:
-            self.ranks = ranks(replace(self.snapshot, works=self.works))
+            self.index.settle()
+            self.ranks = dict(self.index.roster.ranks)
         return self.ranks
 
     def _fence(self, decision: Fence) -> Iterator[str]:
-        node = self.snapshot.nodes.get(decision.node_id)
+        node = self.nodes.get(decision.node_id)
         if node is None:
             yield f"{decision.node_id} does not exist"
             return
-        if node.lease_expires_at > self.plan.planned_at:
+        if self.index.fleet.lease_of(node) > self.plan.planned_at:
             yield f"{node.id} is fenced while its lease runs"
-        self.fenced[node.id] = True
+        self.index.put(replace(node, state=NodeState.LOST))
 
     def _lost(self, node_id: NodeId) -> bool:
-        node = self.snapshot.nodes.get(node_id)
-        return node is None or node.state is NodeState.LOST or node_id in self.fenced
+        return self.index.fleet.is_absent(node_id)
 
     def _usable(self, node: Node) -> bool:
-        return usable(node, self.plan.planned_at) and node.id not in self.fenced
+        return node.id in self.index.fleet.usable
 
     # --- what is given -----------------------------------------------------------------------
 
@@ -180,7 +190,7 @@ class _Checker:
 
     def _fetched(self, home: tuple[NodeId, ...], to: NodeId) -> bool:
         """Whether the agent of a node can fetch the image from the node where it lies."""
-        ends = [self.snapshot.nodes.get(node_id) for node_id in (*home, to)]
+        ends = [self.nodes.get(node_id) for node_id in (*home, to)]
         return len(ends) == 2 and all(node is not None and node.address for node in ends)
 
     def _slots(self, work: Work, placement: tuple[Slot, ...]) -> Iterator[str]:
@@ -199,7 +209,7 @@ class _Checker:
             yield from self._slot(work, rank, slot)
 
     def _slot(self, work: Work, rank: int, slot: Slot) -> Iterator[str]:
-        node = self.snapshot.nodes.get(slot.node_id)
+        node = self.nodes.get(slot.node_id)
         demand = work.demand
         if node is None:
             yield f"{work.id}.{rank} is placed on {slot.node_id}, which does not exist"
@@ -221,14 +231,11 @@ class _Checker:
         if demand.memory_bytes:
             self.given_on[node.id] = True
 
-    def _hand_back(self, work: Work) -> None:
-        for device_id in _devices(work):
-            self.held.get(device_id, {}).pop(work.id, None)
-
-    def _hand_out(self, work: Work) -> Iterator[str]:
-        """Enter what it holds now; a device is held once, or in shares that add up to one."""
+    def _handed_out(self, work: Work) -> Iterator[str]:
+        """A device is held once, in shares that add up to one, or by ranks that take turns."""
         taken: dict[DeviceId, list[int]] = {}
         for rank, slot in enumerate(work.placement):
+            holds = self.index.fleet.works_on(slot.node_id)
             for device_id in slot.devices:
                 ranks_ = taken.setdefault(device_id, [])
                 if ranks_ and not self._take_turns(work.demand, rank, ranks_):
@@ -236,13 +243,11 @@ class _Checker:
                         f"{device_id} is given to {work.id}.{rank}, "
                         f"but {work.id}.{ranks_[-1]} holds it"
                     )
-                shares = self.held.setdefault(device_id, {})
-                others = [name for name in shares if name != work.id]
-                if others and sum(shares[name] for name in others) + slot.milli > WHOLE:
-                    held = ", ".join(others)
-                    yield f"{device_id} is given to {work.id}.{rank}, but {held} holds it"
-                shares[work.id] = slot.milli
                 ranks_.append(rank)
+                others = {h.work.id: h.devices[device_id] for h in holds if device_id in h.devices}
+                if others.pop(work.id, 0) + sum(others.values()) > WHOLE:
+                    held = ", ".join(sorted(others))
+                    yield f"{device_id} is given to {work.id}.{rank}, but {held} holds it"
 
     @staticmethod
     def _take_turns(demand: Demand, rank: int, others: list[int]) -> bool:
@@ -293,7 +298,7 @@ class _Checker:
         if len(decision.nodes) not in (1, work.demand.workers):
             yield f"{work.id} is moved to {len(decision.nodes)} nodes"
         for node_id in dict.fromkeys(decision.nodes):
-            node = self.snapshot.nodes.get(node_id)
+            node = self.nodes.get(node_id)
             if node is None or not self._usable(node):
                 yield f"{work.id} is moved to {node_id}, which is not usable"
         if decision.for_work is not None:
@@ -314,17 +319,16 @@ class _Checker:
         if self._in_the_way(work, decision.for_work):
             return
         yield from self._outranked(work, decision.for_work)
-        replica = self.snapshot.replicas.get(work.id)
-        if replica is None or self.spare.get(replica.deployment_id, 0) <= 0:
+        spares = self.index.roster.spares
+        replica = spares.replicas.get(work.id)
+        if replica is None or spares.of(replica.deployment_id) <= 0:
             yield f"{work.id} is stopped for {decision.for_work}, but its deployment needs it"
-        else:
-            self.spare[replica.deployment_id] -= 1
 
     def _evicted(self, work: Work) -> bool:
         """Whether it is a replica on a node that drains, or on a device that gets no work."""
         if work.kind is not WorkKind.REPLICA:
             return False
-        nodes = [self.snapshot.nodes.get(slot.node_id) for slot in work.placement]
+        nodes = [self.nodes.get(slot.node_id) for slot in work.placement]
         return any(
             node is not None
             and (

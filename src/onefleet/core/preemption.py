@@ -2,22 +2,29 @@
 
 Victims go lowest tier first, cheapest loss first. A gang is one victim: it leaves whole. A job is
 suspended, which loses nothing; a replica above its deployment's minimum is stopped; one that can
-run elsewhere moves out of the way of an image (`Victims.relocate`). Among the ways to make room,
-the one wins that touches the lowest tier, then the one that costs least.
+run elsewhere moves out of the way of an image (`relocate`). Among the ways to make room, the one
+wins that touches the lowest tier, then the one that costs least.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
 from typing import NamedTuple
 
-from onefleet.core.capacity import Capacity, Extra, node_memory
+from onefleet.core.capacity import Capacity, whole
+from onefleet.core.index import Hold, Index, gone
+from onefleet.core.index.room import workers_on, workers_without
+from onefleet.core.index.shelves import rising
+from onefleet.core.ordering import BASIC
 from onefleet.core.policy import Policy
-from onefleet.core.snapshot import Snapshot, devices_held
-from onefleet.domain.fleet import DeviceKind
-from onefleet.domain.ids import DeploymentId, Instant, NodeId, WorkId
-from onefleet.domain.work import Demand, Phase, Want, Work, WorkKind
+from onefleet.core.snapshot import devices_held
+from onefleet.domain.ids import DeploymentId, NodeId, WorkId
+from onefleet.domain.work import Demand, Work, WorkKind
+
+#: Nodes whose victims are compared. More would hardly be cheaper, and take as long each.
+NODES_COMPARED = 64
 
 
 class Victim(NamedTuple):
@@ -30,92 +37,138 @@ class Victim(NamedTuple):
     work: Work
 
 
+Suffices = Callable[[Sequence[Victim]], bool]
+
+
 class Victims:
-    """The works that can make room in this pass; shrinks as they are chosen."""
+    """Finds who makes room. The caller orders what is chosen to leave."""
 
-    def __init__(
-        self, snapshot: Snapshot, ranks: Mapping[WorkId, int], policy: Policy, now: Instant
-    ) -> None:
-        self._spare = spare_replicas(snapshot)
-        self._owner = {r.id: r.deployment_id for r in snapshot.replicas.values()}
-        self._by_node: dict[tuple[DeviceKind, NodeId], list[Victim]] = {}
-        self._chosen: dict[WorkId, bool] = {}
-        for work in snapshot.works.values():
-            if not movable(work, now):
-                continue
-            loss = loss_device_ms(work, policy)
-            victim = Victim(-ranks[work.id], loss, -work.phase_since, work.id, work)
-            for node_id in dict.fromkeys(slot.node_id for slot in work.placement):
-                self._by_node.setdefault((work.demand.kind, node_id), []).append(victim)
-        for victims in self._by_node.values():
-            victims.sort()
+    def __init__(self, index: Index, capacity: Capacity, policy: Policy) -> None:
+        self._index = index
+        self._capacity = capacity
+        self._policy = policy
 
-    def choose(
-        self, work: Work, rank: int, image_nodes: Sequence[NodeId] | None, capacity: Capacity
-    ) -> tuple[Work, ...]:
-        """The cheapest set that makes room for the work, or nothing when no set does.
-
-        What is chosen is gone from here; the caller orders it to leave.
-        """
+    def choose(self, work: Work, rank: int, nodes: Sequence[NodeId] | None) -> tuple[Work, ...]:
+        """The cheapest set that makes room for the work, or nothing when no set does."""
         demand = work.demand
-        best: tuple[tuple[int, int, str], list[Victim]] | None = None
-        for nodes, suffices in _ways(demand, image_nodes, capacity):
-            if best is not None and len(nodes) > 1:
-                break  # one node is better than several
-            found = self._suffice(demand.kind, nodes, rank, suffices)
-            if found is None:
-                continue
-            key = (max(v.tier_order for v in found), sum(v.loss for v in found), nodes[0])
-            if best is None or key < best[0]:
-                best = (key, found)
-        if best is None:
-            return ()
-        for victim in best[1]:
-            self._chosen[victim.id] = True
-            if victim.work.kind is WorkKind.REPLICA:
-                self._spare[self._owner[victim.id]] -= 1
-        return tuple(victim.work for victim in best[1])
+        self._index.settle_rooms()
+        for lowest in range(BASIC, rank, -1):  # lowest tiers alone, if that suffices
+            if nodes is not None:
+                found = self._there(demand, nodes, lowest)
+            else:
+                found = self._one_node(demand, lowest) or self._several_nodes(demand, lowest)
+            if found:
+                return tuple(victim.work for victim in found)
+        return ()
 
-    def relocate(
-        self, work: Work, rank: int, image_nodes: Sequence[NodeId], capacity: Capacity
-    ) -> Work | None:
+    def relocate(self, work: Work, rank: int, nodes: Sequence[NodeId]) -> Work | None:
         """A replica in the way of an image that could as well run elsewhere; None if none helps.
 
         Images lie on nodes, and replicas never end: without this, work would wait for ever beside
         free devices. A replica of its own rank may be asked too, because it only moves.
         """
-        nodes = tuple(dict.fromkeys(image_nodes))
+        places = dict.fromkeys(nodes)
         movers = [
             victim
-            for victim in self._candidates(work.demand.kind, nodes, rank - 1)
+            for victim in self._candidates(work.demand, tuple(places), rank)
             if victim.work.kind is WorkKind.REPLICA
-            and capacity.fit(victim.work.demand, None, avoid=nodes) is not None
+            and self._capacity.fit(victim.work.demand, None, lambda r: r.node.id in places)
         ]
-        for _, suffices in _ways(work.demand, image_nodes, capacity):
-            if movers and suffices(movers):
-                self._chosen[movers[0].id] = True
-                return movers[0].work
+        if movers and self._suffices_on(work.demand, nodes)(movers):
+            return movers[0].work
         return None
 
-    def _suffice(
-        self,
-        kind: DeviceKind,
-        nodes: Sequence[NodeId],
-        rank: int,
-        suffices: Callable[[Sequence[Victim]], bool],
-    ) -> list[Victim] | None:
-        """The first victims on the nodes that together suffice, without those not needed."""
+    # --- the ways to make room ---------------------------------------------------------------
+
+    def _there(self, demand: Demand, nodes: Sequence[NodeId], lowest: int) -> list[Victim]:
+        """On these very nodes."""
+        candidates = self._candidates(demand, tuple(dict.fromkeys(nodes)), lowest)
+        return self._fewest(candidates, self._suffices_on(demand, nodes))
+
+    def _one_node(self, demand: Demand, lowest: int) -> list[Victim]:
+        """On the node where it costs least."""
+        best: tuple[tuple[int, NodeId], list[Victim]] | None = None
+        for node_id in islice(self._promising(demand, lowest), NODES_COMPARED):
+            suffices = self._suffices_on(demand, (node_id,) * demand.workers)
+            found = self._fewest(self._candidates(demand, (node_id,), lowest), suffices)
+            if found:
+                key = (sum(victim.loss for victim in found), node_id)
+                if best is None or key < best[0]:
+                    best = (key, found)
+        return [] if best is None else best[1]
+
+    def _promising(self, demand: Demand, lowest: int) -> Iterator[NodeId]:
+        """Nodes that would take it whole without what may leave, the tightest first."""
+        measure = gone(lowest)
+        shelves = self._index.fleet.shelves.suiting(demand)
+        for _, nodes in rising(shelves, measure, max(whole(demand), 1)):
+            for node_id in nodes:
+                if workers_on(self._capacity.rooms[node_id], demand, measure) >= demand.workers:
+                    yield node_id
+
+    def _several_nodes(self, demand: Demand, lowest: int) -> list[Victim]:
+        """On as few nodes as a gang needs, those with most to give first."""
+        if demand.workers == 1:
+            return []
+        shelves = self._index.fleet.shelves.suiting(demand)
+        nodes = self._capacity.spread(demand, shelves, gone(lowest))
+        return [] if nodes is None else self._there(demand, nodes, lowest)
+
+    # --- what they are made of ---------------------------------------------------------------
+
+    def _suffices_on(self, demand: Demand, nodes: Sequence[NodeId]) -> Suffices:
+        """Whether the work fits on the nodes, by rank, once these victims have left."""
+        counts: dict[NodeId, int] = {}
+        for node_id in nodes:
+            counts[node_id] = counts.get(node_id, 0) + 1
+        rooms = {node_id: self._capacity.rooms.get(node_id) for node_id in counts}
+
+        def suffices(victims: Sequence[Victim]) -> bool:
+            for node_id, count in counts.items():
+                room = rooms[node_id]
+                holds = [hold for v in victims if (hold := self._hold(v.id, node_id)) is not None]
+                if room is None or workers_without(room, demand, holds) < count:
+                    return False
+            return True
+
+        return suffices
+
+    def _hold(self, work_id: WorkId, node_id: NodeId) -> Hold | None:
+        return self._index.fleet.holds.get(node_id, {}).get(work_id)
+
+    def _candidates(self, demand: Demand, nodes: Iterable[NodeId], lowest: int) -> list[Victim]:
+        """Whoever may be moved on these nodes, of this rank and behind it."""
+        seen: dict[WorkId, Victim] = {}
+        for node_id in nodes:
+            for hold in self._index.fleet.works_on(node_id):
+                work = hold.work
+                if (
+                    work.id not in seen
+                    and work.demand.kind is demand.kind
+                    and self._index.roster.ranks[work.id] >= lowest
+                    and self._index.roster.is_movable(work)
+                ):
+                    seen[work.id] = self._victim(work)
+        return sorted(seen.values())
+
+    def _victim(self, work: Work) -> Victim:
+        rank = self._index.roster.ranks[work.id]
+        return Victim(-rank, loss_device_ms(work, self._policy), -work.phase_since, work.id, work)
+
+    def _fewest(self, candidates: Sequence[Victim], suffices: Suffices) -> list[Victim]:
+        """The first of them that together suffice, without those not needed; none if none do."""
+        spare: dict[DeploymentId, int] = {}
         allowed: list[Victim] = []
-        spare = dict(self._spare)
-        for victim in self._candidates(kind, nodes, rank):
+        for victim in candidates:
             if victim.work.kind is WorkKind.REPLICA:
-                owner = self._owner.get(victim.id)
-                if owner is None or spare.get(owner, 0) <= 0:
+                replica = self._index.roster.spares.replicas.get(victim.id)
+                owner = DeploymentId("") if replica is None else replica.deployment_id
+                if spare.setdefault(owner, self._index.roster.spares.of(owner)) <= 0:
                     continue
                 spare[owner] -= 1
             allowed.append(victim)
         if not allowed or not suffices(allowed):
-            return None
+            return []
         counts = range(1, len(allowed) + 1)
         count = 1 + bisect_left(counts, True, key=lambda n: suffices(allowed[:n]))
         taken = allowed[:count]
@@ -124,35 +177,6 @@ class Victims:
             if suffices(fewer):
                 taken = fewer
         return taken
-
-    def _candidates(self, kind: DeviceKind, nodes: Sequence[NodeId], rank: int) -> Iterable[Victim]:
-        seen: dict[WorkId, Victim] = {}
-        for node_id in nodes:
-            for victim in self._by_node.get((kind, node_id), ()):
-                if -victim.tier_order > rank and victim.id not in self._chosen:
-                    seen[victim.id] = victim
-        return seen.values() if len(nodes) == 1 else sorted(seen.values())
-
-
-def movable(work: Work, now: Instant) -> bool:
-    """Whether it may be asked to make room at all, by its own state."""
-    if work.want is not Want.RUN:
-        return False
-    if work.kind is WorkKind.REPLICA:
-        return work.phase in (Phase.STARTING, Phase.RUNNING)
-    return work.phase is Phase.RUNNING and work.suspendable and work.not_before <= now
-
-
-def spare_replicas(snapshot: Snapshot) -> dict[DeploymentId, int]:
-    """How many of each deployment's running replicas are above its minimum."""
-    spare = {d.id: -d.replicas_min for d in snapshot.deployments.values()}
-    for replica in snapshot.replicas.values():
-        work = snapshot.works.get(replica.id)
-        if work is None or work.want is not Want.RUN or replica.deployment_id not in spare:
-            continue
-        if work.phase in (Phase.STARTING, Phase.RUNNING):
-            spare[replica.deployment_id] += 1
-    return spare
 
 
 def loss_device_ms(work: Work, policy: Policy) -> int:
@@ -163,50 +187,3 @@ def loss_device_ms(work: Work, policy: Policy) -> int:
     state_bytes = max(image_bytes, work.demand.memory_bytes * work.demand.workers)
     once_ms = policy.save_fixed_ms + state_bytes // max(policy.save_bytes_per_ms, 1)
     return 2 * once_ms * devices_held(work)
-
-
-def _ways(
-    demand: Demand, image_nodes: Sequence[NodeId] | None, capacity: Capacity
-) -> Iterable[tuple[Sequence[NodeId], Callable[[Sequence[Victim]], bool]]]:
-    """Sets of nodes to make room on, each with the test whether what comes free suffices."""
-
-    def workers_on(node_id: NodeId, victims: Sequence[Victim]) -> int:
-        extra = _extra(victims, demand, capacity)
-        return capacity.workers_on(node_id, demand, soon=True, extra=extra)
-
-    if image_nodes is not None:
-        counts: dict[NodeId, int] = {}
-        for node_id in image_nodes:
-            counts[node_id] = counts.get(node_id, 0) + 1
-
-        def all_there(victims: Sequence[Victim]) -> bool:
-            return all(workers_on(node_id, victims) >= count for node_id, count in counts.items())
-
-        if all(node_id in capacity.rooms for node_id in counts):
-            yield tuple(counts), all_there
-        return
-    for node_id in capacity.rooms:
-
-        def one_node(victims: Sequence[Victim], node_id: NodeId = node_id) -> bool:
-            return workers_on(node_id, victims) >= demand.workers
-
-        yield (node_id,), one_node
-    if demand.workers > 1:
-
-        def several_nodes(victims: Sequence[Victim]) -> bool:
-            extra = _extra(victims, demand, capacity)
-            return capacity.spread(demand, soon=True, extra=extra) is not None
-
-        yield tuple(capacity.rooms), several_nodes
-
-
-def _extra(victims: Iterable[Victim], demand: Demand, capacity: Capacity) -> Extra:
-    """What would come free for the demand, by node."""
-    extra: dict[NodeId, tuple[int, int]] = {}
-    for victim in victims:
-        memory = node_memory(victim.work.demand)
-        for slot in victim.work.placement:
-            devices, bytes_ = extra.get(slot.node_id, (0, 0))
-            suiting = capacity.suiting(slot, demand)
-            extra[slot.node_id] = (devices + suiting, bytes_ + memory)
-    return extra

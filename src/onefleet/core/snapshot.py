@@ -6,13 +6,12 @@ A snapshot is not a checkpoint: it is what is known, not what is saved. All mapp
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 
 from onefleet.domain.fleet import Node, NodeState
 from onefleet.domain.ids import (
     DeploymentId,
-    DeviceId,
     Generation,
     Instant,
     NodeId,
@@ -27,7 +26,10 @@ from onefleet.domain.work import Work
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """Everything that a plan may depend on, besides the policy and the time."""
+    """Everything that a plan may depend on, besides the policy and the time.
+
+    leases: when nodes' leases run out, where that is later known than the nodes' records say.
+    """
 
     generation: Generation
     nodes: Mapping[NodeId, Node]
@@ -36,6 +38,7 @@ class Snapshot:
     reservations: Mapping[ReservationId, Reservation]
     deployments: Mapping[DeploymentId, Deployment]
     replicas: Mapping[WorkId, Replica]
+    leases: Mapping[NodeId, Instant] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -60,22 +63,16 @@ class Snapshot:
             MappingProxyType({x.id: x for x in sorted(replicas, key=lambda x: x.id)}),
         )
 
-
-def holdings(works: Mapping[WorkId, Work]) -> dict[DeviceId, dict[WorkId, int]]:
-    """Which works hold each device that is held, and how many thousandths of it."""
-    held: dict[DeviceId, dict[WorkId, int]] = {}
-    for work in works.values():
-        for slot in work.placement:
-            for device in slot.devices:
-                held.setdefault(device, {})[work.id] = slot.milli
-    return held
+    def lease_of(self, node: Node) -> Instant:
+        """When its lease runs out."""
+        return self.leases.get(node.id, node.lease_expires_at)
 
 
-def usable(node: Node, now: Instant) -> bool:
+def usable(node: Node, lease: Instant, now: Instant) -> bool:
     """Whether new work may be placed on it."""
-    return node.state is NodeState.READY and node.lease_expires_at > now
+    return node.state is NodeState.READY and lease > now
 
 
 def devices_held(work: Work) -> int:
-    """How many devices it holds now."""
-    return sum(len(slot.devices) for slot in work.placement)
+    """How many devices it holds now; one that its ranks take turns on counts once."""
+    return len(dict.fromkeys(device for slot in work.placement for device in slot.devices))

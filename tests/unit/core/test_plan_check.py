@@ -210,7 +210,7 @@ def test_shares_of_a_device_add_up_to_no_more_than_one() -> None:
     )
     assert found(first, second, snapshot=snapshot) == []
     over = found(first, second, place("third", slot("n2", 0, milli=400)), snapshot=snapshot)
-    assert over == ["n2/cpu0 is given to third.0, but share, other holds it"]
+    assert over == ["n2/cpu0 is given to third.0, but other, share holds it"]
 
 
 def test_an_image_is_fetched_only_between_nodes_that_have_an_address() -> None:
@@ -234,7 +234,7 @@ def test_a_fenced_node_gives_up_its_work_and_its_devices() -> None:
     fence, lose = Fence(silent.id, "silent"), Lose(WorkId("runs"), "lost")
     assert found(fence, lose, snapshot=snapshot) == []
     again = found(fence, lose, place("new", slot("n1", 0)), snapshot=snapshot)
-    assert again == ["new.0 is placed on n1, which is ready or unleased"]
+    assert again == ["new.0 is placed on n1, which is lost or unleased"]
 
 
 def test_the_parent_and_every_reason_are_checked() -> None:

@@ -1,0 +1,159 @@
+"""The fleet's side of the index: nodes, who is on them, what they have left."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterable, Mapping
+
+from onefleet.core.index.room import Bay, Hold, Kept, Room, bays_of, survey
+from onefleet.core.index.shelves import Shelves
+from onefleet.domain.fleet import Node, NodeState
+from onefleet.domain.ids import Instant, NodeId, WorkId
+
+_NOT = object()
+
+
+class Fleet:
+    """Nodes and what is on them. `settle` before anything is looked up in rooms and shelves.
+
+    rooms: of usable nodes only. turned: nodes that became usable or unusable. late: nodes that are
+    not given up and whose lease ran out. absent: nodes that are lost or unknown, and on which works
+    or images lie.
+    """
+
+    def __init__(self) -> None:
+        self.nodes: dict[NodeId, Node] = {}
+        self.rooms: dict[NodeId, Room] = {}
+        self.shelves = Shelves()
+        self.holds: dict[NodeId, dict[WorkId, Hold]] = {}
+        self.images: dict[NodeId, dict[WorkId, None]] = {}
+        self.kept: dict[NodeId, list[Kept]] = {}
+        self.usable: dict[NodeId, None] = {}
+        self.turned: dict[NodeId, None] = {}
+        self.late: dict[NodeId, None] = {}
+        self.absent: dict[NodeId, None] = {}
+        self.now = Instant(0)
+        self._leases: Mapping[NodeId, Instant] = {}
+        self._bays: dict[NodeId, tuple[Bay, ...]] = {}
+        self._dirty: dict[NodeId, None] = {}
+        self._due: list[tuple[Instant, NodeId]] = []
+
+    # --- what changes ------------------------------------------------------------------------
+
+    def put(self, node: Node) -> None:
+        """A node came, or is now like this."""
+        self.nodes[node.id] = node
+        self._bays[node.id] = bays_of(node)
+        self._look_at(node.id)
+
+    def remove(self, node_id: NodeId) -> None:
+        """There is no record of it any more."""
+        del self.nodes[node_id], self._bays[node_id]
+        self._look_at(node_id)
+
+    def advance(self, now: Instant, leases: Mapping[NodeId, Instant]) -> None:
+        """Time has passed; these leases are in force, in place of what the records say."""
+        self.now, self._leases = now, leases
+        while self._due and self._due[0][0] <= now:
+            self._look_at(heapq.heappop(self._due)[1])
+        for node_id in tuple(self.late):
+            self._look_at(node_id)
+
+    def hold(self, node_id: NodeId, hold: Hold) -> None:
+        """A work has something on the node."""
+        self.holds.setdefault(node_id, {})[hold.work.id] = hold
+        self._dirty[node_id] = None
+        self._check_absent(node_id)
+
+    def let_go(self, node_id: NodeId, work_id: WorkId) -> None:
+        """The work has nothing there any more."""
+        on_node = self.holds[node_id]
+        del on_node[work_id]
+        if not on_node:
+            del self.holds[node_id]
+        self._dirty[node_id] = None
+        self._check_absent(node_id)
+
+    def lay(self, node_id: NodeId, work_id: WorkId) -> None:
+        """A suspended work's image lies there."""
+        self.images.setdefault(node_id, {})[work_id] = None
+        self._check_absent(node_id)
+
+    def take_up(self, node_id: NodeId, work_id: WorkId) -> None:
+        """No image of it lies there any more that it waits with."""
+        there = self.images[node_id]
+        del there[work_id]
+        if not there:
+            del self.images[node_id]
+        self._check_absent(node_id)
+
+    def keep(self, node_id: NodeId, kept: Kept) -> None:
+        """Keep something for a work that waits."""
+        self.kept.setdefault(node_id, []).append(kept)
+        self._dirty[node_id] = None
+
+    def unkeep(self, node_id: NodeId) -> None:
+        """Undo the last `keep` there."""
+        self.kept[node_id].pop()
+        self._dirty[node_id] = None
+
+    # --- what is looked up -------------------------------------------------------------------
+
+    def lease_of(self, node: Node) -> Instant:
+        """When its lease runs out."""
+        return self._leases.get(node.id, node.lease_expires_at)
+
+    def is_absent(self, node_id: NodeId) -> bool:
+        """Whether it is lost, or nobody knows it."""
+        node = self.nodes.get(node_id)
+        return node is None or node.state is NodeState.LOST
+
+    def works_on(self, node_id: NodeId) -> Iterable[Hold]:
+        """What is on the node."""
+        return self.holds.get(node_id, {}).values()
+
+    def settle(self) -> None:
+        """Survey the nodes that changed."""
+        if not self._dirty:
+            return
+        for node_id in self._dirty:
+            old, new = self.rooms.get(node_id), None
+            if node_id in self.usable:
+                new = survey(
+                    self.nodes[node_id],
+                    self._bays[node_id],
+                    self.works_on(node_id),
+                    self.kept.get(node_id, ()),
+                )
+                self.rooms[node_id] = new
+            elif old is not None:
+                del self.rooms[node_id]
+            self.shelves.change(node_id, old, new)
+        self._dirty.clear()
+
+    # --- how ---------------------------------------------------------------------------------
+
+    def _look_at(self, node_id: NodeId) -> None:
+        """See whether it is usable, and from when on it will not be."""
+        self._dirty[node_id] = None
+        self._check_absent(node_id)
+        node = self.nodes.get(node_id)
+        self.late.pop(node_id, None)
+        before = self.usable.pop(node_id, _NOT) is not _NOT
+        if node is not None and node.state is not NodeState.LOST:
+            lease = self.lease_of(node)
+            if lease <= self.now:
+                self.late[node_id] = None
+            else:
+                heapq.heappush(self._due, (lease, node_id))
+                if node.state is NodeState.READY:
+                    self.usable[node_id] = None
+        if before != (node_id in self.usable):
+            self.turned[node_id] = None
+
+    def _check_absent(self, node_id: NodeId) -> None:
+        there = node_id in self.holds or node_id in self.images
+        if there and self.is_absent(node_id):
+            self.absent[node_id] = None
+        else:
+            self.absent.pop(node_id, None)

@@ -1,0 +1,179 @@
+"""Everything that a pass looks things up in, kept up to date by what changed.
+
+An index is derived from records alone: bringing it up to date gives what building it anew would
+(`tests/property/test_index_properties.py`), so that a lost one costs time and nothing else. `put`
+and `remove` take records in any order; `advance` lets time pass. A pass tries things out on the
+index itself: `mark` before, `rollback` after, and it is as it was.
+
+Little is worked out before somebody looks: a change marks what it touches, and `settle` works
+through the marks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import cast
+
+from onefleet.core.index.fleet import Fleet
+from onefleet.core.index.room import Kept
+from onefleet.core.index.roster import Roster
+from onefleet.core.policy import Policy
+from onefleet.core.snapshot import Snapshot
+from onefleet.domain.fleet import Node
+from onefleet.domain.ids import Instant, NodeId, ReservationId, TenantId
+from onefleet.domain.serving import Deployment, Replica
+from onefleet.domain.tenancy import Reservation, Tenant
+from onefleet.domain.work import Work
+
+Record = Work | Node | Tenant | Reservation | Deployment | Replica
+
+
+class Index:
+    """The planner's records, and what follows from them (`fleet`, `roster`)."""
+
+    def __init__(self, policy: Policy) -> None:
+        self.policy = policy
+        self.now = Instant(0)
+        self.tenants: dict[TenantId, Tenant] = {}
+        self.reservations: dict[ReservationId, Reservation] = {}
+        self.fleet = Fleet()
+        self.roster = Roster(policy, self.fleet)
+        self._tables: dict[type, Mapping[str, Record]] = {
+            Work: cast(Mapping[str, Record], self.roster.works),
+            Node: cast(Mapping[str, Record], self.fleet.nodes),
+            Tenant: cast(Mapping[str, Record], self.tenants),
+            Reservation: cast(Mapping[str, Record], self.reservations),
+            Deployment: cast(Mapping[str, Record], self.roster.spares.deployments),
+            Replica: cast(Mapping[str, Record], self.roster.spares.replicas),
+        }
+        self._journal: list[tuple[type, str, object]] | None = None
+
+    @classmethod
+    def of(cls, snapshot: Snapshot, policy: Policy, now: Instant) -> Index:
+        """Build it anew."""
+        index = cls(policy)
+        index.advance(now, snapshot.leases)
+        for records in (
+            snapshot.tenants,
+            snapshot.reservations,
+            snapshot.deployments,
+            snapshot.replicas,
+            snapshot.nodes,
+            snapshot.works,
+        ):
+            for record in cast(Mapping[str, Record], records).values():
+                index.put(record)
+        return index
+
+    # --- what changes ------------------------------------------------------------------------
+
+    def put(self, record: Record) -> None:
+        """The record is now like this."""
+        old = self.get(type(record), record.id)
+        if old is record:
+            return
+        self._note(type(record), record.id, old)
+        match record:
+            case Work():
+                self.roster.put(record)
+            case Node():
+                self.fleet.put(record)
+                self._turn()
+            case Tenant():
+                self.tenants[record.id] = record
+            case Reservation():
+                self._reserve_anew(old)
+                self.reservations[record.id] = record
+                self._reserve_anew(record)
+            case Deployment():
+                self.roster.spares.put_deployment(record)
+            case Replica():
+                self.roster.spares.put_replica(record)
+
+    def remove(self, kind: type[Record], name: str) -> None:
+        """There is no such record any more."""
+        old = self.get(kind, name)
+        if old is None:
+            return
+        self._note(kind, name, old)
+        match old:
+            case Work():
+                self.roster.remove(old.id)
+            case Node():
+                self.fleet.remove(old.id)
+                self._turn()
+            case Tenant():
+                del self.tenants[old.id]
+            case Reservation():
+                del self.reservations[old.id]
+                self._reserve_anew(old)
+            case Deployment():
+                self.roster.spares.remove_deployment(old.id)
+            case Replica():
+                self.roster.spares.remove_replica(old.id)
+
+    def keep(self, node_id: NodeId, kept: Kept) -> None:
+        """Keep something for a work that waits, until the rollback."""
+        self._note(Kept, node_id, None)
+        self.fleet.keep(node_id, kept)
+
+    def advance(self, now: Instant, leases: Mapping[NodeId, Instant]) -> None:
+        """It is later now. leases: as in `Snapshot`."""
+        assert now >= self.now, "time does not run backwards"
+        self.now = now
+        self.fleet.advance(now, leases)
+        self._turn()
+        self.roster.advance(now)
+
+    def settle(self) -> None:
+        """Work through the marks, the ranks' as well."""
+        self.roster.settle_ranks(self.reservations.values())
+        self.settle_rooms()
+
+    def settle_rooms(self) -> None:
+        """Work through the marks, but leave ranks alone: a pass gives each work one rank."""
+        self.roster.spares.settle()
+        self.fleet.settle()
+
+    # --- trying out --------------------------------------------------------------------------
+
+    def mark(self) -> int:
+        """A point to roll back to: nothing that changes from here on stays then."""
+        if self._journal is None:
+            self._journal = []
+        return len(self._journal)
+
+    def rollback(self, mark: int) -> None:
+        """Undo everything since the mark."""
+        journal, self._journal = self._journal, None
+        assert journal is not None, "there is no mark"
+        while len(journal) > mark:
+            kind, name, old = journal.pop()
+            if kind is Kept:
+                self.fleet.unkeep(NodeId(name))
+            elif old is None:
+                self.remove(kind, name)
+            else:
+                self.put(cast(Record, old))
+        self._journal = journal if mark else None
+
+    # --- how ---------------------------------------------------------------------------------
+
+    def get(self, kind: type[Record], name: str) -> Record | None:
+        """The record of this kind and id."""
+        return self._tables[kind].get(name)
+
+    def _note(self, kind: type, name: str, old: object) -> None:
+        if self._journal is not None:
+            self._journal.append((kind, name, old))
+
+    def _turn(self) -> None:
+        """Works whose images lie on nodes that became usable or unusable do or do not wait now."""
+        for node_id in self.fleet.turned:
+            for work_id in tuple(self.fleet.images.get(node_id, ())):
+                self.roster.refresh(work_id)
+        self.fleet.turned.clear()
+
+    def _reserve_anew(self, reservation: Record | None) -> None:
+        if isinstance(reservation, Reservation):
+            self.roster.reserve_anew(reservation.tenant_id)

@@ -1,0 +1,146 @@
+"""The works that wait, by rank, in the order in which they are looked at.
+
+In a line stand the works of one rank, one tenant and one shape: what a work of a shape needs, and
+where, is the same for all of it, so that when one does not fit, the whole line is passed over. A
+queue goes over the lines of one rank: first the tenant with the least share, and of its works the
+first of all its lines. Shares change while it is worked off.
+"""
+
+from __future__ import annotations
+
+import heapq
+from bisect import bisect_left, insort
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+from onefleet.core.ordering import RANK_NAMES
+from onefleet.domain.ids import NodeId, TenantId, WorkId
+from onefleet.domain.work import Demand, WorkKind
+
+#: Where a work stands in its line.
+Turn = tuple[int, WorkId]
+#: What a tenant has of the fleet; the smaller goes first.
+Share = tuple[int, ...]
+
+
+class Shape(NamedTuple):
+    """What decides whether a work fits. nodes: where its image lies, by rank; None: anywhere."""
+
+    demand: Demand
+    nodes: tuple[NodeId, ...] | None
+    kind: WorkKind
+
+
+class Place(NamedTuple):
+    """A work's place among those that wait."""
+
+    rank: int
+    tenant_id: TenantId
+    shape: Shape
+    turn: Turn
+
+
+class Lines:
+    """All lines."""
+
+    def __init__(self) -> None:
+        self._ranks: list[dict[tuple[TenantId, int], list[Turn]]] = [{} for _ in RANK_NAMES]
+        self._numbers: dict[Shape, list[int]] = {}  # its number, and how many works have it
+        self._shapes: dict[int, Shape] = {}
+        self._next = 0
+        self.sizes = [0 for _ in RANK_NAMES]
+
+    def add(self, place: Place) -> None:
+        line = self._ranks[place.rank].setdefault((place.tenant_id, self._number(place.shape)), [])
+        insort(line, place.turn)
+        self.sizes[place.rank] += 1
+
+    def remove(self, place: Place) -> None:
+        number = self._numbers[place.shape]
+        key = (place.tenant_id, number[0])
+        line = self._ranks[place.rank][key]
+        del line[bisect_left(line, place.turn)]
+        if not line:
+            del self._ranks[place.rank][key]
+        self.sizes[place.rank] -= 1
+        number[1] -= 1
+        if not number[1]:
+            del self._numbers[place.shape], self._shapes[number[0]]
+
+    def queue(self, rank: int, share: Callable[[TenantId], Share]) -> Queue:
+        """Everything of a rank that waits now."""
+        lines = self._ranks[rank]
+        return Queue({key: tuple(line) for key, line in lines.items()}, self._shapes, share)
+
+    def __iter__(self) -> Iterator[tuple[int, TenantId, Shape, tuple[Turn, ...]]]:
+        """All lines, in no order."""
+        for rank, lines in enumerate(self._ranks):
+            for (tenant_id, number), line in lines.items():
+                yield rank, tenant_id, self._shapes[number], tuple(line)
+
+    def _number(self, shape: Shape) -> int:
+        number = self._numbers.get(shape)
+        if number is None:
+            self._next += 1
+            number = self._numbers[shape] = [self._next, 0]
+            self._shapes[self._next] = shape
+        number[1] += 1
+        return number[0]
+
+
+#: A tenant's share as it was, the turn and the line of a work.
+_Head = tuple[Share, Turn, TenantId, int]
+
+
+class Queue:
+    """The works of one rank, one after another. Say `pass_over` where its line is hopeless."""
+
+    def __init__(
+        self,
+        lines: dict[tuple[TenantId, int], tuple[Turn, ...]],
+        shapes: dict[int, Shape],
+        share: Callable[[TenantId], Share],
+    ) -> None:
+        self._lines = lines
+        self._shapes = dict(shapes)
+        self._share = share
+        self._at = dict.fromkeys(lines, 0)
+        self._heads: list[_Head] = [
+            (share(tenant_id), line[0], tenant_id, number)
+            for (tenant_id, number), line in lines.items()
+        ]
+        heapq.heapify(self._heads)
+        self._hopeless: dict[int, list[_Head]] = {}  # by shape
+        self._now = 0
+
+    def __iter__(self) -> Iterator[WorkId]:
+        while self._heads:
+            share, turn, tenant_id, number = heapq.heappop(self._heads)
+            now = self._share(tenant_id)
+            if share != now:
+                heapq.heappush(self._heads, (now, turn, tenant_id, number))
+                continue
+            if number in self._hopeless:
+                self._hopeless[number].append((share, turn, tenant_id, number))
+                continue
+            key = (tenant_id, number)
+            self._at[key] += 1
+            self._now = number
+            yield turn[1]
+            if self._at[key] < len(self._lines[key]):
+                head = (self._share(tenant_id), self._lines[key][self._at[key]], tenant_id, number)
+                if number in self._hopeless:
+                    self._hopeless[number].append(head)
+                else:
+                    heapq.heappush(self._heads, head)
+
+    def pass_over(self) -> None:
+        """What is true of the work just given is true of all of its shape: look at none of them."""
+        self._hopeless.setdefault(self._now, [])
+
+    def hope(self) -> None:
+        """Devices came free: look at all that was passed over."""
+        for heads in self._hopeless.values():
+            for head in heads:
+                heapq.heappush(self._heads, head)
+        self._hopeless.clear()

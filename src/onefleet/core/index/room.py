@@ -1,0 +1,240 @@
+"""What one node has left, and what it would have left if others gave way.
+
+A `Room` is a pure function of the node, the works on it and what is kept there for works that
+wait. It is surveyed anew whenever one of these changes, so that it can never drift away from them.
+
+Six measures matter of each node. NOW: what is free. SOON: what will be when those have left that
+are leaving. And for each rank that may have to give way, last one first, what would be free if all
+of it, and of the ranks behind it, had left as well: `gone(rank)`. What leaves is there in the
+measures up to some one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from onefleet.core.feasibility import node_memory, suits
+from onefleet.core.ordering import BASIC
+from onefleet.domain.fleet import Device, DeviceKind, Node
+from onefleet.domain.ids import DeviceId, NodeId
+from onefleet.domain.work import WHOLE, Demand, Work
+
+NOW, SOON = 0, 1
+#: NOW, SOON, and gone(1) to gone(BASIC); what is reserved gives way to nobody.
+MEASURES = 2 + BASIC
+
+#: Kind, product, memory of a device, zone: nodes of one class can be looked at together. Devices
+#: of a node that are not alike make a class of their own, with memory -1.
+Class = tuple[str, str, int, str]
+
+
+def gone(rank: int) -> int:
+    """The measure of what would be free without this rank and all ranks behind it."""
+    return 2 + BASIC - rank
+
+
+class Hold(NamedTuple):
+    """What one work has on one node. there: in how many measures it is there; lasting: a replica
+    that stays."""
+
+    work: Work
+    devices: Mapping[DeviceId, int]  # with the thousandths that are held
+    memory_bytes: int
+    there: int
+    lasting: bool
+
+
+class Kept(NamedTuple):
+    """Devices and memory that are kept for a work that waits. leaving: of those that are leaving,
+    else of the free ones."""
+
+    devices: tuple[DeviceId, ...]
+    milli: int
+    memory_bytes: int
+    leaving: bool
+
+
+class Bay:
+    """The devices of one kind on a node, those without a cordon, by index."""
+
+    __slots__ = ("at", "devices", "key", "kind", "mixed")
+
+    def __init__(self, node: Node, kind: DeviceKind, devices: Sequence[Device]) -> None:
+        self.kind = kind
+        self.devices = tuple(sorted(devices, key=lambda d: (d.index, d.id)))
+        self.at = {device.id: index for index, device in enumerate(self.devices)}
+        classes = dict.fromkeys(_class_of(device) for device in self.devices)
+        self.mixed = len(classes) > 1
+        product, size = ("", -1) if self.mixed else next(iter(classes))
+        self.key: Class = (kind.value, product, size, node.zone)
+
+
+@dataclass(slots=True)
+class Left:
+    """What is left of a bay. now, soon: thousandths of each device. counts: whole devices, by
+    measure. lasting: devices that replicas hold which stay."""
+
+    bay: Bay
+    now: list[int]
+    soon: list[int]
+    counts: tuple[int, ...]
+    lasting: int
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether a device of it is held in part."""
+        return any(0 < amount < WHOLE for amount in self.now)
+
+
+@dataclass(slots=True)
+class Room:
+    """What a node has left. memory: bytes, by measure. stirs: something there is leaving."""
+
+    node: Node
+    kinds: dict[DeviceKind, Left]
+    memory: list[int]
+    stirs: bool
+
+
+def bays_of(node: Node) -> tuple[Bay, ...]:
+    """The bays of a node, which stay the same as long as its record does."""
+    cordoned = dict.fromkeys(cordon.device_id for cordon in node.cordons)
+    by_kind: dict[DeviceKind, list[Device]] = {}
+    for device in node.devices:
+        if device.id not in cordoned:
+            by_kind.setdefault(device.kind, []).append(device)
+    return tuple(Bay(node, kind, by_kind[kind]) for kind in sorted(by_kind))
+
+
+def survey(node: Node, bays: Iterable[Bay], holds: Iterable[Hold], kept: Iterable[Kept]) -> Room:
+    """Look at a node anew."""
+    left: dict[DeviceId, list[int]] = {}
+    lasting: dict[DeviceId, None] = {}
+    memory = [node.memory_bytes] * MEASURES
+    stirs = False
+    for hold in holds:
+        stirs = stirs or hold.there == SOON
+        if hold.memory_bytes:
+            for measure in range(hold.there):
+                memory[measure] -= hold.memory_bytes
+        for device_id, milli in hold.devices.items():
+            row = left.get(device_id)
+            if row is None:
+                row = left[device_id] = [WHOLE] * MEASURES
+            for measure in range(hold.there):
+                row[measure] -= milli
+            if hold.lasting:
+                lasting[device_id] = None
+    for keep in kept:
+        for measure in range(SOON if keep.leaving else NOW, MEASURES):
+            memory[measure] -= keep.memory_bytes
+            for device_id in keep.devices:
+                left.setdefault(device_id, [WHOLE] * MEASURES)[measure] -= keep.milli
+    kinds = {bay.kind: _left(bay, left, lasting) for bay in bays}
+    return Room(node, kinds, memory, stirs)
+
+
+def workers_on(room: Room, demand: Demand, measure: int) -> int:
+    """How many workers of the demand the node takes, by this measure.
+
+    Beyond SOON at most that many, where devices differ or are shared.
+    """
+    left = room.kinds.get(demand.kind)
+    if left is None:
+        return 0
+    if measure <= SOON and (demand.milli < WHOLE or left.bay.mixed):
+        fitting = _fitting(left.bay, demand, left.now if measure == NOW else left.soon)
+    elif left.bay.mixed or suits(left.bay.devices[0], demand):
+        fitting = left.counts[measure]
+    else:
+        return 0
+    return _with_memory(demand, fitting, room.memory[measure])
+
+
+def workers_without(room: Room, demand: Demand, leaving: Iterable[Hold]) -> int:
+    """How many workers the node takes when these have left, besides those that leave anyway."""
+    left = room.kinds.get(demand.kind)
+    if left is None:
+        return 0
+    row, memory = list(left.soon), room.memory[SOON]
+    for hold in leaving:
+        memory += hold.memory_bytes
+        for device_id, milli in hold.devices.items():
+            index = left.bay.at.get(device_id)
+            if index is not None:
+                row[index] += milli
+    return _with_memory(demand, _fitting(left.bay, demand, row), memory)
+
+
+def workers_in_time(room: Room, demand: Demand) -> int:
+    """How many workers the node takes once the jobs there have ended; replicas do not end."""
+    left = room.kinds.get(demand.kind)
+    if left is None:
+        return 0
+    suiting = _fitting(left.bay, demand, [WHOLE] * len(left.bay.devices))
+    return _with_memory(demand, max(suiting - left.lasting, 0), room.node.memory_bytes)
+
+
+def workers_at_least(demand: Demand, devices: int) -> int:
+    """How many workers so many devices take."""
+    return devices // demand.devices_min * demand.pack
+
+
+def pick(bay: Bay, demand: Demand, count: int, row: Sequence[int]) -> list[DeviceId]:
+    """The first devices that suit and have enough left in the row, at most `count`.
+
+    A share goes to the device where it fits most tightly.
+    """
+    found = [
+        (amount, index)
+        for index, amount in enumerate(row)
+        if amount >= demand.milli and suits(bay.devices[index], demand)
+    ]
+    if demand.milli < WHOLE:
+        found.sort()
+    return [bay.devices[index].id for _, index in found[:count]]
+
+
+def _fitting(bay: Bay, demand: Demand, row: Sequence[int]) -> int:
+    """How many devices suit and have enough left."""
+    if not bay.mixed:
+        if not suits(bay.devices[0], demand):
+            return 0
+        return sum(1 for amount in row if amount >= demand.milli)
+    return sum(
+        1
+        for index, amount in enumerate(row)
+        if amount >= demand.milli and suits(bay.devices[index], demand)
+    )
+
+
+def _with_memory(demand: Demand, devices: int, memory_bytes: int) -> int:
+    workers = workers_at_least(demand, devices)
+    needed = node_memory(demand)
+    return min(workers, max(memory_bytes, 0) // needed) if needed else workers
+
+
+def _left(bay: Bay, left: Mapping[DeviceId, list[int]], lasting: Mapping[DeviceId, None]) -> Left:
+    size = len(bay.devices)
+    counts, now, soon = [size] * MEASURES, [WHOLE] * size, [WHOLE] * size
+    stay = 0
+    for device_id, row in left.items():
+        index = bay.at.get(device_id)
+        if index is None:
+            continue
+        now[index], soon[index] = row[NOW], row[SOON]
+        stay += device_id in lasting
+        for measure, amount in enumerate(row):
+            if amount < WHOLE:
+                counts[measure] -= 1
+    return Left(bay, now, soon, tuple(counts), stay)
+
+
+def _class_of(device: Device) -> tuple[str, int]:
+    """CPU cores share their node's memory, so that their part of it makes no difference."""
+    return (device.product, 0 if device.kind is DeviceKind.CPU else device.memory_bytes)
+
+
+Rooms = dict[NodeId, Room]

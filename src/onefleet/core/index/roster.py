@@ -1,0 +1,320 @@
+"""The works' side of the index: who waits where, who ranks how, what whoever holds.
+
+What is known of a work is entered once, and taken out by the entry: nothing is worked out twice,
+and nothing is left behind.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from onefleet.core.feasibility import node_memory
+from onefleet.core.index.fleet import Fleet
+from onefleet.core.index.lines import Lines, Place, Shape
+from onefleet.core.index.room import MEASURES, SOON, Hold, gone
+from onefleet.core.ordering import RESERVED, covered, is_claimant, rank_of
+from onefleet.core.policy import Policy
+from onefleet.domain.ids import DeploymentId, DeviceId, Instant, NodeId, TenantId, WorkId
+from onefleet.domain.serving import Deployment, Replica
+from onefleet.domain.tenancy import Reservation
+from onefleet.domain.work import Phase, Want, Work, WorkKind
+
+#: Phases in which what is held comes free soon.
+LEAVING = (Phase.SAVING, Phase.STOPPING)
+NEVER = Instant(1 << 62)
+
+
+@dataclass(slots=True)
+class _Entry:
+    """Where a work has been entered, so that it can be taken out again."""
+
+    nodes: tuple[NodeId, ...]
+    images: tuple[NodeId, ...]
+    held_milli: int
+    place: Place | None
+    due: Instant  # when it has to be looked at again, though nothing of it changed
+
+
+class Roster:
+    """All works.
+
+    ranks: of works that have not ended. held: thousandths of devices, by tenant. to_stop,
+    to_pause: works whose owners want them stopped, or suspended or frozen, and that are not yet.
+    """
+
+    def __init__(self, policy: Policy, fleet: Fleet) -> None:
+        self.works: dict[WorkId, Work] = {}
+        self.lines = Lines()
+        self.ranks: dict[WorkId, int] = {}
+        self.held: dict[TenantId, int] = {}
+        self.to_stop: dict[WorkId, None] = {}
+        self.to_pause: dict[WorkId, None] = {}
+        self.now = Instant(0)
+        self._policy = policy
+        self._fleet = fleet
+        self._spares = Spares(self)
+        self._entries: dict[WorkId, _Entry] = {}
+        self._claimants: dict[TenantId, dict[WorkId, None]] = {}
+        self._covered: dict[TenantId, dict[WorkId, None]] = {}
+        self._timers: list[tuple[Instant, WorkId]] = []
+        self._stale: dict[TenantId, None] = {}
+
+    @property
+    def spares(self) -> Spares:
+        """What deployments can do without."""
+        return self._spares
+
+    def put(self, work: Work) -> None:
+        """A work came, or is now like this."""
+        before = self.works.get(work.id)
+        if before is not None:
+            self._leave(before)
+        self.works[work.id] = work
+        self._enter(work)
+
+    def remove(self, work_id: WorkId) -> None:
+        """There is no record of it any more."""
+        self._leave(self.works.pop(work_id))
+        self.ranks.pop(work_id, None)
+
+    def refresh(self, work_id: WorkId) -> None:
+        """Something besides its record changed that matters to it."""
+        work = self.works.get(work_id)
+        if work is not None:
+            self._leave(work)
+            self._enter(work)
+
+    def advance(self, now: Instant) -> None:
+        """Time has passed."""
+        self.now = now
+        while self._timers and self._timers[0][0] <= now:
+            at, work_id = heapq.heappop(self._timers)
+            entry = self._entries.get(work_id)
+            if entry is not None and entry.due == at:
+                self.refresh(work_id)
+
+    def nodes_of(self, work_id: WorkId) -> tuple[NodeId, ...]:
+        """The nodes that it is on."""
+        return self._entries[work_id].nodes
+
+    # --- ranks -------------------------------------------------------------------------------
+
+    def reserve_anew(self, tenant_id: TenantId) -> None:
+        """The tenant's reservations have changed."""
+        self._stale[tenant_id] = None
+
+    def settle_ranks(self, reservations: Iterable[Reservation]) -> None:
+        """See anew which works the reservations cover, where something has changed."""
+        if not self._stale:
+            return
+        own: dict[TenantId, list[Reservation]] = {tenant_id: [] for tenant_id in self._stale}
+        for reservation in sorted(reservations, key=lambda r: r.id):
+            if reservation.tenant_id in own:
+                own[reservation.tenant_id].append(reservation)
+        self._stale.clear()
+        for tenant_id, found in own.items():
+            self._cover(tenant_id, found)
+
+    def _cover(self, tenant_id: TenantId, reservations: list[Reservation]) -> None:
+        before = self._covered.pop(tenant_id, {})
+        claimants = self._claimants.get(tenant_id, {}) if reservations else {}
+        after = covered(reservations, [self.works[work_id] for work_id in claimants])
+        if after:
+            self._covered[tenant_id] = dict.fromkeys(after)
+        for work_id in (*before, *after):
+            work = self.works.get(work_id)
+            if work is not None and self.ranks.get(work_id) not in (None, self._rank(work)):
+                self.refresh(work_id)
+
+    def _rank(self, work: Work) -> int:
+        is_covered = work.id in self._covered.get(work.tenant_id, ())
+        return RESERVED if is_covered else rank_of(work)
+
+    # --- one work ----------------------------------------------------------------------------
+
+    def _enter(self, work: Work) -> None:
+        if work.phase is Phase.ENDED:
+            self.ranks.pop(work.id, None)
+        else:
+            self.ranks[work.id] = self._rank(work)
+        if is_claimant(work):
+            self._claimants.setdefault(work.tenant_id, {})[work.id] = None
+            self._stale[work.tenant_id] = None
+        if work.want is Want.STOP and work.phase not in (Phase.STOPPING, Phase.ENDED):
+            self.to_stop[work.id] = None
+        if work.want in (Want.SUSPEND, Want.FREEZE) and work.phase is Phase.RUNNING:
+            self.to_pause[work.id] = None
+        nodes, milli = self._hold(work)
+        images = _image_nodes(work)
+        for node_id in images:
+            self._fleet.lay(node_id, work.id)
+        self.held[work.tenant_id] = self.held.get(work.tenant_id, 0) + milli
+        place = self._place(work)
+        if place is not None:
+            self.lines.add(place)
+        due = self._due(work)
+        if due != NEVER:
+            heapq.heappush(self._timers, (due, work.id))
+        self._entries[work.id] = _Entry(nodes, images, milli, place, due)
+
+    def _leave(self, work: Work) -> None:
+        entry = self._entries.pop(work.id)
+        if is_claimant(work):
+            del self._claimants[work.tenant_id][work.id]
+            self._stale[work.tenant_id] = None
+        self.to_stop.pop(work.id, None)
+        self.to_pause.pop(work.id, None)
+        for node_id in entry.nodes:
+            self._fleet.let_go(node_id, work.id)
+        for node_id in entry.images:
+            self._fleet.take_up(node_id, work.id)
+        self.held[work.tenant_id] -= entry.held_milli
+        if entry.place is not None:
+            self.lines.remove(entry.place)
+        if work.kind is WorkKind.REPLICA:
+            self._spares.touch(work.id)
+
+    def _hold(self, work: Work) -> tuple[tuple[NodeId, ...], int]:
+        """Enter what it has on nodes; return these, and the thousandths that it holds."""
+        if work.kind is WorkKind.REPLICA:
+            self._spares.touch(work.id)
+        if not work.placement:
+            return (), 0
+        on: dict[NodeId, dict[DeviceId, int]] = {}
+        memory: dict[NodeId, int] = {}
+        each = node_memory(work.demand)
+        for slot in work.placement:
+            devices = on.setdefault(slot.node_id, {})
+            memory[slot.node_id] = memory.get(slot.node_id, 0) + each
+            for device_id in slot.devices:
+                devices[device_id] = slot.milli
+        there = self._there(work)
+        stays = work.kind is WorkKind.REPLICA and work.phase in (Phase.STARTING, Phase.RUNNING)
+        for node_id, devices in on.items():
+            self._fleet.hold(node_id, Hold(work, devices, memory[node_id], there, stays))
+        return tuple(on), sum(sum(devices.values()) for devices in on.values())
+
+    def _there(self, work: Work) -> int:
+        """In how many measures it is there."""
+        if work.phase in LEAVING:
+            return SOON
+        spared = work.kind is WorkKind.JOB or self._spares.of_work(work.id) > 0
+        return gone(self.ranks[work.id]) if spared and self.is_movable(work) else MEASURES
+
+    def is_movable(self, work: Work) -> bool:
+        """Whether it may be asked to make room at all, by its own state."""
+        if work.want is not Want.RUN:
+            return False
+        if work.kind is WorkKind.REPLICA:
+            return work.phase in (Phase.STARTING, Phase.RUNNING)
+        return work.phase is Phase.RUNNING and work.suspendable and work.not_before <= self.now
+
+    def _place(self, work: Work) -> Place | None:
+        """Its place among those that wait for devices and for nothing else."""
+        nodes = wait_nodes(work)
+        if self._ready_at(work) > self.now:
+            return None
+        if not all(node_id in self._fleet.usable for node_id in nodes or ()):
+            return None
+        shape = Shape(work.demand, nodes, work.kind)
+        turn = (work.submitted_at, work.id)
+        return Place(self.ranks[work.id], work.tenant_id, shape, turn)
+
+    def _ready_at(self, work: Work) -> Instant:
+        """From when on nothing but devices keeps it from being placed, as far as is known."""
+        waits = work.phase in (Phase.PENDING, Phase.SUSPENDED)
+        if not waits or work.want is not Want.RUN or not work.ready:
+            return NEVER
+        if work.phase is Phase.SUSPENDED:
+            return max(work.not_before, Instant(work.phase_since + self._policy.resume_hold_ms))
+        return work.not_before
+
+    def _due(self, work: Work) -> Instant:
+        times = (self._ready_at(work), work.not_before if work.phase is Phase.RUNNING else NEVER)
+        return min((at for at in times if at > self.now), default=NEVER)
+
+
+class Spares:
+    """How many of each deployment's running replicas are above its minimum."""
+
+    def __init__(self, roster: Roster) -> None:
+        self.deployments: dict[DeploymentId, Deployment] = {}
+        self.replicas: dict[WorkId, Replica] = {}
+        self._roster = roster
+        self._members: dict[DeploymentId, dict[WorkId, None]] = {}
+        self._known: dict[DeploymentId, int] = {}  # what the works' entries were made with
+        self._stale: dict[DeploymentId, None] = {}
+
+    def put_deployment(self, deployment: Deployment) -> None:
+        """A deployment came, or is now like this."""
+        self.deployments[deployment.id] = deployment
+        self._stale[deployment.id] = None
+
+    def remove_deployment(self, deployment_id: DeploymentId) -> None:
+        """There is no such deployment any more."""
+        del self.deployments[deployment_id]
+        self._stale[deployment_id] = None
+
+    def put_replica(self, replica: Replica) -> None:
+        """A replica came, or is now like this."""
+        if replica.id in self.replicas:
+            self.remove_replica(replica.id)
+        self.replicas[replica.id] = replica
+        self._members.setdefault(replica.deployment_id, {})[replica.id] = None
+        self._stale[replica.deployment_id] = None
+
+    def remove_replica(self, work_id: WorkId) -> None:
+        """There is no such replica any more."""
+        deployment_id = self.replicas.pop(work_id).deployment_id
+        del self._members[deployment_id][work_id]
+        self._stale[deployment_id] = None
+
+    def touch(self, work_id: WorkId) -> None:
+        """The work of a replica has changed."""
+        replica = self.replicas.get(work_id)
+        if replica is not None:
+            self._stale[replica.deployment_id] = None
+
+    def of(self, deployment_id: DeploymentId) -> int:
+        """How many of its running replicas it can do without; 0 of an unknown one."""
+        deployment = self.deployments.get(deployment_id)
+        if deployment is None:
+            return 0
+        works = (self._roster.works.get(m) for m in self._members.get(deployment_id, ()))
+        return -deployment.replicas_min + sum(
+            1
+            for work in works
+            if work is not None
+            and work.want is Want.RUN
+            and work.phase in (Phase.STARTING, Phase.RUNNING)
+        )
+
+    def of_work(self, work_id: WorkId) -> int:
+        """What was known of its deployment when things were last settled."""
+        replica = self.replicas.get(work_id)
+        return 0 if replica is None else self._known.get(replica.deployment_id, 0)
+
+    def settle(self) -> None:
+        """Count anew where something changed, and look again at the works that it matters to."""
+        while self._stale:
+            deployment_id, _ = self._stale.popitem()
+            before, after = self._known.pop(deployment_id, 0), self.of(deployment_id)
+            if deployment_id in self.deployments:
+                self._known[deployment_id] = after
+            if (before > 0) != (after > 0):
+                for work_id in self._members.get(deployment_id, ()):
+                    self._roster.refresh(work_id)
+                self._stale.pop(deployment_id, None)  # its count has not changed by that
+
+
+def wait_nodes(work: Work) -> tuple[NodeId, ...] | None:
+    """Where it must be placed, by rank: images lie on nodes. None: anywhere."""
+    if work.phase is not Phase.SUSPENDED or work.image is None:
+        return None
+    return work.image.nodes
+
+
+def _image_nodes(work: Work) -> tuple[NodeId, ...]:
+    return tuple(dict.fromkeys(wait_nodes(work) or ()))

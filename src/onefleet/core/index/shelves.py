@@ -1,0 +1,151 @@
+"""The usable nodes in an order in which a fit is found without looking at all of them.
+
+A shelf has the nodes of one class (`room.py`). For each measure it lists them by the number of
+whole devices that they have left, equal ones by id.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from collections.abc import Iterator, Sequence
+from heapq import merge
+
+from onefleet.core.feasibility import suits
+from onefleet.core.index.room import MEASURES, NOW, Bay, Class, Left, Room
+from onefleet.domain.fleet import DeviceKind
+from onefleet.domain.ids import NodeId
+from onefleet.domain.work import Demand
+
+#: Demands whose shelves are remembered.
+DEMANDS_MAX = 4_096
+
+
+class Shelf:
+    """Nodes of one class. stirring: those where something is leaving. shared: those with a device
+    that is held in part."""
+
+    def __init__(self, bay: Bay) -> None:
+        self.bay = bay  # one of them, as an example
+        self.zone = bay.key[3]
+        self.size = 0
+        self.by: list[list[list[NodeId]]] = [[] for _ in range(MEASURES)]
+        self.stirring: list[NodeId] = []
+        self.shared: list[NodeId] = []
+
+    def change(self, node_id: NodeId, old: Left | None, new: Left | None) -> None:
+        """A node came (old None), changed, or left (new None)."""
+        for measure, rows in enumerate(self.by):
+            before = None if old is None else old.counts[measure]
+            after = None if new is None else new.counts[measure]
+            if before == after:
+                continue
+            if before is not None:
+                _discard(rows[before], node_id)
+            if after is not None:
+                while len(rows) <= after:
+                    rows.append([])
+                insort(rows[after], node_id)
+        self.size += (new is not None) - (old is not None)
+        _mark(
+            self.shared,
+            node_id,
+            old is not None and old.is_shared,
+            new is not None and new.is_shared,
+        )
+
+    def stir(self, node_id: NodeId, before: bool, after: bool) -> None:
+        """Something is leaving there, or not any more."""
+        _mark(self.stirring, node_id, before, after)
+
+
+class Shelves:
+    """All shelves, and which of them a demand may be served from."""
+
+    def __init__(self) -> None:
+        self._shelves: dict[Class, Shelf] = {}
+        self._suiting: dict[Demand, tuple[Shelf, ...]] = {}
+        self.free: dict[DeviceKind, int] = {}  # whole devices, now
+
+    def change(self, node_id: NodeId, old: Room | None, new: Room | None) -> None:
+        """A usable node came (old None), changed, or is not usable any more (new None)."""
+        lefts: dict[Class, list[Left | None]] = {}
+        for side, room in enumerate((old, new)):
+            for left in () if room is None else room.kinds.values():
+                lefts.setdefault(left.bay.key, [None, None])[side] = left
+        for key, (before, after) in lefts.items():
+            shelf = self._shelves.get(key)
+            if shelf is None:
+                assert after is not None, "a node leaves a shelf that it was not on"
+                shelf = self._shelves[key] = Shelf(after.bay)
+                self._suiting.clear()
+            shelf.change(node_id, before, after)
+            shelf.stir(
+                node_id,
+                old is not None and before is not None and old.stirs,
+                new is not None and after is not None and new.stirs,
+            )
+            kind = shelf.bay.kind
+            self.free[kind] = self.free.get(kind, 0) + _free(after) - _free(before)
+            if not shelf.size:
+                del self._shelves[key]
+                self._suiting.clear()
+
+    def suiting(self, demand: Demand) -> tuple[Shelf, ...]:
+        """The shelves with nodes that may have something for the demand."""
+        found = self._suiting.get(demand)
+        if found is None:
+            if len(self._suiting) >= DEMANDS_MAX:
+                self._suiting.clear()
+            found = tuple(s for _, s in sorted(self._shelves.items()) if _serves(s, demand))
+            self._suiting[demand] = found
+        return found
+
+    def of_kind(self, kind: DeviceKind) -> tuple[Shelf, ...]:
+        """All shelves of a kind of device."""
+        return tuple(s for _, s in sorted(self._shelves.items()) if s.bay.kind is kind)
+
+
+def rising(
+    shelves: Sequence[Shelf], measure: int, least: int
+) -> Iterator[tuple[int, Iterator[NodeId]]]:
+    """The numbers of devices left from the least on, each with its nodes by id."""
+    most = max((len(shelf.by[measure]) for shelf in shelves), default=0)
+    for count in range(least, most):
+        yield count, _nodes(shelves, measure, count)
+
+
+def falling(
+    shelves: Sequence[Shelf], measure: int, least: int
+) -> Iterator[tuple[int, Iterator[NodeId]]]:
+    """The numbers of devices left down to the least, each with its nodes by id."""
+    most = max((len(shelf.by[measure]) for shelf in shelves), default=0)
+    for count in range(most - 1, least - 1, -1):
+        yield count, _nodes(shelves, measure, count)
+
+
+def _nodes(shelves: Sequence[Shelf], measure: int, count: int) -> Iterator[NodeId]:
+    lists = [rows[count] for shelf in shelves if count < len(rows := shelf.by[measure])]
+    return iter(lists[0]) if len(lists) == 1 else merge(*lists)
+
+
+def _serves(shelf: Shelf, demand: Demand) -> bool:
+    if shelf.bay.kind is not demand.kind or (demand.zones and shelf.zone not in demand.zones):
+        return False
+    return shelf.bay.mixed or suits(shelf.bay.devices[0], demand)
+
+
+def _free(left: Left | None) -> int:
+    return 0 if left is None else left.counts[NOW]
+
+
+def _discard(nodes: list[NodeId], node_id: NodeId) -> None:
+    at = bisect_left(nodes, node_id)
+    if at < len(nodes) and nodes[at] == node_id:
+        del nodes[at]
+
+
+def _mark(nodes: list[NodeId], node_id: NodeId, before: bool, after: bool) -> None:
+    if before and not after:
+        _discard(nodes, node_id)
+    elif after and not before:
+        insort(nodes, node_id)

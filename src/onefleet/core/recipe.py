@@ -1,0 +1,23 @@
+"""The recipe of a pass: its steps, in order."""
+
+from __future__ import annotations
+
+from onefleet.core.scratch import Scratch
+from onefleet.core.steps.losses import drop_images, fence
+from onefleet.core.steps.owners import stop, suspend
+from onefleet.core.steps.queue import Placing
+from onefleet.core.steps.width import widen
+
+
+def work_off(this: Scratch, *, thorough: bool = False) -> Placing:
+    """Take all steps. thorough: look at each work that waits, so that all can be explained; what
+    is decided is the same."""
+    fence(this)
+    drop_images(this)
+    stop(this)
+    suspend(this)
+    placing = Placing(this, thorough)
+    placing.order()
+    placing.place()
+    widen(this, placing.contended)
+    return placing

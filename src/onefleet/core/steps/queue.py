@@ -1,0 +1,209 @@
+"""Who gets what: the queue is worked off, rank by rank.
+
+What fits is placed. For what does not, room is made where its rank permits it, and what is free or
+leaving is kept, so that nothing later in the queue takes it. The first of a rank that got nothing
+has devices kept for it: after its patience at once, before that against lower ranks only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from onefleet.core.blockers import Waiting
+from onefleet.core.capacity import Nodes, Shy
+from onefleet.core.index import SOON, Room, wait_nodes
+from onefleet.core.index.lines import Queue, Share
+from onefleet.core.index.room import workers_in_time
+from onefleet.core.index.shelves import falling
+from onefleet.core.ordering import RANK_NAMES
+from onefleet.core.plan import Place, Stop, Suspend
+from onefleet.core.scratch import Scratch
+from onefleet.domain.fleet import DeviceKind
+from onefleet.domain.ids import NodeId, TenantId, WorkId
+from onefleet.domain.work import Demand, Phase, Work, WorkKind
+
+
+class Placing:
+    """Steps order and place. contended, waiting: what explains afterwards why works wait.
+
+    thorough: look at each work in the queue, and not only at those that could get something.
+    """
+
+    def __init__(self, this: Scratch, thorough: bool) -> None:
+        self.this = this
+        self.thorough = thorough
+        self.waiting: dict[WorkId, Waiting] = {}
+        self.contended: dict[DeviceKind, list[WorkId]] = {}
+        self.started = self.restored = self.moved = 0
+        self.no_fit: dict[tuple[Demand, Nodes | None], None] = {}
+        self.no_room: dict[tuple[int, Demand, Nodes | None], None] = {}
+        self.granted: dict[TenantId, int] = {}
+        self.queues: list[Queue] = []
+
+    def order(self) -> None:
+        """Order what is ready to be placed, by rank, tenant's share and age."""
+        index = self.this.index
+        index.settle()
+        self.granted = dict(index.roster.held)
+        sizes = zip(index.roster.lines.sizes, RANK_NAMES, strict=True)
+        told = [f"{size} {name}" for size, name in sizes if size]
+        text = ", ".join(told) + " in the queue" if told else "the queue is empty"
+        self.this.report("order", text)
+        ranks = range(len(RANK_NAMES))
+        self.queues = [index.roster.lines.queue(rank, self._share) for rank in ranks]
+
+    def place(self) -> None:
+        """Place what fits, make room where a rank permits it, keep devices for who waits long."""
+        patience_ms = self.this.policy.patience_ms
+        for rank, queue in enumerate(self.queues):
+            heads: dict[DeviceKind, Work] = {}
+            for work_id in queue:
+                work = self.this.works[work_id]
+                if self._place_one(work) or self._make_room(work, rank, queue):
+                    continue
+                head = heads.setdefault(work.demand.kind, work)
+                if head is work and self.this.waited_ms(work) >= patience_ms:
+                    self._keep_for(work)
+            for work in heads.values():  # whatever its own tier may do, lower tiers do not pass it
+                if self.this.waited_ms(work) < patience_ms:
+                    self._keep_for(work)
+        self.this.report("place", f"{self.started} works started")
+        self.this.report("preempt", f"{self.moved} works moved out of the way of others")
+        self.this.report("resume", f"{self.restored} works restored")
+
+    # --- one work ----------------------------------------------------------------------------
+
+    def _share(self, tenant_id: TenantId) -> Share:
+        return (self.granted.get(tenant_id, 0),)
+
+    def _grant(self, work: Work) -> None:
+        amount = work.demand.least * work.demand.milli
+        self.granted[work.tenant_id] = self.granted.get(work.tenant_id, 0) + amount
+
+    def _place_one(self, work: Work) -> bool:
+        """Place it on free devices, if it fits whole."""
+        nodes = wait_nodes(work)
+        key = (work.demand, nodes)
+        if key in self.no_fit:  # free devices only get fewer within a pass
+            return False
+        fitting = None
+        if work.kind is WorkKind.REPLICA:  # it stays for long: not where an image needs the room
+            fitting = self.this.capacity.fit(work.demand, nodes, self._claims(work.demand))
+        fitting = fitting or self.this.capacity.fit(work.demand, nodes)
+        if fitting is None:
+            self.no_fit[key] = None
+            return False
+        slots = self.this.capacity.take(work.demand, fitting)
+        restore = work.phase is Phase.SUSPENDED
+        self.this.placed[work.id] = (len(self.this.decisions), work)
+        self.this.decide(Place(work.id, slots, restore))
+        self._grant(work)
+        if restore:
+            self.restored += 1
+        else:
+            self.started += 1
+        return True
+
+    def _make_room(self, work: Work, rank: int, queue: Queue) -> bool:
+        """Keep what is leaving for it; if that is too little, make more leave, if that suffices."""
+        this, demand, nodes = self.this, work.demand, wait_nodes(work)
+        line = self.contended.setdefault(demand.kind, [])
+        ahead = len(line)
+        line.append(work.id)
+        self.waiting[work.id] = Waiting(line, ahead, kept=False)
+        key = (rank, demand, nodes)
+        if key in self.no_room:
+            self._pass_over(queue)
+            return False
+        fitting = this.capacity.fit_soon(demand, nodes)
+        if fitting is None:
+            chosen = this.victims.choose(work, rank, nodes)
+            if not chosen:
+                if nodes is not None and this.waited_ms(work) >= this.policy.patience_ms:
+                    self._relocate(work, rank, nodes)
+                self.no_room[key] = None
+                self._pass_over(queue)
+                return False
+            for victim in chosen:
+                self._move(victim, work)
+            queue.hope()
+            fitting = this.capacity.fit_soon(demand, nodes)
+            assert fitting is not None, "what was chosen did not suffice"
+        this.capacity.keep(demand, fitting)
+        self.waiting[work.id] = Waiting(line, ahead, kept=True)
+        self._grant(work)
+        return True
+
+    def _pass_over(self, queue: Queue) -> None:
+        if not self.thorough:
+            queue.pass_over()
+
+    def _move(self, victim: Work, waiting: Work) -> None:
+        reason = f"makes room for {waiting.id} ({waiting.tier})"
+        if victim.kind is WorkKind.REPLICA:
+            self.this.decide(Stop(victim.id, reason, waiting.id))
+        else:
+            self.this.decide(Suspend(victim.id, reason, waiting.id))
+        self.no_room.clear()  # a victim may free more than is needed
+        self.moved += 1
+
+    def _relocate(self, work: Work, rank: int, nodes: Nodes) -> None:
+        """Ask one replica a pass to move out of the way of an image, if it can run elsewhere."""
+        mover = self.this.victims.relocate(work, rank, nodes)
+        if mover is not None:
+            reason = f"moves out of the way of {work.id}"
+            self.this.decide(Stop(mover.id, reason, work.id))
+            self.moved += 1
+
+    # --- what is kept ------------------------------------------------------------------------
+
+    def _claims(self, demand: Demand) -> Shy:
+        """Whether another lasting work of this demand would leave no room there for an image."""
+        fleet = self.this.index.fleet
+
+        def claimed(room: Room) -> bool:
+            left, most = room.kinds[demand.kind], 0
+            for work_id in fleet.images.get(room.node.id, ()):
+                work = self.this.works[work_id]
+                if work.demand.kind is demand.kind:
+                    count = (wait_nodes(work) or ()).count(room.node.id)
+                    most = max(most, count * work.demand.devices_min)
+            return most > len(left.bay.devices) - left.lasting - demand.devices_min and most > 0
+
+        return claimed
+
+    def _keep_for(self, work: Work) -> None:
+        """Keep what is free, and comes free, where the work will fit soonest."""
+        target = self._target(work)
+        if target:
+            self.this.capacity.keep(work.demand, target)
+            self.waiting[work.id] = self.waiting[work.id]._replace(kept=True)
+
+    def _target(self, work: Work) -> Nodes:
+        """The node of each rank where it will fit when the jobs there have ended.
+
+        Replicas do not end, so that nodes that they fill are no use. The node with most to give is
+        chosen: what is kept there cannot become less, so that the choice stays and the wait ends.
+        """
+        nodes = wait_nodes(work)
+        if nodes is not None:
+            return nodes
+        self.this.index.settle_rooms()
+        demand, ranks = work.demand, list[NodeId]()
+        for node_id, workers in self._offers(demand):
+            if workers >= demand.workers:
+                return (node_id,) * demand.workers
+        for node_id, workers in self._offers(demand):
+            ranks.extend([node_id] * min(workers, demand.workers - len(ranks)))
+            if len(ranks) == demand.workers:
+                return tuple(ranks)
+        return ()
+
+    def _offers(self, demand: Demand) -> Iterator[tuple[NodeId, int]]:
+        """How many workers nodes take once their jobs have ended; most to give soon first."""
+        index = self.this.index
+        for _, nodes in falling(index.fleet.shelves.suiting(demand), SOON, 0):
+            for node_id in nodes:
+                workers = workers_in_time(index.fleet.rooms[node_id], demand)
+                if workers:
+                    yield node_id, workers
