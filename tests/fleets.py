@@ -9,7 +9,8 @@ from typing import Any
 
 from onefleet.core import lifecycle
 from onefleet.core.plan import Plan, apply_plan, fenced_nodes
-from onefleet.core.planner import check_plan, plan
+from onefleet.core.plan_check import check_plan, unexplained
+from onefleet.core.planner import plan
 from onefleet.core.policy import Policy
 from onefleet.core.snapshot import Snapshot
 from onefleet.domain.fleet import CheckpointMode, Device, DeviceKind, Node, NodeState
@@ -159,8 +160,10 @@ def a_snapshot(
 
 def planned(snapshot: Snapshot, policy: Policy | None = None, now: Instant = NOW) -> Plan:
     """A plan that passed the linter."""
-    decided = plan(snapshot, policy or Policy(), now, random.Random(0))
-    assert check_plan(snapshot, decided) == []
+    policy = policy or Policy()
+    decided = plan(snapshot, policy, now, random.Random(0))
+    assert check_plan(snapshot, decided, policy) == []
+    assert unexplained(snapshot, decided) == []
     return decided
 
 

@@ -24,7 +24,8 @@ from onefleet.core import lifecycle
 from onefleet.core.explain import explain
 from onefleet.core.ordering import RESERVED, ranks
 from onefleet.core.plan import Place, Plan, Suspend, describe
-from onefleet.core.planner import check_plan, feasibility, plan
+from onefleet.core.plan_check import check_plan, unexplained
+from onefleet.core.planner import feasibility, plan
 from onefleet.core.policy import Policy
 from onefleet.core.snapshot import Snapshot
 from onefleet.domain.fleet import Node, NodeState
@@ -146,7 +147,7 @@ many = settings(
 @given(snapshots())
 def test_every_plan_passes_the_linter_and_every_work_keeps_its_invariants(s: Snapshot) -> None:
     decided = a_plan(s)
-    assert check_plan(s, decided) == []
+    assert check_plan(s, decided) == [] and unexplained(s, decided) == []
     for work_id, work in after(s, decided).works.items():
         lifecycle.check(work)
         assert work.epoch >= s.works[work_id].epoch

@@ -14,6 +14,7 @@ from tests.sim.test_faults import scenario
 from onefleet.agent.worker_machine import WorkerMachine
 from onefleet.control import reconcile as control_reconcile
 from onefleet.core import planner
+from onefleet.core.index import Index
 from onefleet.core.plan import Place, Plan
 from onefleet.core.policy import Policy
 from onefleet.core.snapshot import Snapshot
@@ -122,8 +123,10 @@ def test_an_agent_that_never_gives_up_its_lease_is_caught(monkeypatch: pytest.Mo
 
 
 def test_a_planner_that_gives_a_device_twice_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    def careless(snapshot: Snapshot, policy: Policy, now: Instant, rng: random.Random) -> Plan:
-        sound = planner.plan(snapshot, policy, now, rng)
+    def careless(
+        snapshot: Snapshot, policy: Policy, now: Instant, rng: random.Random, index: Index
+    ) -> Plan:
+        sound = planner.plan(snapshot, policy, now, rng, index)
         slot = Slot(NodeId("n0001"), (DeviceId("n0001/cpu0"),))
         bad = [
             replace(d, placement=(slot,)) if isinstance(d, Place) else d for d in sound.decisions
@@ -137,12 +140,14 @@ def test_a_planner_that_gives_a_device_twice_is_caught(monkeypatch: pytest.Monke
 
 
 def test_a_pool_that_gets_stuck_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    def idle(snapshot: Snapshot, policy: Policy, now: Instant, rng: random.Random) -> Plan:
-        sound = planner.plan(snapshot, policy, now, rng)
+    def idle(
+        snapshot: Snapshot, policy: Policy, now: Instant, rng: random.Random, index: Index
+    ) -> Plan:
+        sound = planner.plan(snapshot, policy, now, rng, index)
         return replace(sound, decisions=())
 
     monkeypatch.setattr(control_reconcile, "plan", idle)
-    monkeypatch.setattr(control_reconcile, "check_plan", lambda snapshot, plan: [])
+    monkeypatch.setattr(control_reconcile, "check_plan", lambda *_: [])
     texts = texts_of(World(scenario(horizon_s=100), HeapTimeline()))
     assert "standard-0001 never ended: it is pending ()" in texts
     assert any(text.endswith("requests to service were never answered") for text in texts)

@@ -19,6 +19,7 @@ from onefleet.control.auth import Caller
 from onefleet.control.demand import Demands
 from onefleet.control.gateway_table import same_content, table_for, with_generation
 from onefleet.control.leases import Sightings
+from onefleet.control.mirror import Mirror
 from onefleet.control.orders import orders_for
 from onefleet.control.reconcile import Inputs, Pass, reconcile
 from onefleet.control.signal import Signal
@@ -111,6 +112,7 @@ class Pool:
         self._turns: dict[str, int] = {}
         self._hint = asyncio.Event()
         self._rng = random.Random("control/passes")
+        self._mirror = Mirror()
         self._orders: dict[NodeId, NodeOrders] = {}
         self._table: RouteTable | None = None
         self._held_written_at = self.started_at
@@ -208,7 +210,15 @@ class Pool:
         leases = {name: self.sightings.lease_of(name) for name in state.nodes}
         self.demands.forget(state.deployments)
         inputs = Inputs(leases=leases, demand=self.demands.now(now))
-        return await reconcile(self.store, self.policy, now, self._rng, ids=self.ids, inputs=inputs)
+        return await reconcile(
+            self.store,
+            self.policy,
+            now,
+            self._rng,
+            ids=self.ids,
+            inputs=inputs,
+            mirror=self._mirror,
+        )
 
     async def _write_held(self, now: Instant, *, force: bool = False) -> None:
         if now - self._held_written_at < HELD_WRITE_MS and not force:

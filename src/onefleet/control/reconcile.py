@@ -8,22 +8,24 @@ store, and its outcome depends on its arguments alone.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 from onefleet.control import notes
+from onefleet.control.mirror import Mirror
 from onefleet.control.replicas import Scaled, scale
 from onefleet.core.autoscale import DemandNow
+from onefleet.core.index import Index
 from onefleet.core.plan import Plan, apply_plan, fenced_nodes
 from onefleet.core.planner import check_plan, plan
 from onefleet.core.policy import Policy
 from onefleet.core.snapshot import Snapshot
 from onefleet.domain.errors import InternalError, StaleGeneration
-from onefleet.domain.fleet import Node
 from onefleet.domain.ids import DeploymentId, IdSource, Instant, NodeId, WorkId
 from onefleet.domain.serving import Deployment, Replica
-from onefleet.domain.work import Phase, Work
+from onefleet.domain.work import Work
 from onefleet.store.base import Commit, Delete, Note, Put, Record, State, Store
 
 RecordT = TypeVar("RecordT", Work, Deployment, Replica)
@@ -60,17 +62,27 @@ async def reconcile(
     *,
     ids: IdSource,
     inputs: Inputs,
+    mirror: Mirror,
 ) -> Pass:
-    """Run one pass. Raises InternalError when the planner made an unsound plan; nothing is
-    written then."""
+    """Run one pass. mirror: of this store; the same one in each pass.
+
+    Raises InternalError when the planner made an unsound plan; nothing is written then.
+    """
     state = await store.read()
     scaled = scale(state, inputs.demand, policy, now, ids)
-    snapshot = _snapshot(state, scaled, inputs)
-    decided = plan(snapshot, policy, now, rng)
-    unsound = check_plan(snapshot, decided)
+    stored = _stored(state, inputs)
+    index = mirror.follow(store, stored, policy, now)
+    forgotten = _forgotten(state, index)
+    mark = index.mark()
+    try:
+        snapshot = _overlaid(stored, scaled, index)
+        decided = plan(snapshot, policy, now, rng, index)
+        unsound = check_plan(snapshot, decided, policy, index)
+    finally:
+        index.rollback(mark)
     if unsound:
         raise InternalError(f"the plan breaks {len(unsound)} rules", why="; ".join(unsound))
-    commit = _commit(state, scaled, snapshot, decided, now)
+    commit = _commit(state, scaled, snapshot, decided, forgotten)
     if not commit.changes:
         return Pass(decided, False, "nothing to change")
     try:
@@ -80,36 +92,58 @@ async def reconcile(
     return Pass(decided, True, f"{len(decided.decisions)} decisions")
 
 
-def _snapshot(state: State, scaled: Scaled, inputs: Inputs) -> Snapshot:
-    """The planner's view: the state with what scaling changed and the leases as they are."""
-    gone = {str(record.id): True for record in scaled.gone}
-    return Snapshot.of(
+def _stored(state: State, inputs: Inputs) -> Snapshot:
+    """The planner's view of what is stored, with the leases as they are."""
+    return Snapshot(
         state.generation,
-        nodes=[_leased(node, inputs.leases) for node in state.nodes.values()],
-        works=_overlaid(state.works, scaled.works, gone),
-        tenants=state.tenants.values(),
-        reservations=state.reservations.values(),
-        deployments=_overlaid(state.deployments, scaled.deployments, gone),
-        replicas=_overlaid(state.replicas, scaled.replicas, gone),
+        nodes=state.nodes,
+        works=state.works,
+        tenants=state.tenants,
+        reservations=state.reservations,
+        deployments=state.deployments,
+        replicas=state.replicas,
+        leases=inputs.leases,
     )
 
 
-def _leased(node: Node, leases: Mapping[NodeId, Instant]) -> Node:
-    lease = leases.get(node.id)
-    return node if lease is None else replace(node, lease_expires_at=lease)
+def _overlaid(stored: Snapshot, scaled: Scaled, index: Index) -> Snapshot:
+    """The view with what scaling changed, in the index as well."""
+    changed: tuple[Deployment | Replica | Work, ...]
+    changed = (*scaled.deployments, *scaled.replicas, *scaled.works)
+    for record in changed:
+        index.put(record)
+    for gone in scaled.gone:
+        index.remove(type(gone), gone.id)
+    return replace(
+        stored,
+        works=_changed(stored.works, scaled.works, scaled.gone),
+        deployments=_changed(stored.deployments, scaled.deployments, scaled.gone),
+        replicas=_changed(stored.replicas, scaled.replicas, scaled.gone),
+    )
 
 
-def _overlaid(
-    stored: Mapping[Any, RecordT], changed: Iterable[RecordT], gone: Mapping[str, bool]
-) -> list[RecordT]:
+def _changed(
+    stored: Mapping[Any, RecordT], changed: Sequence[RecordT], gone: Sequence[Record]
+) -> Mapping[Any, RecordT]:
+    """What is stored with what changed, by id."""
+    if not changed and not gone:
+        return stored
     records = {**stored, **{record.id: record for record in changed}}
-    return [record for name, record in records.items() if name not in gone]
+    for record in gone:
+        if isinstance(records.get(record.id), type(record)):
+            del records[record.id]
+    return MappingProxyType(dict(sorted(records.items())))
 
 
 def _commit(
-    state: State, scaled: Scaled, snapshot: Snapshot, decided: Plan, now: Instant
+    state: State,
+    scaled: Scaled,
+    snapshot: Snapshot,
+    decided: Plan,
+    forgotten: Sequence[Record],
 ) -> Commit:
     """Everything that the pass changes, in one commit that names its parent."""
+    now = decided.planned_at
     works: dict[WorkId, Work] = {work.id: work for work in scaled.works}
     works.update((work.id, work) for work in apply_plan(snapshot, decided, now))
     lost = fenced_nodes(snapshot, decided)
@@ -120,19 +154,16 @@ def _commit(
         before = state.works.get(work.id)
         found.extend(notes.of_work(before, work, now))
     written: tuple[Record, ...] = (*lost, *scaled.deployments, *scaled.replicas, *works.values())
-    removed: tuple[Record, ...] = (*scaled.gone, *_forgotten(state))
     changes: list[Put | Delete] = [Put(record) for record in written]
-    changes += [Delete(record) for record in removed]
+    changes += [Delete(record) for record in (*scaled.gone, *forgotten)]
     return Commit(changes=changes, notes=found, parent=state.generation)
 
 
-def _forgotten(state: State) -> Iterable[Record]:
+def _forgotten(state: State, index: Index) -> Sequence[Record]:
     """The records of the oldest ended jobs over the limit."""
-    surplus = len(state.jobs) - ENDED_JOBS_KEPT
-    if surplus <= 0:
-        return
-    ended = [state.works[job] for job in state.jobs if state.works[job].phase is Phase.ENDED]
-    ended.sort(key=lambda work: (work.ended_at or 0, work.id))
-    for work in ended[: min(surplus, FORGOTTEN_A_PASS)]:
-        yield work
-        yield state.jobs[work.id]
+    ended = index.roster.ended
+    surplus = min(len(ended) - ENDED_JOBS_KEPT, FORGOTTEN_A_PASS)
+    found: list[Record] = []
+    for _, work_id in ended[: max(surplus, 0)]:
+        found += [state.works[work_id], state.jobs[work_id]]
+    return found

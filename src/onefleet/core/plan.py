@@ -184,9 +184,10 @@ def apply_plan(snapshot: Snapshot, plan: Plan, now: Instant) -> tuple[Work, ...]
 def fenced_nodes(snapshot: Snapshot, plan: Plan) -> tuple[Node, ...]:
     """The nodes that the plan changes, as they are after it."""
     return tuple(
-        replace(snapshot.nodes[decision.node_id], state=NodeState.LOST)
+        replace(node, state=NodeState.LOST, lease_expires_at=snapshot.lease_of(node))
         for decision in plan.decisions
         if isinstance(decision, Fence)
+        for node in (snapshot.nodes[decision.node_id],)
     )
 
 

@@ -29,6 +29,7 @@ from onefleet.core.plan import (
     Suspend,
     Thaw,
     applied,
+    apply_plan,
 )
 from onefleet.core.policy import DEFAULT_POLICY, Policy
 from onefleet.core.snapshot import Snapshot
@@ -42,13 +43,10 @@ def check_plan(
     plan: Plan,
     policy: Policy = DEFAULT_POLICY,
     index: Index | None = None,
-    *,
-    reasons: bool = True,
 ) -> list[str]:
     """Return one line for each rule that the plan breaks; empty when it is sound.
 
     index: of this very snapshot, policy and time; None: it is built. It comes back as it was.
-    reasons: see, too, that whatever does not run has a reason, which looks at the whole world.
     """
     found: list[str] = []
     if plan.parent != snapshot.generation:
@@ -60,11 +58,22 @@ def check_plan(
         for decision in plan.decisions:
             found.extend(checker.check(decision))
         found.extend(checker.check_memory())
-        if reasons:
-            found.extend(checker.check_blockers())
     finally:
         index.rollback(mark)
     return found
+
+
+def unexplained(snapshot: Snapshot, plan: Plan) -> list[str]:
+    """One line for each work that does not run after the plan and has no reason.
+
+    It asks for all reasons, which takes time with the size of the world.
+    """
+    works = {**snapshot.works, **{w.id: w for w in apply_plan(snapshot, plan, plan.planned_at)}}
+    return [
+        f"{work.id} is {work.phase}, and nothing says why"
+        for work in works.values()
+        if work.phase not in (Phase.RUNNING, Phase.ENDED) and not plan.blockers.get(work.id)
+    ]
 
 
 class _Checker:
@@ -109,13 +118,6 @@ class _Checker:
             used = sum(hold.memory_bytes for hold in self.index.fleet.works_on(node_id))
             if node is not None and used > node.memory_bytes:
                 yield f"{node_id} is given {used} bytes, it has {node.memory_bytes}"
-
-    def check_blockers(self) -> Iterator[str]:
-        """Whatever does not run has a reason."""
-        for work in self.works.values():
-            idle = work.phase not in (Phase.RUNNING, Phase.ENDED)
-            if idle and not self.plan.blockers.get(work.id):
-                yield f"{work.id} is {work.phase}, and nothing says why"
 
     def _rules(self, work: Work, decision: Decision) -> Iterator[str]:
         """The rules of one kind of decision, besides those of the lifecycle."""

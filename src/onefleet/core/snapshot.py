@@ -68,9 +68,9 @@ class Snapshot:
         return self.leases.get(node.id, node.lease_expires_at)
 
 
-def usable(node: Node, lease: Instant, now: Instant) -> bool:
-    """Whether new work may be placed on it."""
-    return node.state is NodeState.READY and lease > now
+def usable(node: Node, now: Instant) -> bool:
+    """Whether new work may be placed on it, as its record says."""
+    return node.state is NodeState.READY and node.lease_expires_at > now
 
 
 def devices_held(work: Work) -> int:

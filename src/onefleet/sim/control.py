@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 from onefleet.control.demand import Demands
 from onefleet.control.leases import Sightings
+from onefleet.control.mirror import Mirror
 from onefleet.control.observe import observe
 from onefleet.control.orders import orders_for
 from onefleet.control.pool import BATCH_MS, CAS_TRIES, PASS_MS
@@ -56,6 +57,7 @@ class SimControl:
         self.on_change: Callable[[State], None] = lambda state: None
         self._timeline = timeline
         self._rng = random.Random(f"{seed}/planner")
+        self._mirror = Mirror()
         self._polls: dict[NodeId, _Poll] = {}
         self._orders: dict[NodeId, NodeOrders] = {}
         self._number = 0
@@ -74,6 +76,7 @@ class SimControl:
         self.lives = True
         self.sightings = Sightings(now)
         self.demands = Demands(now)
+        self._mirror = Mirror()
         self.hint()
 
     async def start(self, commit: Commit) -> None:
@@ -142,7 +145,15 @@ class SimControl:
         state = await self.store.read()
         leases = {name: self.sightings.lease_of(name) for name in state.nodes}
         inputs = Inputs(leases=leases, demand=self.demands.now(now))
-        done = await reconcile(self.store, self.policy, now, self._rng, ids=self.ids, inputs=inputs)
+        done = await reconcile(
+            self.store,
+            self.policy,
+            now,
+            self._rng,
+            ids=self.ids,
+            inputs=inputs,
+            mirror=self._mirror,
+        )
         self.last_plan = done.plan
         for decision in done.plan.decisions:
             self.log.append(f"{now} {describe(decision)}")

@@ -94,6 +94,16 @@ class Commit:
     marks: Mapping[str, int] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class Written:
+    """The net effect of a commit on one record. old: what was stored, new: what is."""
+
+    table: str
+    id: str
+    old: Record | None
+    new: Record | None
+
+
 class Store(Protocol):
     """Durable state. Each stored record's generation rises by one with each write of it."""
 
@@ -106,6 +116,13 @@ class Store(Protocol):
 
         Raises StaleGeneration when a generation does not match (nothing is written), StorageFull
         when the disk is.
+        """
+        ...
+
+    def changed(self, since: Generation, until: Generation) -> Sequence[Written] | None:
+        """What the commits after `since`, up to `until`, wrote, oldest first.
+
+        None when that is not known: too long ago, or another process wrote. Never waits.
         """
         ...
 

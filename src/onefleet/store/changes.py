@@ -7,7 +7,7 @@ a commit as a whole, applies it, and gives out immutable states that share what 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Any, cast
 
@@ -19,10 +19,12 @@ from onefleet.domain.jobs import Job
 from onefleet.domain.serving import Deployment, Model, Replica
 from onefleet.domain.tenancy import ApiKey, Reservation, Tenant
 from onefleet.domain.work import Work
-from onefleet.store.base import Commit, Put, Record, State
+from onefleet.store.base import Commit, Put, Record, State, Written
 
 #: Events that a store keeps; older ones are forgotten, sequences go on.
 EVENTS_KEPT = 100_000
+#: Commits whose changes are remembered, for whoever follows the records.
+COMMITS_KEPT = 256
 #: Usage and held device time are kept by the minute for this long: thirteen months, so that a
 #: year can be billed.
 MINUTES_KEPT_MS = 400 * 24 * 3_600_000
@@ -43,16 +45,6 @@ TABLES: Mapping[type[Record], str] = MappingProxyType(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Written:
-    """The net effect of a commit on one record. old: what was stored, new: what is."""
-
-    table: str
-    id: str
-    old: Record | None
-    new: Record | None
-
-
 class Tables:
     """All records by table and id, and the states that were read from them."""
 
@@ -71,6 +63,8 @@ class Tables:
             self._live[TABLES[type(record)]][record.id] = record
         self._views: dict[str, Mapping[str, Record]] = {}
         self._state: State | None = None
+        #: The newest commits, oldest first; replaced as a whole, as other threads read it.
+        self._recent: tuple[tuple[Generation, Sequence[Written]], ...] = ()
 
     def check(self, commit: Commit) -> Sequence[Written]:
         """The net effect of a commit, by table and id.
@@ -95,7 +89,7 @@ class Tables:
             staged[place] = Written(*place, old, new)
         return tuple(staged.values())
 
-    def apply(self, commit: Commit, written: Iterable[Written]) -> Generation:
+    def apply(self, commit: Commit, written: Sequence[Written]) -> Generation:
         """Make a checked commit true; return the new generation."""
         for change in written:
             table = self._live[change.table]
@@ -110,7 +104,16 @@ class Tables:
         self.newest_event += len(commit.notes)
         self._state = None
         self.generation = Generation(self.generation + 1)
+        newest = (self.generation, tuple(written))
+        self._recent = (*self._recent[1 - COMMITS_KEPT :], newest)
         return self.generation
+
+    def changed(self, since: Generation, until: Generation) -> Sequence[Written] | None:
+        """What the commits after `since`, up to `until`, wrote; None when not all are known."""
+        found = [written for generation, written in self._recent if since < generation <= until]
+        if len(found) != until - since:
+            return None
+        return tuple(change for written in found for change in written)
 
     def state(self) -> State:
         """The records as of now; later commits do not change it."""

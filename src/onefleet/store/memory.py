@@ -11,7 +11,7 @@ from itertools import islice
 
 from onefleet.domain.events import Event, Held, Usage
 from onefleet.domain.ids import Generation, Instant
-from onefleet.store.base import Commit, State
+from onefleet.store.base import Commit, State, Written
 from onefleet.store.changes import EVENTS_KEPT, MINUTES_KEPT_MS, Tables, add_up, add_up_held
 
 
@@ -40,6 +40,9 @@ class MemoryStore:
             oldest = held[-1].minute - MINUTES_KEPT_MS
             self._held = tuple(one for one in held if one.minute >= oldest)
         return self._tables.apply(commit, written)
+
+    def changed(self, since: Generation, until: Generation) -> Sequence[Written] | None:
+        return self._tables.changed(since, until)
 
     async def events(self, after: int, limit: int) -> Sequence[Event]:
         oldest = self._events[0].sequence if self._events else 1

@@ -23,12 +23,11 @@ from onefleet.domain.errors import StaleGeneration, WorldError
 from onefleet.domain.events import Event, Held, Usage
 from onefleet.domain.ids import Generation, Instant
 from onefleet.store import schema
-from onefleet.store.base import Commit, Note, State
+from onefleet.store.base import Commit, Note, State, Written
 from onefleet.store.changes import (
     EVENTS_KEPT,
     MINUTES_KEPT_MS,
     Tables,
-    Written,
     add_up,
     add_up_held,
 )
@@ -80,6 +79,9 @@ class SqlStore:
 
     async def commit(self, commit: Commit) -> Generation:
         return await self._run(lambda: self._commit(commit))
+
+    def changed(self, since: Generation, until: Generation) -> Sequence[Written] | None:
+        return self._tables.changed(since, until)
 
     async def events(self, after: int, limit: int) -> Sequence[Event]:
         return await self._run(lambda: self._events(after, limit))

@@ -12,6 +12,7 @@ from tests.fleets import a_deployment, a_job, a_node, placed
 from tests.unit.control.states import NOW, a_job_record, a_model
 
 from onefleet.control import reconcile as module
+from onefleet.control.mirror import Mirror
 from onefleet.control.reconcile import Inputs, Pass, reconcile
 from onefleet.core import lifecycle
 from onefleet.core.autoscale import DemandNow
@@ -31,6 +32,7 @@ class World:
     def __init__(self) -> None:
         self.store = MemoryStore()
         self.ids = CountingIds()
+        self.mirror = Mirror()
         self.inputs = Inputs(leases={NodeId("n1"): Instant(NOW + 10**9)})
 
     async def put(self, *records: Record) -> None:
@@ -44,6 +46,7 @@ class World:
             random.Random(0),
             ids=self.ids,
             inputs=self.inputs,
+            mirror=self.mirror,
         )
 
     def ask(self, active: int, waiting: int, last: int = NOW) -> None:
@@ -217,9 +220,10 @@ def test_the_oldest_ended_jobs_are_forgotten(monkeypatch: pytest.MonkeyPatch) ->
         await world.put(*records)
         await world.run()
         state = await world.store.read()
-        assert list(state.jobs) == list(state.works) == ["job-0", "job-1", "job-2"]
+        kept = ["job-0", "job-1", "job-2", "job-3"]  # three that ended, and the one that has not
+        assert list(state.jobs) == list(state.works) == kept
         await world.run()
-        assert len((await world.store.read()).jobs) == 3
+        assert list((await world.store.read()).jobs) == kept
 
     played(body)
 

@@ -40,7 +40,7 @@ from onefleet.core.plan import (
     apply_plan,
     describe,
 )
-from onefleet.core.plan_check import check_plan
+from onefleet.core.plan_check import check_plan, unexplained
 from onefleet.core.snapshot import Snapshot
 from onefleet.domain.fleet import Cordon, NodeState
 from onefleet.domain.ids import DeviceId, Generation, Instant, NodeId, WorkId
@@ -239,8 +239,9 @@ def test_a_fenced_node_gives_up_its_work_and_its_devices() -> None:
 
 def test_the_parent_and_every_reason_are_checked() -> None:
     snapshot = the_fleet()
-    lines = check_plan(snapshot, Plan(Generation(6), NOW, (), (), {}))
-    assert lines[0] == "made from generation 6, not 7"
+    plan = Plan(Generation(6), NOW, (), (), {})
+    assert check_plan(snapshot, plan) == ["made from generation 6, not 7"]
+    lines = unexplained(snapshot, plan)
     assert "new is pending, and nothing says why" in lines
     assert not [line for line in lines if line.startswith("runs ")]
 

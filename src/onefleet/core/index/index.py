@@ -47,6 +47,7 @@ class Index:
             Replica: cast(Mapping[str, Record], self.roster.spares.replicas),
         }
         self._journal: list[tuple[type, str, object]] | None = None
+        self._marks = 0
 
     @classmethod
     def of(cls, snapshot: Snapshot, policy: Policy, now: Instant) -> Index:
@@ -138,7 +139,8 @@ class Index:
     # --- trying out --------------------------------------------------------------------------
 
     def mark(self) -> int:
-        """A point to roll back to: nothing that changes from here on stays then."""
+        """A point to roll back to, once: nothing that changes from here on stays then."""
+        self._marks += 1
         if self._journal is None:
             self._journal = []
         return len(self._journal)
@@ -155,7 +157,8 @@ class Index:
                 self.remove(kind, name)
             else:
                 self.put(cast(Record, old))
-        self._journal = journal if mark else None
+        self._marks -= 1
+        self._journal = journal if self._marks else None
 
     # --- how ---------------------------------------------------------------------------------
 

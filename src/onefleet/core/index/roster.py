@@ -7,6 +7,7 @@ and nothing is left behind.
 from __future__ import annotations
 
 import heapq
+from bisect import bisect_left, insort
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -16,7 +17,7 @@ from onefleet.core.index.lines import Lines, Place, Shape
 from onefleet.core.index.room import MEASURES, SOON, Hold, gone
 from onefleet.core.ordering import RESERVED, covered, is_claimant, rank_of
 from onefleet.core.policy import Policy
-from onefleet.domain.ids import DeploymentId, DeviceId, Instant, NodeId, TenantId, WorkId
+from onefleet.domain.ids import EPOCH, DeploymentId, DeviceId, Instant, NodeId, TenantId, WorkId
 from onefleet.domain.serving import Deployment, Replica
 from onefleet.domain.tenancy import Reservation
 from onefleet.domain.work import Phase, Want, Work, WorkKind
@@ -42,6 +43,7 @@ class Roster:
 
     ranks: of works that have not ended. held: thousandths of devices, by tenant. to_stop,
     to_pause: works whose owners want them stopped, or suspended or frozen, and that are not yet.
+    ended: jobs that have, first those that ended first.
     """
 
     def __init__(self, policy: Policy, fleet: Fleet) -> None:
@@ -51,6 +53,7 @@ class Roster:
         self.held: dict[TenantId, int] = {}
         self.to_stop: dict[WorkId, None] = {}
         self.to_pause: dict[WorkId, None] = {}
+        self.ended: list[tuple[Instant, WorkId]] = []
         self.now = Instant(0)
         self._policy = policy
         self._fleet = fleet
@@ -137,6 +140,8 @@ class Roster:
     def _enter(self, work: Work) -> None:
         if work.phase is Phase.ENDED:
             self.ranks.pop(work.id, None)
+            if work.kind is WorkKind.JOB:
+                insort(self.ended, _ended(work))
         else:
             self.ranks[work.id] = self._rank(work)
         if is_claimant(work):
@@ -161,6 +166,8 @@ class Roster:
 
     def _leave(self, work: Work) -> None:
         entry = self._entries.pop(work.id)
+        if work.phase is Phase.ENDED and work.kind is WorkKind.JOB:
+            del self.ended[bisect_left(self.ended, _ended(work))]
         if is_claimant(work):
             del self._claimants[work.tenant_id][work.id]
             self._stale[work.tenant_id] = None
@@ -314,6 +321,10 @@ def wait_nodes(work: Work) -> tuple[NodeId, ...] | None:
     if work.phase is not Phase.SUSPENDED or work.image is None:
         return None
     return work.image.nodes
+
+
+def _ended(work: Work) -> tuple[Instant, WorkId]:
+    return (work.ended_at or EPOCH, work.id)
 
 
 def _image_nodes(work: Work) -> tuple[NodeId, ...]:

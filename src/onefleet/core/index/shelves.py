@@ -7,7 +7,7 @@ whole devices that they have left, equal ones by id.
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from heapq import merge
 
 from onefleet.core.feasibility import suits
@@ -100,9 +100,9 @@ class Shelves:
             self._suiting[demand] = found
         return found
 
-    def of_kind(self, kind: DeviceKind) -> tuple[Shelf, ...]:
-        """All shelves of a kind of device."""
-        return tuple(s for _, s in sorted(self._shelves.items()) if s.bay.kind is kind)
+    def everything(self) -> Mapping[Class, Shelf]:
+        """All shelves."""
+        return self._shelves
 
 
 def rising(

@@ -8,7 +8,6 @@ from onefleet.core.feasibility import feasibility
 from onefleet.core.index import wait_nodes
 from onefleet.core.plan import DropImage, Fence, Lose
 from onefleet.core.scratch import Scratch
-from onefleet.core.snapshot import usable
 from onefleet.domain.fleet import NodeState
 from onefleet.domain.ids import NodeId
 from onefleet.domain.work import Want, Work, WorkKind
@@ -86,5 +85,5 @@ def _waits_for(this: Scratch, work: Work, node_id: NodeId) -> bool:
         return False
     if this.now - fleet.lease_of(node) >= this.policy.image_wait_ms:
         return False
-    others = [n for n in fleet.nodes.values() if usable(n, fleet.lease_of(n), this.now)]
+    others = [fleet.nodes[node_id] for node_id in fleet.usable]
     return feasibility(work.demand, others) is not None

@@ -1,0 +1,117 @@
+"""An index that was kept up to date is one that was built anew, whatever happened in between."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from typing import Any, cast
+
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from tests.fleets import NOW, after
+from tests.property.test_planner_properties import POLICY, snapshots
+
+from onefleet.core.index import Index, Record
+from onefleet.core.plan_check import check_plan
+from onefleet.core.planner import plan
+from onefleet.core.snapshot import Snapshot
+from onefleet.domain.ids import Instant
+
+TABLES = ("tenants", "reservations", "deployments", "replicas", "nodes", "works")
+
+many = settings(
+    max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True
+)
+
+
+def facts(index: Index) -> dict[str, Any]:
+    """Everything that an index says, in a form that can be compared."""
+    index.settle()
+    fleet, roster = index.fleet, index.roster
+    shelves = fleet.shelves.everything()
+    rooms = {
+        node_id: (
+            [(left.now, left.soon, left.counts, left.lasting) for left in room.kinds.values()],
+            room.memory,
+            room.stirs,
+        )
+        for node_id, room in fleet.rooms.items()
+    }
+    return {
+        "rooms": rooms,
+        "shelves": {
+            key: (
+                [[nodes for nodes in rows if nodes] for rows in shelf.by],
+                shelf.stirring,
+                shelf.shared,
+            )
+            for key, shelf in shelves.items()
+        },
+        "free": {kind: count for kind, count in fleet.shelves.free.items() if count},
+        "usable": fleet.usable,
+        "late": fleet.late,
+        "absent": fleet.absent,
+        "images": fleet.images,
+        "ranks": roster.ranks,
+        "held": {tenant: milli for tenant, milli in roster.held.items() if milli},
+        "lines": sorted(roster.lines, key=repr),
+        "stop": roster.to_stop,
+        "pause": roster.to_pause,
+        "ended": roster.ended,
+    }
+
+
+def records(snapshot: Snapshot) -> dict[tuple[type, str], Record]:
+    return {
+        (type(record), record.id): record
+        for table in TABLES
+        for record in cast(Mapping[str, Record], getattr(snapshot, table)).values()
+    }
+
+
+def bring(index: Index, before: Snapshot, then: Snapshot, chance: random.Random) -> None:
+    """Give the index what changed between the two, in any order."""
+    old, new = records(before), records(then)
+    changed = [
+        key for key in (*old, *(k for k in new if k not in old)) if old.get(key) != new.get(key)
+    ]
+    chance.shuffle(changed)
+    for kind, name in changed:
+        record = new.get((kind, name))
+        if record is None:
+            index.remove(kind, name)
+        else:
+            index.put(record)
+
+
+@many
+@given(snapshots(), snapshots(), st.randoms(use_true_random=False), st.integers(0, 40_000))
+def test_kept_up_to_date_is_built_anew(
+    first: Snapshot, second: Snapshot, chance: random.Random, passed_ms: int
+) -> None:
+    index = Index.of(first, POLICY, NOW)
+    if chance.random() < 0.5:
+        index.settle()
+    bring(index, first, second, chance)
+    later = Instant(NOW + passed_ms)
+    index.advance(later, {})
+    assert facts(index) == facts(Index.of(second, POLICY, later))
+
+
+@many
+@given(snapshots(), st.randoms(use_true_random=False), st.integers(1, 4))
+def test_plans_follow_from_the_snapshot_alone(
+    snapshot: Snapshot, chance: random.Random, passes: int
+) -> None:
+    """Pass after pass on one index is pass after pass on new ones, and leaves no trace."""
+    index, now = Index.of(snapshot, POLICY, NOW), NOW
+    for _ in range(passes):
+        before = facts(index)
+        decided = plan(snapshot, POLICY, now, random.Random(0), index)
+        assert check_plan(snapshot, decided, POLICY, index) == []
+        assert decided.decisions == plan(snapshot, POLICY, now, random.Random(0)).decisions
+        assert facts(index) == before
+        then = after(snapshot, decided, now)
+        bring(index, snapshot, then, chance)
+        snapshot, now = then, Instant(now + chance.choice([0, 500, 5_000, 60_000]))
+        index.advance(now, {})
