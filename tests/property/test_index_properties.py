@@ -72,9 +72,7 @@ def records(snapshot: Snapshot) -> dict[tuple[type, str], Record]:
 def bring(index: Index, before: Snapshot, then: Snapshot, chance: random.Random) -> None:
     """Give the index what changed between the two, in any order."""
     old, new = records(before), records(then)
-    changed = [
-        key for key in (*old, *(k for k in new if k not in old)) if old.get(key) != new.get(key)
-    ]
+    changed = [key for key in {**old, **new} if old.get(key) != new.get(key)]
     chance.shuffle(changed)
     for kind, name in changed:
         record = new.get((kind, name))
@@ -84,18 +82,32 @@ def bring(index: Index, before: Snapshot, then: Snapshot, chance: random.Random)
             index.put(record)
 
 
+def partly(first: Snapshot, second: Snapshot, chance: random.Random) -> Snapshot:
+    """The first with some records as they are in the second."""
+    old, new = records(first), records(second)
+    part = chance.choice([0.05, 0.2, 0.5, 1.0])
+    mixed = {key: (new if chance.random() < part else old).get(key) for key in {**old, **new}}
+    found: dict[str, list[Any]] = {table: [] for table in TABLES}
+    for (kind, _), record in mixed.items():
+        if record is not None:
+            found[f"{kind.__name__.lower()}s"].append(record)
+    return Snapshot.of(first.generation, **found)
+
+
 @many
 @given(snapshots(), snapshots(), st.randoms(use_true_random=False), st.integers(0, 40_000))
 def test_kept_up_to_date_is_built_anew(
     first: Snapshot, second: Snapshot, chance: random.Random, passed_ms: int
 ) -> None:
-    index = Index.of(first, POLICY, NOW)
-    if chance.random() < 0.5:
-        index.settle()
-    bring(index, first, second, chance)
-    later = Instant(NOW + passed_ms)
-    index.advance(later, {})
-    assert facts(index) == facts(Index.of(second, POLICY, later))
+    index, now = Index.of(first, POLICY, NOW), NOW
+    for _ in range(3):
+        if chance.random() < 0.7:
+            index.settle()
+        then = partly(first, second, chance)
+        bring(index, first, then, chance)
+        first, now = then, Instant(now + chance.choice([0, passed_ms]))
+        index.advance(now, {})
+    assert facts(index) == facts(Index.of(first, POLICY, now))
 
 
 @many

@@ -271,12 +271,14 @@ class Spares:
         self.replicas[replica.id] = replica
         self._members.setdefault(replica.deployment_id, {})[replica.id] = None
         self._stale[replica.deployment_id] = None
+        self._roster.refresh(replica.id)
 
     def remove_replica(self, work_id: WorkId) -> None:
         """There is no such replica any more."""
         deployment_id = self.replicas.pop(work_id).deployment_id
         del self._members[deployment_id][work_id]
         self._stale[deployment_id] = None
+        self._roster.refresh(work_id)
 
     def touch(self, work_id: WorkId) -> None:
         """The work of a replica has changed."""
