@@ -40,11 +40,13 @@ class WorkerSpec:
 
     environment: the command's whole environment; PATH and ONEFLEET_CHECKPOINT_DIR (`checkpoint` in
     the folder) are set where it has none. cpus: the cores that it may use (affinity); empty: all.
-    network, for the transparent driver: "cell" gives it a loopback of its own and nothing else,
-    "host" leaves it the machine's network. gang: its place in a gang, instead of `network`; its
-    cell is then joined to those of the gang's other workers. grace_ms: how long a cooperative save
-    may take. hold_ms: after which a hold ends by itself. ends_with: id of a process that the worker
-    shall not outlive; 0: none. chunks: the store that its images may have been folded into.
+    gpus: UUIDs of those whose memory a transparent save takes along (environment says what it
+    sees). network, for the transparent driver: "cell" gives it a loopback of its own and nothing
+    else, "host" leaves it the machine's network. gang: its place in a gang, instead of `network`;
+    its cell is then joined to those of the gang's other workers. grace_ms: how long a cooperative
+    save may take. hold_ms: after which a hold ends by itself. ends_with: id of a process that the
+    worker shall not outlive; 0: none. chunks: the store that its images may have been folded
+    into.
     """
 
     folder: Path
@@ -52,6 +54,7 @@ class WorkerSpec:
     work: Path
     environment: tuple[tuple[str, str], ...] = ()
     cpus: tuple[int, ...] = ()
+    gpus: tuple[str, ...] = ()
     network: str = "cell"
     gang: GangPlace | None = None
     grace_ms: int = 10_000
@@ -120,6 +123,10 @@ class Driver(Protocol):
         """Try it for real on this machine; cached for the life of the process."""
         ...
 
+    async def probe_gpus(self, gpus: Sequence[str]) -> Capability:
+        """The same for what workers have on GPUs, tried on the first of these (UUIDs)."""
+        ...
+
     async def start(self, spec: WorkerSpec) -> None:
         """Start a fresh worker; return when its command runs.
 
@@ -168,11 +175,18 @@ class Driver(Protocol):
         ...
 
     async def freeze(self, folder: Path) -> None:
-        """Let all its processes stand still, within milliseconds; their memory stays."""
+        """Let all its processes stand still, within milliseconds; their memory stays.
+
+        What it has on GPUs is taken into its own memory first, so that they are free for others;
+        that takes as long as copying it.
+        """
         ...
 
     async def thaw(self, folder: Path) -> None:
-        """Let a frozen worker run on."""
+        """Let a frozen worker run on.
+
+        Raises UpstreamFailed, and it stays frozen, when its GPUs have no room for it.
+        """
         ...
 
     async def pin(self, folder: Path, cpus: Sequence[int]) -> None:

@@ -25,7 +25,10 @@ from onefleet.domain.errors import (
 from onefleet.domain.gang import GangPlace
 from onefleet.drivers import clocks, criu_commands, image, process_tree, pstree
 from onefleet.drivers.cell import JOB, OWN, ROOT_PID, Cell
+from onefleet.drivers.device_checkpoint import DeviceStateUnknown
+from onefleet.drivers.device_cut import LockRules
 from onefleet.drivers.freezer import Freezer
+from onefleet.drivers.held_devices import HeldDevices
 from onefleet.drivers.launch import become_command, launch_error
 from onefleet.drivers.rights import Identity
 from onefleet.drivers.work_files import WorkFiles, cut
@@ -34,6 +37,8 @@ _SHM = "shm.tar"
 #: The least that a kernel's limit of process ids may be, and where to look when it is reached.
 _PID_LIMIT = 32_768
 _LOW_PIDS = 300
+#: A worker whose peers are locked by others is let go soon: all of the gang are tried again.
+_GANG_LOCKS = LockRules(tries=1, first_ms=10_000)
 
 
 class CellWorker:
@@ -53,7 +58,8 @@ class CellWorker:
         self.manifest: dict[str, Any] = {}
         self._dumped_at = 0.0
         self._target = ""
-        self._leaves = self._stopped = False
+        self._leaves = self._stopped = self._took_off = False
+        self._saved_devices: dict[str, Any] | None = None
         self._criu: criu_commands.Criu | None = None
         self._order = order
         self._folder = folder
@@ -79,6 +85,7 @@ class CellWorker:
         me = Identity(os.getuid(), os.getgid(), {})
         place = _place(order)
         self.cell = Cell(self._folder, order["work"], order["network"], ROOT_PID - 1, me, place)
+        self._devices = _devices(self.cell, order)
         report, failed = os.pipe()
 
         def body() -> NoReturn:
@@ -144,8 +151,8 @@ class CellWorker:
 
         memory: a folder in memory for the files, if they are to lie there.
         at_once: make the image durable while the worker stands still, not at `let_go`. The worker
-        runs on when this raises, unless it is CriuKilled or TimedOut: then its state cannot be
-        trusted. Raises Conflict when the cell holds processes outside the tree.
+        runs on when this raises, unless it is CriuKilled, DeviceStateUnknown or TimedOut: then its
+        state cannot be trusted. Raises Conflict when the cell holds processes outside the tree.
         """
         if strangers := self.cell.strangers():
             raise Conflict(
@@ -154,14 +161,16 @@ class CellWorker:
                 hint="end them, or do not detach them",
             )
         began = time.monotonic()
-        resident = process_tree.memory_bytes(self.processes())
         frozen = self.freezer.frozen
         try:
             partial = image.begin(target, memory)
             self._stopped = frozen and not self.freezer.group
             if self._stopped:  # criu would bring it back as stopped as it is
                 self.freezer.thaw(self.processes)
+            self._took_off = self._devices.taken is None  # else it is off them for longer
             try:
+                self._devices.take_off()
+                resident = process_tree.memory_bytes(self.processes())
                 self._criu = criu_commands.begin_dump(
                     self.cell,
                     self._order["criu"],
@@ -182,7 +191,7 @@ class CellWorker:
         self._target, self._leaves, self._dumped_at = target, leave_running, began
 
     def _call_off(self, error: Exception, target: str) -> None:
-        """Nothing comes of this dump. Raises CriuKilled, TimedOut."""
+        """Nothing comes of this dump. Raises CriuKilled, DeviceStateUnknown, TimedOut."""
         try:
             if self._criu is not None and self._criu.asked:
                 self._refuse()
@@ -190,8 +199,10 @@ class CellWorker:
             self._criu = None
             image.discard(target)
             image.discard_partial(target)
-        if not isinstance(error, criu_commands.CriuKilled | TimedOut):
+        if not isinstance(error, criu_commands.CriuKilled | DeviceStateUnknown | TimedOut):
             self._stop_again()
+            if self._took_off:
+                self._devices.put_back()
 
     def _stop_again(self) -> None:
         """A worker that was stopped for good, and went on for a moment for criu."""
@@ -224,9 +235,10 @@ class CellWorker:
         give_up: end the worker and free everything (leave_running: let it run on). Else it runs
         on, and the image stays for the caller to keep or discard. An image that is not durable yet
         is made so; when that fails it is gone, and the error is raised, but the worker runs.
-        Raises CriuKilled, TimedOut when the worker's state cannot be trusted.
+        Raises CriuKilled, DeviceStateUnknown, TimedOut when the worker's state cannot be trusted.
         """
         assert self._criu is not None
+        lost: DeviceStateUnknown | None = None
         try:
             if not give_up and not self._leaves:
                 self._refuse()
@@ -240,6 +252,11 @@ class CellWorker:
             self._files.belong_to(self.manifest["id"])
         else:
             self._stop_again()
+            try:
+                if self._took_off:
+                    self._devices.put_back()
+            except DeviceStateUnknown as error:
+                lost = error
         frozen_ms = int((time.monotonic() - self._dumped_at) * 1000)
         if "files" not in self.manifest:
             try:
@@ -247,6 +264,8 @@ class CellWorker:
             except OSError as error:
                 image.discard_partial(self._target)
                 raise _disk_error(error, self._target) from error
+        if lost is not None:
+            raise lost
         return {**self.manifest, "frozen_ms": frozen_ms}
 
     def _finish_dump(self) -> None:
@@ -291,6 +310,7 @@ class CellWorker:
             "programs": programs,
             "environment": hashlib.sha256(repr(programs).encode()).hexdigest(),
             "cpu_ms": cpu_before_ms + process_tree.cpu_ms(members),
+            "devices": self._devices.taken,
         }
 
     def _restore(self, source: str, manifest: dict[str, Any]) -> None:
@@ -304,6 +324,8 @@ class CellWorker:
         who = Identity(*ids, manifest.get("clocks", {}))
         network = manifest["network"]
         self.cell = Cell(self._folder, order["work"], network, first - 1, who, place)
+        self._devices = _devices(self.cell, order)
+        self._saved_devices = manifest.get("devices")
         try:
             root = f"/proc/{self.cell.init}/root"
             _check_environment(source, manifest, root)
@@ -335,11 +357,30 @@ class CellWorker:
         try:
             self._criu.answer(yes=True)
             self._criu.finish()
+            # Its processes run, and wait for their devices.
+            self._devices.bring(self._saved_devices)
         except OnefleetError:
             self.destroy()
             raise
         finally:
             self._criu = None
+
+    def stand_still(self) -> None:
+        """Leave the devices to others, and freeze. Raises OnefleetError, and then it runs on,
+        unless it is DeviceStateUnknown."""
+        self._devices.take_off()
+        try:
+            self.freezer.freeze(self.processes)
+        except (OnefleetError, OSError):
+            self._devices.put_back()
+            raise
+
+    def go_on(self) -> None:
+        """End `stand_still`. Raises UpstreamFailed when it does not fit on its devices, and then
+        it stands still as before, DeviceStateUnknown."""
+        self._devices.check_room()
+        self.freezer.thaw(self.processes)
+        self._devices.put_back()
 
     def undo(self) -> None:
         """End a restored worker that has not been resumed: nothing has happened."""
@@ -355,6 +396,11 @@ class CellWorker:
             # Those that are elsewhere than in its folders, or did not go along.
             cut(manifest["writable"], root)
         self._files.arrive()
+
+
+def _devices(cell: Cell, order: dict[str, Any]) -> HeldDevices:
+    rules = _GANG_LOCKS if order.get("gang") else LockRules()
+    return HeldDevices(cell, order.get("gpus", []), order.get("device_calls", []), rules)
 
 
 def _disk_error(error: OSError, target: str) -> OnefleetError:

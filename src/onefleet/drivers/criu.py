@@ -7,44 +7,24 @@ on this machine.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
-import shutil
 import sys
-import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from onefleet.domain.errors import OnefleetError, Unsupported
+from onefleet.domain.errors import OnefleetError
 from onefleet.domain.fleet import CheckpointMode
-from onefleet.drivers.base import Capability, SavedImage, WorkerSpec, WorkerState
+from onefleet.drivers.base import Capability, WorkerSpec
 from onefleet.drivers.criu_setup import CriuTool, check, find_criu
+from onefleet.drivers.gpu_look import look
+from onefleet.drivers.gpu_support import open_limits
+from onefleet.drivers.proof import GPU_COUNTER, prove
 from onefleet.drivers.rights import rights
 from onefleet.drivers.supervised import SupervisedDriver
-from onefleet.drivers.supervisor_files import STDOUT
 
-#: A program whose state is in memory alone, and which holds a TCP connection: what it prints, only
-#: an unbroken run prints.
-_FACTOR, _MASK = 6364136223846793005, (1 << 64) - 1
-_COUNTER = f"""
-import socket, sys, time
-n = x = 1
-server = socket.create_server(("127.0.0.1", 0))
-near = socket.create_connection(server.getsockname())
-far = server.accept()[0]
-while True:
-    near.sendall(b"x"); far.recv(1)
-    x = (x * {_FACTOR} + n) & {_MASK}
-    sys.stdout.write(f"{{n}} {{x}}\\n"); sys.stdout.flush()
-    n += 1; time.sleep(0.002)
-"""
-_PROBE_LIMIT_S = 30.0
-_PROBE = "onefleet-probe-"
-#: A probe's folder that is this old was left by a process that was killed at it.
-_PROBE_AGE_S = 600.0
-_POLL_S = 0.005
+DEVICE_CALLS = (sys.executable, "-P", "-m", "onefleet.drivers.device_calls")
 
 
 class CriuDriver(SupervisedDriver):
@@ -52,9 +32,20 @@ class CriuDriver(SupervisedDriver):
 
     name = "criu"
 
-    def __init__(self, find: Callable[[], CriuTool]) -> None:
-        """find: names the criu to use, or raises Unsupported; called until it has found one."""
+    def __init__(
+        self,
+        find: Callable[[], CriuTool],
+        device_calls: Sequence[str] = DEVICE_CALLS,
+        gpu_counter: Sequence[str] = GPU_COUNTER,
+    ) -> None:
+        """find: names the criu to use, or raises Unsupported; called until it has found one.
+
+        device_calls: the command that makes the calls on GPUs, as `drivers.device_calls` does.
+        gpu_counter: a program that proves that their state is saved, as `drivers.gpu_counter`.
+        """
         self._find = find
+        self._device_calls = list(device_calls)
+        self._gpu_counter = list(gpu_counter)
         self._tool: CriuTool | None = None
         self._proved: tuple[str, Capability] | None = None
         self._probing = asyncio.Lock()
@@ -70,6 +61,29 @@ class CriuDriver(SupervisedDriver):
                 self._proved = (f"{_boot()} {self._tool.version}", capability)
             return capability
 
+    async def probe_gpus(self, gpus: Sequence[str]) -> Capability:
+        """See Driver.probe_gpus."""
+        found = await self.probe()
+        if found.mode is not CheckpointMode.CRIU:
+            return found
+        began = time.monotonic()
+        try:
+            node = await asyncio.to_thread(look, self._device_calls, gpus)
+            seen = {"CUDA_VISIBLE_DEVICES": gpus[0], "PATH": os.defpath}
+            saved = await prove(self, self._gpu_counter, seen, gpus[:1])
+        except OnefleetError as error:
+            why = f"{error.what}: {error.why}" if error.why else error.what
+            return Capability(CheckpointMode.NONE, reason=why, evidence=error.hint)
+        took_ms = int((time.monotonic() - began) * 1000)
+        limits = open_limits(node.driver, os.uname().machine)
+        return Capability(
+            CheckpointMode.CRIU,
+            reason="",
+            evidence=f"a counter on {node.products[gpus[0]]} was saved with {saved.size_bytes} "
+            f"bytes and counted on: {took_ms} ms; driver {node.driver}; limits: "
+            + ", ".join(limit.what for limit in limits),
+        )
+
     async def start(self, spec: WorkerSpec) -> None:
         """See Driver.start. Raises Unsupported where there is no criu or no cell."""
         await self._find_tool()
@@ -82,7 +96,11 @@ class CriuDriver(SupervisedDriver):
 
     def _order(self) -> dict[str, Any]:
         assert self._tool is not None
-        return {"criu": list(self._tool.command), "criu_version": self._tool.version}
+        return {
+            "criu": list(self._tool.command),
+            "criu_version": self._tool.version,
+            "device_calls": self._device_calls,
+        }
 
     async def _find_tool(self) -> CriuTool:
         if self._tool is None:
@@ -97,7 +115,7 @@ class CriuDriver(SupervisedDriver):
             mine = rights()
             if mine.checks:
                 await asyncio.to_thread(check, tool)
-            saved = await self._save_a_counter()
+            saved = await prove(self)
         except OnefleetError as error:
             why = f"{error.what}: {error.why}" if error.why else error.what
             return Capability(CheckpointMode.NONE, reason=why, evidence=error.hint)
@@ -111,63 +129,10 @@ class CriuDriver(SupervisedDriver):
             evidence += f"; as user {os.getuid()}, in a user namespace; limits: {limits}"
         return Capability(mode=CheckpointMode.CRIU, reason="", evidence=evidence)
 
-    async def _save_a_counter(self) -> SavedImage:
-        await asyncio.to_thread(_sweep_old_probes)
-        base = Path(await asyncio.to_thread(tempfile.mkdtemp, prefix=_PROBE))
-        spec = WorkerSpec(
-            folder=base / "worker",
-            command=(sys.executable, "-I", "-c", _COUNTER),
-            work=base,
-            ends_with=os.getpid(),
-        )
-        try:
-            await super().start(spec)
-            await _counted(spec.folder, 3)
-            saved = await self.save(spec.folder, base / "image")
-            before = await _counted(spec.folder, 1)
-            await super().restore(spec, base / "image")
-            await _counted(spec.folder, before + 3)
-            state = (await self.status(spec.folder)).state
-            if state is not WorkerState.RUNNING:
-                raise Unsupported("the restored counter does not run", why=f"it is {state}")
-            return saved
-        finally:
-            if (spec.folder / "worker.json").exists():
-                await self.stop(spec.folder, 0)
-            await asyncio.to_thread(shutil.rmtree, base, ignore_errors=True)
-
-
-def _sweep_old_probes() -> None:
-    """Remove the folders of probes whose process was killed; its worker ended with it."""
-    for folder in sorted(Path(tempfile.gettempdir()).glob(f"{_PROBE}*")):
-        with contextlib.suppress(OSError):
-            if time.time() - folder.stat().st_mtime > _PROBE_AGE_S:
-                shutil.rmtree(folder, ignore_errors=True)
-
 
 def make_finder(managed: Path, given: Path | None) -> Callable[[], CriuTool]:
     """What CriuDriver asks for its criu; see `criu_setup.find_criu`."""
     return lambda: find_criu(managed, given)
-
-
-async def _counted(folder: Path, at_least: int) -> int:
-    """Wait for that many whole lines of the counter; how many there are.
-
-    Raises Unsupported when a line is not what an unbroken run prints, or none comes in time.
-    """
-    deadline = time.monotonic() + _PROBE_LIMIT_S
-    while time.monotonic() < deadline:
-        lines = (folder / STDOUT).read_text(encoding="ascii").splitlines(keepends=True)
-        whole = [line for line in lines if line.endswith("\n")]
-        if len(whole) >= at_least:
-            x = 1
-            for number, line in enumerate(whole, 1):
-                x = (x * _FACTOR + number) & _MASK
-                if line != f"{number} {x}\n":
-                    raise Unsupported("a restored program did not go on", why=f"it said {line!r}")
-            return len(whole)
-        await asyncio.sleep(_POLL_S)
-    raise Unsupported("a test program stood still", why=f"no output for {_PROBE_LIMIT_S:.0f} s")
 
 
 def _boot() -> str:

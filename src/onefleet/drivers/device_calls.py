@@ -21,7 +21,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from queue import Empty, SimpleQueue
 from typing import Any
 
@@ -35,11 +35,7 @@ from onefleet.drivers.device_checkpoint import (
     DeviceState,
 )
 from onefleet.drivers.device_cut import Answer, Answers, Ask, Verb
-
-#: How long a call may take that copies device memory; as long as criu may take.
-COPY_LIMIT_S = 600.0
-#: How long any other call may take, besides the limit that it was given.
-CALL_LIMIT_S = 15.0
+from onefleet.drivers.device_lines import from_line, limit_s, told
 
 Done = SimpleQueue[tuple[int, Answer]]
 
@@ -102,13 +98,6 @@ def call(devices: DeviceCheckpoint, ask: Ask, pid: int) -> Answer:
     return Answer()
 
 
-def limit_s(ask: Ask) -> float:
-    """How long to wait for the calls of an Ask."""
-    if ask.verb in (Verb.CHECKPOINT, Verb.RESTORE):
-        return COPY_LIMIT_S
-    return ask.limit_ms / 1000 + CALL_LIMIT_S
-
-
 def node() -> dict[str, Any]:
     """The driver and all of its GPUs, in its own order. Raises Unsupported."""
     pynvml: Any = importlib.import_module("pynvml")
@@ -125,6 +114,7 @@ def node() -> dict[str, Any]:
                         "name": pynvml.nvmlDeviceGetUUID(handle),
                         "product": pynvml.nvmlDeviceGetName(handle),
                         "free_bytes": int(pynvml.nvmlDeviceGetMemoryInfo(handle).free),
+                        "used_bytes": int(pynvml.nvmlDeviceGetMemoryInfo(handle).used),
                     }
                     for handle in handles
                 ],
@@ -133,38 +123,6 @@ def node() -> dict[str, Any]:
             pynvml.nvmlShutdown()
     except pynvml.NVMLError as error:
         raise Unsupported("the GPUs cannot be read", why=str(error)) from error
-
-
-def to_line(ask: Ask) -> dict[str, Any]:
-    """An Ask as its line."""
-    return {
-        "verb": ask.verb,
-        "pids": ask.pids,
-        "limit_ms": ask.limit_ms,
-        "devices": dict(ask.devices),
-    }
-
-
-def from_line(line: Mapping[str, Any]) -> Ask:
-    return Ask(Verb(line["verb"]), tuple(line["pids"]), line["limit_ms"], line["devices"])
-
-
-def told(answers: Answers) -> dict[str, dict[str, str]]:
-    """Answers as their line."""
-    fields = {pid: answer._asdict() for pid, answer in answers.items()}
-    return {str(pid): {k: v for k, v in f.items() if v} for pid, f in fields.items()}
-
-
-def heard(line: Mapping[str, Mapping[str, str]]) -> dict[int, Answer]:
-    """The Answers of a line."""
-    return {
-        int(pid): Answer(
-            DeviceState(said["state"]) if "state" in said else None,
-            DeviceErrorKind(said["error"]) if "error" in said else None,
-            said.get("text", ""),
-        )
-        for pid, said in line.items()
-    }
 
 
 def serve(

@@ -93,6 +93,10 @@ class FakeDriver:
         reason = "" if self._mode is CheckpointMode.CRIU else f"told to be {self._mode}"
         return Capability(self._mode, reason, evidence="a fake: nothing was tried")
 
+    async def probe_gpus(self, gpus: Sequence[str]) -> Capability:
+        """See Driver.probe_gpus."""
+        return await self.probe()
+
     async def start(self, spec: WorkerSpec) -> None:
         """See Driver.start."""
         if self._lives(spec.folder):

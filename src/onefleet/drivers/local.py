@@ -7,6 +7,8 @@ manifest alone: the state is the program's, in the worker's folder.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from onefleet.domain.fleet import CheckpointMode
 from onefleet.drivers.base import Capability
 from onefleet.drivers.supervised import SupervisedDriver
@@ -24,3 +26,7 @@ class LocalDriver(SupervisedDriver):
             reason="plain processes save themselves: SIGTERM, then the same command again",
             evidence="needs nothing but processes and signals",
         )
+
+    async def probe_gpus(self, gpus: Sequence[str]) -> Capability:
+        """See Driver.probe_gpus. What is on a GPU is the program's own affair, too."""
+        return await self.probe()

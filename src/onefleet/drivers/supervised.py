@@ -190,6 +190,7 @@ class SupervisedDriver:
             "work": str(spec.work.absolute()),
             "environment": _environment(spec),
             "cpus": list(spec.cpus),
+            "gpus": list(spec.gpus),
             "network": spec.network,
             "gang": None if spec.gang is None else asdict(spec.gang),
             "grace_ms": spec.grace_ms,

@@ -27,6 +27,7 @@ from onefleet.domain.errors import Conflict, InternalError, InvalidRequest, Onef
 from onefleet.drivers import cell_worker, image, keeper, linux, process_tree
 from onefleet.drivers import supervisor_files as files
 from onefleet.drivers.command_socket import Client, CommandSocket, line, refuse, send, told
+from onefleet.drivers.device_checkpoint import DeviceStateUnknown
 from onefleet.drivers.supervisor_saves import LOOK_S, Saves
 from onefleet.drivers.work_files import WorkFiles
 
@@ -299,10 +300,17 @@ class Supervisor:
         if worker is None or state not in ("running", "frozen"):
             verb = "frozen" if freeze else "thawed"
             raise Conflict(f"the worker cannot be {verb}", why=f"it is {state}")
-        if freeze:
-            worker.freezer.freeze(worker.processes)
-        else:
-            worker.freezer.thaw(worker.processes)
+        try:
+            if not isinstance(worker, cell_worker.CellWorker):
+                turn = worker.freezer.freeze if freeze else worker.freezer.thaw
+                turn(worker.processes)
+            elif freeze:
+                worker.stand_still()
+            else:
+                worker.go_on()
+        except DeviceStateUnknown as error:
+            self._saves.distrust(error)
+            raise
         if state != self._going():
             self.write_going()
 

@@ -22,6 +22,7 @@ from onefleet.drivers import cooperative, image, process_tree
 from onefleet.drivers.cell_worker import CellWorker
 from onefleet.drivers.command_socket import Client, line, refuse, send, told
 from onefleet.drivers.criu_commands import CriuKilled
+from onefleet.drivers.device_checkpoint import DeviceStateUnknown
 from onefleet.drivers.work_files import WorkFiles
 
 if TYPE_CHECKING:
@@ -95,8 +96,8 @@ class Saves:
                     worker.freezer.thaw(worker.processes)
                 self.asked = cooperative.Request(worker, target, leaves, self._daemon.began_ns)
                 self.deadline = time.monotonic() + self._order["grace_ms"] / 1000
-        except (CriuKilled, TimedOut) as error:
-            self._distrust(error)
+        except (CriuKilled, DeviceStateUnknown, TimedOut) as error:
+            self.distrust(error)
         except (OnefleetError, OSError) as error:
             self._refused(error)
 
@@ -201,8 +202,8 @@ class Saves:
                 self._decide_restore(answer, commit)
             else:
                 self._decide_save(answer, commit)
-        except (CriuKilled, TimedOut) as error:
-            self._distrust(error)
+        except (CriuKilled, DeviceStateUnknown, TimedOut) as error:
+            self.distrust(error)
         except (OnefleetError, OSError) as error:
             self._failed(error, hold)
 
@@ -298,7 +299,7 @@ class Saves:
         self._daemon.write_going(image=None, reason=reason, hold=hold)
         self._answer({"ok": False, "error": told(error)})
 
-    def _distrust(self, error: OnefleetError) -> None:
+    def distrust(self, error: OnefleetError) -> None:
         """Nobody knows what was done to its memory: better an honest end than a wrong result."""
         self._daemon.sweep()
         reason = f"ended: {error.what}, {error.why}; what it had done since its last image is lost"

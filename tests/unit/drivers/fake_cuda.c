@@ -42,6 +42,33 @@ int cuInit(unsigned flags) {
     return SUCCESS;
 }
 
+int cuDeviceGet(int *device, int number) {
+    *device = number;
+    return initialised ? SUCCESS : NOT_INITIALIZED;
+}
+
+int cuDevicePrimaryCtxRetain(void **context, int device) {
+    *context = &states;
+    return SUCCESS;
+}
+
+int cuCtxSetCurrent(void *context) { return context == &states ? SUCCESS : INVALID_VALUE; }
+
+int cuMemAlloc_v2(unsigned long long *place, size_t size) {
+    *place = (unsigned long long)calloc(1, size);
+    return SUCCESS;
+}
+
+int cuMemcpyDtoH_v2(void *to, unsigned long long from, size_t size) {
+    memcpy(to, (void *)from, size);
+    return SUCCESS;
+}
+
+int cuMemcpyHtoD_v2(unsigned long long to, const void *from, size_t size) {
+    memcpy((void *)to, from, size);
+    return SUCCESS;
+}
+
 int cuDriverGetVersion(int *version) {
     *version = 13000;
     return SUCCESS;
@@ -86,12 +113,20 @@ int cuCheckpointProcessUnlock(int pid, void *args) {
     return move(pid, LOCKED, RUNNING);
 }
 
-#define FIND(name) if (!strcmp(symbol, #name)) { *function = (void *)name; return SUCCESS; }
+#define FIND(name) FIND_AS(name, name)
+#define FIND_AS(name, actual) \
+    if (!strcmp(symbol, #name)) { *function = (void *)actual; return SUCCESS; }
 
 int cuGetProcAddress_v2(const char *symbol, void **function, int version,
                         unsigned long long flags, void *status) {
     FIND(cuInit)
     FIND(cuDriverGetVersion)
+    FIND(cuDeviceGet)
+    FIND(cuDevicePrimaryCtxRetain)
+    FIND(cuCtxSetCurrent)
+    FIND_AS(cuMemAlloc, cuMemAlloc_v2)
+    FIND_AS(cuMemcpyDtoH, cuMemcpyDtoH_v2)
+    FIND_AS(cuMemcpyHtoD, cuMemcpyHtoD_v2)
     FIND(cuCheckpointProcessGetState)
     FIND(cuCheckpointProcessLock)
     FIND(cuCheckpointProcessCheckpoint)

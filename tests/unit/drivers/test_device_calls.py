@@ -15,10 +15,11 @@ from typing import Any
 
 import pytest
 
-from onefleet.drivers import device_calls
+from onefleet.drivers import device_calls, device_lines
 from onefleet.drivers.device_checkpoint import DeviceErrorKind, DeviceState
 from onefleet.drivers.device_cut import Answer, Ask, Verb
 from onefleet.drivers.device_fake import FakeDevices, FakeProcess
+from onefleet.drivers.proof import FACTOR, GPU_COUNTER, MASK
 
 COMPILER = shutil.which("cc") or shutil.which("gcc")
 A, B = (f"GPU-{d * 8}-{d * 4}-{d * 4}-{d * 4}-{d * 12}" for d in "ab")
@@ -44,7 +45,7 @@ class Caller:
         return answer
 
     def ask(self, verb: Verb, *pids: int, **more: Any) -> dict[int, Answer]:
-        return device_calls.heard(self.send(device_calls.to_line(Ask(verb, pids, **more))))
+        return device_lines.heard(self.send(device_lines.to_line(Ask(verb, pids, **more))))
 
 
 @pytest.fixture(scope="module")
@@ -145,10 +146,29 @@ def test_the_node_is_described_by_its_management_library(caller: Caller) -> None
                 "name": f"GPU-0000000{n}-0000-0000-0000-000000000000",
                 "product": "NVIDIA H100",
                 "free_bytes": (80 - n) << 30,
+                "used_bytes": n << 30,
             }
             for n in (1, 2)
         ],
     }
+
+
+def test_the_counter_of_the_proof_keeps_its_numbers_on_the_gpu(library: Path, log: Path) -> None:
+    counter = subprocess.Popen(
+        [*GPU_COUNTER],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "LD_LIBRARY_PATH": str(library), "FAKE_CUDA_LOG": str(log)},
+    )
+    assert counter.stdout is not None
+    try:
+        x = 1
+        for n in range(1, 21):
+            x = (x * FACTOR + n) & MASK
+            assert counter.stdout.readline() == f"{n} {x}\n"
+    finally:
+        counter.kill()
+        counter.communicate()
 
 
 def test_without_a_driver_every_answer_says_so() -> None:
