@@ -70,7 +70,9 @@ class _Class:
 
 @dataclass(slots=True)
 class Fragmentation:
-    """Expected unusable device thousandths of a space, times the number of asks in the mix.
+    """Expected unusable device thousandths of a space, times the weight of all asks (`total`).
+
+    counts: how much each ask weighs.
 
     Memory is left out, as in the paper: it is rarely short where CPU is not.
     """

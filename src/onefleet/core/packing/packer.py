@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from heapq import heapify, heappop, heappush, heapreplace
 
@@ -144,9 +144,16 @@ class Packer:
         room = self._rooms.get(node)
         return None if room is None else room.space()
 
-    def spaces(self) -> dict[Space, int]:
-        """How many nodes there are of each space."""
-        return {space: len(nodes) for space, nodes in self._groups.items()}
+    def host(self, node: str) -> Host | None:
+        """The node as it is now."""
+        room = self._rooms.get(node)
+        if room is None:
+            return None
+        return Host(node, room.product, room.cpu_milli, room.memory, tuple(room.free))
+
+    def groups(self) -> Iterable[tuple[Space, Sequence[str]]]:
+        """All spaces there are, each with its nodes in order."""
+        return self._groups.items()
 
     @property
     def worth(self) -> Worth:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
+from onefleet.core.packing.mix import Fragmentation
 from onefleet.core.packing.space import MILLI, Ask, Space
 from onefleet.core.packing.worth import Worth
 
@@ -78,12 +79,16 @@ class DevicePacking:
 class Gradient:
     """The least growth of fragmentation (FGD, ATC 2023)."""
 
-    worth: Worth
+    measure: Fragmentation
     name: str = "fragmentation"
 
+    @classmethod
+    def over(cls, worth: Worth) -> Gradient:
+        """Over the mix of the worth, each ask counting once, as in the paper."""
+        return cls(Fragmentation(worth.counts))
+
     def cost(self, space: Space, ask: Ask, after: Space) -> int:
-        measure = self.worth.fragmentation
-        return measure.of(after) - measure.of(space)
+        return self.measure.of(after) - self.measure.of(space)
 
 
 @dataclass(frozen=True, slots=True)

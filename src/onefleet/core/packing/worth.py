@@ -6,11 +6,11 @@ Four things make free devices worth less than they are, all against the mix seen
 * more free devices than the free CPU or memory lets run: what the mix needs beside a device is
   spread, so the lack is a mean over its quantiles, drawn half way to the mean, because several
   asks share a node and even out;
-* what a task drawn from the mix could not use at all (`mix`), for the rest a tie-break,
+* what a device drawn from the demand could not use at all (`mix`), so that nodes stay whole for
+  those who need them whole,
 * and free devices of a sought-after product are worth more than others (`products`).
 
-On the openb trace the first two lift the allocation by 1 point over fragmentation alone, and the
-last by 6 points where a third of the pods insist on a product (benchmarks/openb.md).
+What each is worth on the openb trace: benchmarks/openb.md.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ QUANTILES = 5
 #: A device without CPU or memory to run it counts as a fourth lost: others may leave early.
 LACK_PART = 4
 
-#: What a drawn task cannot use counts a hundredth: it decides between places equal in all else.
-UNUSABLE_PART = 100
+#: What the drawn demand cannot use counts a twentieth: it decides between places nearly alike.
+UNUSABLE_PART = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +42,8 @@ class Worth:
 
     counts: Mapping[Ask, int]
     capacity: Mapping[str, int]
-    fragmentation: Fragmentation = field(init=False)
     pressure: Mapping[str, int] = field(init=False)
+    _fragmentation: Fragmentation = field(init=False)
     _waste: tuple[int, ...] = field(init=False)
     _cpu_needs: tuple[int, ...] = field(init=False)
     _memory_needs: tuple[int, ...] = field(init=False)
@@ -58,7 +58,7 @@ class Worth:
         cpu = [(ask.cpu_milli * MILLI // ask.size, size) for ask, size in beside]
         memory = [(ask.memory * MILLI // ask.size, size) for ask, size in beside]
         set_ = object.__setattr__  # frozen: what is derived is set once, here
-        set_(self, "fragmentation", Fragmentation(self.counts))
+        set_(self, "_fragmentation", Fragmentation(dict(beside)))
         set_(self, "pressure", pressures(self.counts, self.capacity))
         set_(self, "_waste", waste)
         set_(self, "_cpu_needs", _quantiles(cpu))
@@ -75,9 +75,9 @@ class Worth:
         lack = _lack(size, space.cpu_milli, self._cpu_needs)
         lack = max(lack, _lack(size, space.memory, self._memory_needs))
         loss += lack // LACK_PART
-        if self.fragmentation.total:
-            unusable = self.fragmentation.of(space) * MILLI // self.fragmentation.total
-            loss += unusable // UNUSABLE_PART
+        measure = self._fragmentation
+        if measure.total:
+            loss += measure.of(space) * MILLI // (measure.total * UNUSABLE_PART)
         return loss - self.pressure.get(space.product, MILLI) * size // MILLI
 
 
