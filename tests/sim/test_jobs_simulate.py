@@ -6,6 +6,7 @@ import pytest
 from tests.workloads import Schedule, jobs_of
 
 from onefleet.domain.errors import Infeasible, InternalError, InvalidRequest
+from onefleet.domain.ids import TenantId
 from onefleet.domain.tiers import Tier
 from onefleet.sim.jobs.catalog import (
     DRF,
@@ -318,15 +319,22 @@ def test_rules_that_contradict_themselves_are_refused():
 
 # --- every policy, on an imitated trace -----------------------------------------------------------
 
+#: Policies that take devices from running jobs.
+TAKING = ("2d-las", "tiresias", "srtf", "srsf", "tiers, kill and requeue", "tiers, suspend")
+
 
 @pytest.mark.parametrize("name", sorted(POLICIES))
 def test_every_policy_makes_a_schedule_that_could_be(name):
-    jobs = from_trace(imitate.philly(4, 400, 2), lambda job: list(Tier)[job.duration_ms % 3])
-    devices = 192
-    teams = tuple(Team(job.tenant, 0) for job in jobs[:3])
+    trace = [job for job in imitate.philly(4, 600, 1) if job.devices <= 8]
+    jobs = from_trace(trace, lambda job: list(Tier)[job.duration_ms % 3])
+    devices = 52
+    teams = tuple(Team(TenantId(f"vc{number:02d}"), 12) for number in range(3))
     for price in (Price(), Price(start_ms=1_000, save_ms=5_000, restore_ms=9_000)):
-        schedule = Schedule()
-        rules = Rules(Fleet.flat(devices), price, teams if name != "silos" else ())
-        outcome = simulate(jobs, rules, POLICIES[name], observe=schedule.observe)
-        schedule.check(devices, outcome)
-        assert all(outcome.started[job.number] >= job.arrived for job in jobs)
+        for reserving in ((), teams):
+            schedule = Schedule()
+            rules = Rules(Fleet.flat(devices), price, reserving)
+            outcome = simulate(jobs, rules, POLICIES[name], observe=schedule.observe)
+            schedule.check(devices, outcome)
+            assert all(outcome.started[job.number] >= job.arrived for job in jobs)
+            if name in TAKING:
+                assert outcome.suspends + outcome.kills > 30
