@@ -14,7 +14,8 @@ from typing import assert_never
 
 import structlog
 
-from onefleet.agent import archivist, records
+from onefleet.agent import accelerators, archivist, records
+from onefleet.agent.devices import nvidia_driver
 from onefleet.agent.protocol import (
     Act,
     Adopted,
@@ -33,7 +34,7 @@ from onefleet.agent.records import Record
 from onefleet.agent.share import Share
 from onefleet.config import child_environment
 from onefleet.domain.errors import InvalidRequest, OnefleetError, StorageFull
-from onefleet.domain.fleet import CheckpointMode, Device, DeviceKind
+from onefleet.domain.fleet import CheckpointMode, Device
 from onefleet.domain.ids import Digest, Generation, ImageId
 from onefleet.domain.layout import Layout
 from onefleet.domain.serving import Purpose
@@ -76,6 +77,7 @@ class Crew:
         self._records: dict[WorkerKey, Record] = {}
         self._job_driver = "local"
         self.capability = Capability(CheckpointMode.NONE, "not tried yet", "")
+        self._gpus = accelerators.GpuProof(devices, nvidia_driver())
         self._share = share
         self.archivist = archivist.Archivist(archivist.command(layout, share))
 
@@ -87,10 +89,11 @@ class Crew:
         gone = await asyncio.to_thread(records.forget_oldest, self._layout)
         if gone:
             log.info("removed the output of the oldest workers", folders=gone)
-        known = records.recall_proof(self._layout)
+        known, gpus = records.recall_proof(self._layout)
         if known is None or known.mode is not CheckpointMode.CRIU or "criu" not in self._drivers:
             return False
         self._job_driver, self.capability = "criu", known
+        self._gpus.capability = gpus or self._gpus.capability
         return True
 
     async def prove(self) -> None:
@@ -103,7 +106,9 @@ class Crew:
             elif proved.reason:
                 capability = replace(capability, reason=proved.reason)
         self._job_driver, self.capability = driver, capability
-        await asyncio.to_thread(records.remember_proof, self._layout, self.capability)
+        await self._gpus.prove(self._drivers[driver])
+        proofs = self.capability, self._gpus.capability
+        await asyncio.to_thread(records.remember_proof, self._layout, *proofs)
         log.info("jobs are saved by", driver=self._job_driver, reason=self.capability.reason)
 
     def folder(self, key: WorkerKey) -> Path:
@@ -119,6 +124,14 @@ class Crew:
             return CheckpointMode.NONE
         criu = record.driver == "criu"
         return CheckpointMode.CRIU if criu else CheckpointMode.COOPERATIVE
+
+    def why_not_criu(self, key: WorkerKey) -> str:
+        """What of this worker's devices keeps criu from saving it; empty when nothing does."""
+        record = self._records.get(key)
+        if record is None or record.order.job is None or record.driver == "criu":
+            return ""
+        held = [self._devices[d] for d in record.order.devices if d in self._devices]
+        return self._gpus.why_not(held, record.order.job.workers)
 
     # --- what an agent before this one left ------------------------------------------------------
 
@@ -233,6 +246,10 @@ class Crew:
 
     async def _start(self, act: Start, order: Order) -> Done:
         driver = self._job_driver if order.job else "local"
+        held = [self._devices[d] for d in order.devices if d in self._devices]
+        if order.job and (why := self._gpus.why_not(held, order.job.workers)):
+            log.info("is to save itself", worker=self.folder(act.key).name, reason=why)
+            driver = "local"
         spec = await asyncio.to_thread(self._spec, act.key, order)
         (spec.folder / PORT_FILE).unlink(missing_ok=True)
         record = Record(
@@ -316,7 +333,8 @@ class Crew:
             command=command,
             work=work,
             environment=tuple(sorted(environment.items())),
-            cpus=tuple(d.index for d in held if d.kind is DeviceKind.CPU and not d.simulated),
+            cpus=accelerators.cores(held),
+            gpus=accelerators.gpus(held),
             network=order.job.network if order.job else "host",
             grace_ms=order.grace_ms,
             chunks=self._layout.chunks(key.work_id),
@@ -335,7 +353,7 @@ class Crew:
         environment |= {
             "OMP_NUM_THREADS": str(max(len(held), 1)),
             "PYTHONUNBUFFERED": "1",
-            **_visible(held),
+            **accelerators.environment(held, job.workers),
             **dict(job.environment),
             "ONEFLEET_JOB_ID": str(key.work_id),
             "ONEFLEET_JOB_NAME": job.name,
@@ -365,14 +383,9 @@ class Crew:
         if reason:
             raise InvalidRequest(f"engine {spec.engine} cannot run on this node", why=reason)
         process.cache_folder.mkdir(exist_ok=True)
-        environment = child_environment({**_visible(held), **dict(adapter.environment(process))})
+        seen = accelerators.environment(held, 1)
+        environment = child_environment({**seen, **dict(adapter.environment(process))})
         return adapter.command(process), environment
-
-
-def _visible(held: Sequence[Device]) -> dict[str, str]:
-    """Which GPUs a process may see; none unless it was given some."""
-    gpus = [str(d.index) for d in held if d.kind is DeviceKind.GPU and not d.simulated]
-    return {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": ",".join(gpus)}
 
 
 def _with(record: Record, image: ImageId, image_bytes: int) -> Record:
