@@ -15,19 +15,24 @@ from dataclasses import dataclass, replace
 from onefleet.control import notes
 from onefleet.core import lifecycle
 from onefleet.domain.fleet import Node, NodeState
+from onefleet.domain.gang import CUT_LIMIT_MS
 from onefleet.domain.ids import ImageId, Instant, WorkId
 from onefleet.domain.serving import Replica
-from onefleet.domain.work import Image, Phase, Work, WorkKind
+from onefleet.domain.work import Image, Making, Phase, Work, WorkKind
 from onefleet.store.base import Commit, Note, Put, State
 from onefleet.wire.agent import NodeReport, Observed, WorkerReport
 
 Rank = tuple[WorkId, int]
 
+#: A worker that is back: it runs, or stands still until all are.
+_RESTORED = (Observed.RUNNING, Observed.RESTORE_HELD)
+
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What is known besides the state. workers: the newest report of each rank, of all nodes,
-    this report's included. vanished: works that this node should know and does not report."""
+    """What is known besides the state. workers: of each rank that this report may be about, what
+    the node that it is on reported last. vanished: works that this node should know and does not
+    report."""
 
     workers: Mapping[Rank, WorkerReport]
     vanished: tuple[WorkId, ...] = ()
@@ -50,7 +55,9 @@ def observe(state: State, report: NodeReport, seen: Seen, lease: Instant, now: I
         work = state.works.get(work_id)
         if work is None or work.phase in (Phase.PENDING, Phase.ENDED):
             continue
-        after = _advanced(work, seen, now)
+        after = _kept(state, work, report)
+        if after == work:  # else what is known of it is looked at again with the next report
+            after = _advanced(work, seen, now)
         if after != work:
             changes.append(Put(after))
             found.extend(notes.of_work(work, after, now))
@@ -77,6 +84,9 @@ def _node(known: Node | None, report: NodeReport, lease: Instant, now: Instant) 
             checkpoint_reason=report.checkpoint_reason,
             lease_expires_at=lease,
             joined_at=now,
+            region=report.region,
+            zone=report.zone,
+            address=report.address,
         )
     same = replace(
         known,
@@ -86,8 +96,44 @@ def _node(known: Node | None, report: NodeReport, lease: Instant, now: Instant) 
         memory_bytes=report.memory_bytes,
         checkpoint_mode=report.checkpoint_mode,
         checkpoint_reason=report.checkpoint_reason,
+        region=report.region,
+        zone=report.zone,
+        address=report.address,
     )
     return None if same == known else replace(same, lease_expires_at=lease)
+
+
+def _kept(state: State, work: Work, report: NodeReport) -> Work:
+    """The work with what this node has of its image.
+
+    Where a worker's image lies first of all, the work is brought back from. If that node is lost,
+    or has it no more, another that has it takes its place.
+    """
+    image = work.image
+    if image is None:
+        return work
+    nodes = list(image.nodes)
+    copies = [list(image.holders(rank)[1:]) for rank in range(len(nodes))]
+    here = report.node_id
+    for worker in report.workers:
+        rank = worker.rank
+        if worker.work_id != work.id or rank >= len(nodes):
+            continue
+        has = image.id in worker.images
+        others = copies[rank]
+        if has and here not in (nodes[rank], *others):
+            others.append(here)
+        if not has and here in others:
+            others.remove(here)
+        first = state.nodes.get(nodes[rank])
+        if not has and here == nodes[rank] and others:
+            nodes[rank] = others.pop(0)
+        elif has and here in others and (first is None or first.state is NodeState.LOST):
+            others[others.index(here)], nodes[rank] = nodes[rank], here
+    found = tuple(tuple(others) for others in copies) if any(copies) else ()
+    if (tuple(nodes), found) == (image.nodes, image.copies):
+        return work
+    return replace(work, image=replace(image, nodes=tuple(nodes), copies=found))
 
 
 def _advanced(work: Work, seen: Seen, now: Instant) -> Work:
@@ -121,24 +167,70 @@ def _events(work: Work, current: list[WorkerReport], now: Instant) -> list[lifec
     if failed and work.phase is not Phase.STOPPING:
         # Its agent saved it unasked, when it went down or heard nothing, and cannot bring it back.
         return [lifecycle.ProcessEnded(None, failed[0].reason)]
-    if work.phase is Phase.RESTORING and whole and _all(states, Observed.RUNNING):
-        return [lifecycle.Restored()]
-    saved = whole and _all(states, Observed.SAVED)
-    if saved and work.phase is Phase.RUNNING and _saved_unasked(work, current):
-        return [lifecycle.SaveOrdered("its node saved it by itself"), _saved(work, current, now)]
+    if work.phase is Phase.RESTORING:
+        return [lifecycle.Restored()] if whole and _all(states, *_RESTORED) else []
     if work.phase is Phase.SAVING:
-        failed = [r for r in current if r.observed is Observed.SAVE_FAILED]
-        if failed:
-            return [lifecycle.SaveFailed(failed[0].reason)]
-        if saved:
-            return [_saved(work, current, now)]
+        return _save_events(work, current, now)
+    saved = whole and _all(states, Observed.SAVED)
+    if saved and work.phase in (Phase.RUNNING, Phase.FROZEN) and _saved_unasked(work, current):
+        return [lifecycle.SaveOrdered("its node saved it by itself"), _saved(work, current, now)]
+    if work.phase is Phase.RUNNING and work.making is not None:
+        return _making_events(work, work.making, current, now)
     return []
+
+
+def _save_events(work: Work, current: list[WorkerReport], now: Instant) -> list[lifecycle.Event]:
+    """A save counts from when the images of all workers are whole, as none of them has run on."""
+    whole = len(current) == work.demand.workers
+    states = [r.observed for r in current]
+    saved = whole and _all(states, Observed.SAVED)
+    if work.cut or (saved and work.demand.workers == 1):
+        return [_saved(work, current, now)] if saved else []
+    failed = [r for r in current if r.observed is Observed.SAVE_FAILED]
+    if failed:
+        return [lifecycle.SaveFailed(failed[0].reason)]
+    wanted = lifecycle.image_id(work)
+    others = [r for r in current if r.observed is Observed.SAVED and r.image != wanted]
+    if others and work.demand.workers > 1:
+        told = f"rank {others[0].rank} was saved by its node before that"
+        return [lifecycle.SaveFailed(told)]
+    if now - work.phase_since >= CUT_LIMIT_MS and work.demand.workers > 1:
+        told = f"not all of its workers were saved within {CUT_LIMIT_MS // 1000} s"
+        return [lifecycle.SaveFailed(told)]
+    if whole and _all(states, Observed.SAVE_HELD, Observed.SAVED):
+        cut: list[lifecycle.Event] = [lifecycle.CutMade()]
+        return [*cut, _saved(work, current, now)] if saved else cut
+    return []
+
+
+def _making_events(
+    work: Work, making: Making, current: list[WorkerReport], now: Instant
+) -> list[lifecycle.Event]:
+    """What became of the image that was ordered while it runs."""
+    made = [r.made for r in current if r.made is not None and r.made.image == making.id]
+    failed = [m for m in made if m.error]
+    if failed:
+        return [lifecycle.CheckpointFailed(failed[0].error)]
+    if work.demand.workers > 1 and now - making.ordered_at >= CUT_LIMIT_MS:
+        told = f"not all of its workers were saved within {CUT_LIMIT_MS // 1000} s"
+        return [lifecycle.CheckpointFailed(told)]
+    if len(made) < work.demand.workers:
+        return []
+    image = Image(
+        id=making.id,
+        nodes=tuple(slot.node_id for slot in work.placement),
+        size_bytes=sum(m.image_bytes for m in made),
+        saved_at=now,
+        took_ms=max(m.took_ms for m in made),
+    )
+    return [lifecycle.Checkpointed(image)]
 
 
 def _saved_unasked(work: Work, current: list[WorkerReport]) -> bool:
     """Whether it is as good as saved by order: its agent went down, or heard nothing for a lease.
 
-    A gang whose agents saved on their own has no common image; each brings back its own worker.
+    A gang whose agents saved it under different names has no common image; each brings back its
+    own worker.
     """
     return work.suspendable and all(r.image == current[0].image for r in current)
 
@@ -160,6 +252,11 @@ def _end_events(work: Work, current: list[WorkerReport], whole: bool) -> list[li
         return [*events, lifecycle.ProcessEnded(first.exit_code, first.reason)]
     if failed and work.phase is not Phase.STOPPING:
         return [*events, lifecycle.StopOrdered(f"rank {first.rank} ended: {first.reason}")]
+    told = f"rank {first.rank} has come to its end"
+    if work.phase is Phase.SAVING and not work.cut:
+        return [lifecycle.SaveFailed(told)]
+    if work.phase is Phase.RUNNING and work.making is not None:
+        return [lifecycle.CheckpointFailed(told)]
     return []
 
 
@@ -175,8 +272,8 @@ def _ran(report: WorkerReport) -> bool:
     return report.exit_code is not None and report.exit_code not in (126, 127)
 
 
-def _all(states: list[Observed], wanted: Observed) -> bool:
-    return all(state is wanted for state in states)
+def _all(states: list[Observed], *wanted: Observed) -> bool:
+    return all(state in wanted for state in states)
 
 
 def _image(work: Work, current: list[WorkerReport], now: Instant) -> Image:
@@ -186,6 +283,7 @@ def _image(work: Work, current: list[WorkerReport], now: Instant) -> Image:
         nodes=tuple(slot.node_id for slot in work.placement),
         size_bytes=sum(r.image_bytes for r in current),
         saved_at=now,
+        took_ms=max(r.image_took_ms for r in current),
     )
 
 

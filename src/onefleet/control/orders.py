@@ -1,16 +1,32 @@
-"""What a node shall do, derived from the state alone: the same state gives the same orders."""
+"""What nodes shall do, derived from the state alone: the same state gives the same orders.
+
+Besides what runs on it, or shall run, a node keeps the images that lie there for as long as the
+pool may go back to them. Of each image there is to be a copy on another node, so that who loses a
+node does not lose what was saved on it.
+"""
 
 from __future__ import annotations
 
-from typing import assert_never
+import zlib
+from collections.abc import Iterator
 
 from onefleet.core import lifecycle
-from onefleet.domain.ids import ImageId, NodeId
+from onefleet.domain.fleet import Node, NodeState
+from onefleet.domain.ids import NodeId, WorkId
 from onefleet.domain.jobs import Job
 from onefleet.domain.serving import Deployment, Model
-from onefleet.domain.work import Phase, Work
+from onefleet.domain.work import Image, Phase, Work
 from onefleet.store.base import State
-from onefleet.wire.agent import EngineSpec, JobSpec, NodeOrders, Order, OrderVerb
+from onefleet.wire.agent import (
+    EngineSpec,
+    GangSpec,
+    JobSpec,
+    NodeOrders,
+    Order,
+    OrderVerb,
+    Source,
+)
+from onefleet.wire.tickets import door_key, image_name, ticket
 
 #: How long a node's work runs on without hearing from the control plane. Long against a restart
 #: of the control plane, short against the patience of a job whose node was lost.
@@ -18,64 +34,173 @@ LEASE_MS = 30_000
 #: Between asking a process to end and killing it.
 JOB_GRACE_MS = 10_000
 REPLICA_GRACE_MS = 5_000
+#: Nodes that each worker's image shall lie on.
+COPIES = 2
 
 _VERBS = {
     Phase.STARTING: OrderVerb.RUN,
     Phase.RUNNING: OrderVerb.RUN,
     Phase.RESTORING: OrderVerb.RUN,
     Phase.SAVING: OrderVerb.SAVE,
+    Phase.FROZEN: OrderVerb.FREEZE,
     Phase.STOPPING: OrderVerb.STOP,
-    Phase.SUSPENDED: OrderVerb.KEEP,
 }
 
 
-def orders_for(state: State, node_id: NodeId) -> NodeOrders:
-    """Everything that this node shall do; a worker that is not named has no business there."""
-    orders = []
-    for work in state.works.values():
-        verb = _VERBS.get(work.phase)
-        if verb is None:
-            continue
-        for rank, holder in enumerate(_nodes(work)):
-            if holder == node_id:
-                orders.append(_order(state, work, rank, verb))
-    return NodeOrders(
-        node_id=node_id, generation=state.generation, lease_ms=LEASE_MS, orders=tuple(orders)
-    )
+class OrderBook:
+    """The orders of every node, as the state changes. secret: as of `Orders`."""
+
+    def __init__(self, secret: str = "") -> None:
+        self._secret = secret
+        self._newest: Orders | None = None
+        self._known: dict[NodeId, NodeOrders] = {}
+
+    def of(self, state: State, node_id: NodeId) -> NodeOrders:
+        """The node's orders; their generation is that of the state that last changed them."""
+        if self._newest is None or self._newest.generation != state.generation:
+            self._newest = Orders(state, self._secret)
+        fresh = self._newest.of(node_id)
+        known = self._known.get(node_id)
+        if known is None or known.orders != fresh.orders:
+            known = self._known[node_id] = fresh
+        return known
 
 
-def _nodes(work: Work) -> tuple[NodeId, ...]:
-    """Where its workers are, by rank: its placement, or while it is suspended its image."""
-    if work.phase is Phase.SUSPENDED:
-        return work.image.nodes if work.image else ()
-    return tuple(slot.node_id for slot in work.placement)
+class Orders:
+    """The orders of all nodes in one state. secret: what the keys of their doors are made from."""
+
+    def __init__(self, state: State, secret: str = "") -> None:
+        self.generation = state.generation
+        self._state = state
+        self._secret = secret
+        self._orders: dict[NodeId, list[Order]] = {}
+        self._reachable = [n for n in state.nodes.values() if n.address and _is_there(n)]
+        for work in state.works.values():
+            verb = _VERBS.get(work.phase)
+            for rank, slot in enumerate(work.placement):
+                assert verb is not None, f"{work.id} is placed in phase {work.phase}"
+                self._note(slot.node_id, self._order(work, rank, verb))
+            if work.image is not None and work.phase is not Phase.ENDED:
+                for rank in range(len(work.image.nodes)):
+                    for node_id, image in self._keepers(work, work.image, rank):
+                        self._note(node_id, self._keep(work, image, rank, node_id))
+
+    def of(self, node_id: NodeId) -> NodeOrders:
+        """Everything that this node shall do; a worker that is not named has no business there."""
+        return NodeOrders(
+            node_id=node_id,
+            generation=self.generation,
+            lease_ms=LEASE_MS,
+            orders=tuple(self._orders.get(node_id, ())),
+            door=door_key(self._secret, node_id),
+        )
+
+    def _note(self, node_id: NodeId, order: Order) -> None:
+        self._orders.setdefault(node_id, []).append(order)
+
+    # --- what runs -----------------------------------------------------------------------------
+
+    def _order(self, work: Work, rank: int, verb: OrderVerb) -> Order:
+        job = self._state.jobs.get(work.id)
+        slot = work.placement[rank]
+        image = work.image.id if work.image else None
+        if verb is OrderVerb.SAVE:
+            image = lifecycle.image_id(work)
+        held = work.phase is Phase.RESTORING or (work.phase is Phase.SAVING and not work.cut)
+        brings_back = work.phase is Phase.RESTORING
+        return Order(
+            work_id=work.id,
+            rank=rank,
+            epoch=work.epoch,
+            verb=verb,
+            devices=slot.devices,
+            milli=slot.milli,
+            image=image,
+            keep=tuple(i.id for i in (work.image, work.image_before) if i and i.id != image),
+            hold=held and work.demand.workers > 1,
+            making=work.making.id if work.making else None,
+            sources=self._sources(work.id, work.image, rank, slot.node_id) if brings_back else (),
+            grace_ms=JOB_GRACE_MS if job else REPLICA_GRACE_MS,
+            job=_job_spec(job, work) if job else None,
+            gang=self._gang(work, rank) if work.demand.workers > 1 else None,
+            engine=None if job else _engine_spec(self._state, work),
+        )
+
+    def _gang(self, work: Work, rank: int) -> GangSpec:
+        """Two agents of one address are on one machine, and so is a gang that lies on both."""
+        hosts = [self._host(slot.node_id) for slot in work.placement]
+        others = tuple(dict.fromkeys(host for host in hosts if host != hosts[rank]))
+        return GangSpec(node=hosts[rank] if others else "", nodes=others, master=hosts[0])
+
+    def _host(self, node_id: NodeId) -> str:
+        node = self._state.nodes.get(node_id)
+        return node.address.rpartition(":")[0] if node else ""
+
+    # --- where images lie ----------------------------------------------------------------------
+
+    def _keepers(self, work: Work, image: Image, rank: int) -> Iterator[tuple[NodeId, Image]]:
+        """The nodes that shall have an image of this rank, with the newest that each shall have;
+        not the node that the rank is on."""
+        holders = image.holders(rank)
+        living = [n for n in holders if (node := self._state.nodes.get(n)) and _is_there(node)]
+        wanted = dict.fromkeys(holders, image)
+        if len(living) < COPIES and (another := self._another(work, rank, holders)) is not None:
+            wanted[another] = image
+        if work.image_before is not None:
+            for node_id in work.image_before.holders(rank):
+                wanted.setdefault(node_id, work.image_before)
+        here = work.placement[rank].node_id if work.placement else None
+        yield from ((node_id, newest) for node_id, newest in wanted.items() if node_id != here)
+
+    def _another(self, work: Work, rank: int, holders: tuple[NodeId, ...]) -> NodeId | None:
+        """Where a further copy shall lie: where it is going to move, else anywhere, as evenly as
+        the works' names are; in another zone if there is one."""
+        free = [node for node in self._reachable if node.id not in holders]
+        if not free:
+            return None
+        if work.move_to:
+            target = work.move_to[rank % len(work.move_to)]
+            if any(node.id == target for node in free):
+                return target
+        zones = [node.zone for n in holders if (node := self._state.nodes.get(n))]
+        apart = [node for node in free if node.zone not in zones] or free
+        return apart[zlib.crc32(work.id.encode()) % len(apart)].id
+
+    def _keep(self, work: Work, image: Image, rank: int, node_id: NodeId) -> Order:
+        before = work.image_before
+        if before is image or (before is not None and node_id not in before.holders(rank)):
+            before = None
+        job = self._state.jobs.get(work.id)
+        return Order(
+            work_id=work.id,
+            rank=rank,
+            epoch=work.epoch,
+            verb=OrderVerb.KEEP,
+            image=image.id,
+            keep=() if before is None else (before.id,),
+            sources=self._sources(work.id, image, rank, node_id),
+            grace_ms=JOB_GRACE_MS,
+            job=_job_spec(job, work) if job else None,
+        )
+
+    def _sources(
+        self, work_id: WorkId, image: Image | None, rank: int, node_id: NodeId
+    ) -> tuple[Source, ...]:
+        """Where a node that has not the image of this rank can fetch it."""
+        if image is None or node_id in image.holders(rank):
+            return ()
+        found = []
+        for holder in image.holders(rank):
+            node = self._state.nodes.get(holder)
+            if node is not None and node.address and _is_there(node):
+                key = door_key(self._secret, holder)
+                opens = ticket(key, image_name(work_id, rank, image.id))
+                found.append(Source(node_id=holder, address=node.address, ticket=opens))
+        return tuple(found)
 
 
-def _order(state: State, work: Work, rank: int, verb: OrderVerb) -> Order:
-    job = state.jobs.get(work.id)
-    image = _image(work, verb)
-    return Order(
-        work_id=work.id,
-        rank=rank,
-        epoch=work.epoch,
-        verb=verb,
-        devices=work.placement[rank].devices if work.placement else (),
-        image=image,
-        keep=tuple(i.id for i in (work.image, work.image_before) if i and i.id != image),
-        grace_ms=JOB_GRACE_MS if job else REPLICA_GRACE_MS,
-        job=_job_spec(job, work) if job else None,
-        engine=None if job else _engine_spec(state, work),
-    )
-
-
-def _image(work: Work, verb: OrderVerb) -> ImageId | None:
-    match verb:
-        case OrderVerb.SAVE:
-            return lifecycle.image_id(work)
-        case OrderVerb.RUN | OrderVerb.KEEP | OrderVerb.STOP:
-            return work.image.id if work.image else None
-        case _:
-            assert_never(verb)
+def _is_there(node: Node) -> bool:
+    return node.state is not NodeState.LOST
 
 
 def _job_spec(job: Job, work: Work) -> JobSpec:
@@ -87,6 +212,7 @@ def _job_spec(job: Job, work: Work) -> JobSpec:
         code=job.code,
         network=job.network,
         workers=work.demand.workers,
+        width=work.demand.devices_max,
     )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import secrets
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, replace
 from time import perf_counter_ns
@@ -20,7 +21,7 @@ from onefleet.control.demand import Demands
 from onefleet.control.gateway_table import same_content, table_for, with_generation
 from onefleet.control.leases import Sightings
 from onefleet.control.mirror import Mirror
-from onefleet.control.orders import orders_for
+from onefleet.control.orders import OrderBook
 from onefleet.control.reconcile import Inputs, Pass, reconcile
 from onefleet.control.signal import Signal
 from onefleet.control.utilisation import LOOK_BACK_MS, Utilisation
@@ -29,11 +30,10 @@ from onefleet.core.plan import Plan
 from onefleet.core.policy import Policy
 from onefleet.domain.errors import OnefleetError, Overloaded, StaleGeneration
 from onefleet.domain.fleet import Node
-from onefleet.domain.ids import IdSource, Instant, NodeId
+from onefleet.domain.ids import IdSource, Instant
 from onefleet.domain.layout import Layout
 from onefleet.domain.serving import Model
 from onefleet.store.base import Commit, State, Store
-from onefleet.wire.agent import NodeOrders
 from onefleet.wire.gateway import RouteTable
 
 #: A pass at least this often, whether anything happened or not.
@@ -113,7 +113,7 @@ class Pool:
         self._hint = asyncio.Event()
         self._rng = random.Random("control/passes")
         self._mirror = Mirror()
-        self._orders: dict[NodeId, NodeOrders] = {}
+        self.orders = OrderBook(secrets.token_hex(32))
         self._table: RouteTable | None = None
         self._held_written_at = self.started_at
         self._log = structlog.get_logger("control")
@@ -269,14 +269,6 @@ class Pool:
         return self._turns[turn[0]] == turn[1] and not self.closing
 
     # --- what agents and gateways are told -----------------------------------------------------
-
-    def orders(self, state: State, node_id: NodeId) -> NodeOrders:
-        """The node's orders; their generation is that of the state that last changed them."""
-        fresh = orders_for(state, node_id)
-        known = self._orders.get(node_id)
-        if known is None or known.orders != fresh.orders or known.lease_ms != fresh.lease_ms:
-            self._orders[node_id] = fresh
-        return self._orders[node_id]
 
     def route_table(self, state: State) -> RouteTable:
         """The gateway's table; its generation rises when its content changes."""

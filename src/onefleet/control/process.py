@@ -18,6 +18,7 @@ from onefleet.control.adding import adder
 from onefleet.control.app import make_app
 from onefleet.control.clock import TimeIds, WallClock
 from onefleet.control.first_start import ensure_administrator
+from onefleet.control.orders import OrderBook
 from onefleet.control.pool import AddModel, Pool
 from onefleet.core.policy import DEFAULT_POLICY, Policy
 from onefleet.domain.layout import Layout
@@ -64,6 +65,7 @@ async def serve(
     pool = await Pool.load(
         store, layout, WallClock(), TimeIds(), policy, add_model or adder(layout, _hub())
     )
+    pool.orders = OrderBook(internal_token)  # nodes' doors know their keys after a restart, too
     passes = None
     try:
         await ensure_administrator(pool)

@@ -176,7 +176,7 @@ def _deployment_state(deployment: Deployment, ready: int, scene: Scene) -> tuple
 
 def replica_view(replica: Replica, scene: Scene) -> ReplicaView:
     work = scene.state.works[replica.id]
-    report = scene.sightings.worker(work.id, 0)
+    report = scene.sightings.worker(work, 0)
     return ReplicaView(
         id=replica.id,
         deployment=scene.state.deployments[replica.deployment_id].name,
@@ -266,20 +266,19 @@ def _devices_of(work: Work) -> tuple[str, ...]:
 def _memory_of(work: Work, scene: Scene) -> int:
     if not work.phase.holds_devices:
         return 0
-    reports = (scene.sightings.worker(work.id, rank) for rank in range(work.demand.workers))
+    reports = (scene.sightings.worker(work, rank) for rank in range(work.demand.workers))
     return sum(r.memory_bytes for r in reports if r is not None and r.epoch == work.epoch)
 
 
 def _checkpoint(work: Work, scene: Scene) -> tuple[CheckpointMode, str]:
     """How it is saved: as its node said, or before it has one as the best node could."""
-    report = scene.sightings.worker(work.id, 0)
+    report = scene.sightings.worker(work, 0)
     nodes = scene.state.nodes
     placed = [nodes[slot.node_id] for slot in work.placement if slot.node_id in nodes]
     if report is not None and report.checkpoint_mode is not CheckpointMode.NONE:
         if report.checkpoint_mode is CheckpointMode.CRIU:
             return CheckpointMode.CRIU, ""
-        reasons = [report.checkpoint_reason]
-        reasons += [node.checkpoint_reason for node in placed or nodes.values()]
+        reasons = [node.checkpoint_reason for node in placed or nodes.values()]
         return report.checkpoint_mode, next((r for r in reasons if r), "")
     order = list(CheckpointMode)
     best = min(placed or nodes.values(), key=lambda n: order.index(n.checkpoint_mode), default=None)

@@ -22,6 +22,12 @@ DEVICE = "eth0"
 PORT = 29_500
 #: Where a gang without a private network looks for a port: below those that systems hand out.
 _PORTS = range(20_000, 30_000)
+#: A hold that nobody ends within this time ends by itself, and the worker runs (on).
+HOLD_MS = 120_000
+#: A gang that has not been saved whole within this time of its order runs on. It is well under
+#: HOLD_MS: so when the last worker was saved the first one still stood, and what they were saved
+#: as is of one moment.
+CUT_LIMIT_MS = 90_000
 
 
 @dataclass(frozen=True, slots=True)

@@ -92,7 +92,8 @@ class Image:
     """The bytes of one checkpoint: which worker images make it whole, and where they lie.
 
     ran_ms: the run time that is in it, so that going back to it says what is thrown away. took_ms:
-    how long the work stood still for it, measured; 0 when it is not known.
+    how long the work stood still for it, measured; 0 when it is not known. copies: further nodes
+    that have it, by rank; empty: there are none.
     """
 
     id: ImageId
@@ -101,6 +102,11 @@ class Image:
     saved_at: Instant
     ran_ms: int = 0
     took_ms: int = 0
+    copies: tuple[tuple[NodeId, ...], ...] = ()
+
+    def holders(self, rank: int) -> tuple[NodeId, ...]:
+        """The nodes that have the image of this rank; the first is where it was made."""
+        return (self.nodes[rank], *(self.copies[rank] if self.copies else ()))
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,13 @@ The agent posts what it sees (`NodeReport`) to ``/internal/agent/sync`` and gets
 carry the epoch of their work; an agent refuses an older epoch than it has seen, and the control
 plane ignores reports of an older one. The control plane may hold the call until something
 changes, at most `NodeReport.wait_ms`.
+
+A gang is saved in two phases, so that its image is of one moment. With `Order.hold` each worker is
+saved and then stands still (SAVE_HELD); when all stand, the save counts, and the orders come
+without `hold`: each gives its process up (SAVED). If one fails before that, the orders say RUN, and
+all run on. A restore is held in the same way until all are there (RESTORE_HELD, then RUN without
+`hold`), and so is an image that is made while it runs (`Order.making`): the orders name it among
+their images from when it counts, and not at all when it does not.
 """
 
 from __future__ import annotations
@@ -15,6 +22,7 @@ import msgspec
 
 from onefleet.domain.fleet import CheckpointMode, Device
 from onefleet.domain.ids import DeviceId, Generation, ImageId, Instant, NodeId, WorkId
+from onefleet.domain.work import WHOLE
 
 
 class OrderVerb(StrEnum):
@@ -22,8 +30,9 @@ class OrderVerb(StrEnum):
 
     RUN = "run"  # have it running: start it, or restore it from `image` when one is named
     SAVE = "save"  # save its state as `image` and free its memory and devices
+    FREEZE = "freeze"  # let it stand still: its devices are free, its memory stays
     STOP = "stop"  # end its processes and report the end
-    KEEP = "keep"  # nothing runs here, but keep the files of `image`
+    KEEP = "keep"  # nothing runs here, but keep the files of `image`, or fetch them
 
 
 class EngineSpec(msgspec.Struct, frozen=True, kw_only=True):
@@ -41,7 +50,7 @@ class EngineSpec(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class JobSpec(msgspec.Struct, frozen=True, kw_only=True):
-    """What a job's worker is started with."""
+    """What a job's worker is started with. width: devices of one worker at full width."""
 
     name: str
     tenant_id: str
@@ -50,10 +59,36 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True):
     code: str | None = None  # digest of the packaged code folder
     network: str = "cell"
     workers: int = 1
+    width: int = 1
+
+
+class GangSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """Where the machines of a gang are.
+
+    node: the address of the node of this order for the others, and nodes: those of the others;
+    both empty when the gang lies on one machine. master: the address of the node of rank 0.
+    """
+
+    node: str = ""
+    nodes: tuple[str, ...] = ()
+    master: str = ""
+
+
+class Source(msgspec.Struct, frozen=True, kw_only=True):
+    """A node that has an image of the order's worker. ticket: what opens it there."""
+
+    node_id: NodeId
+    address: str
+    ticket: str
 
 
 class Order(msgspec.Struct, frozen=True, kw_only=True):
-    """The desired state of one worker on this node. Exactly one of job and engine is set."""
+    """The desired state of one worker on this node. Exactly one of job and engine is set.
+
+    hold: stand still when it is saved, or restored, until orders come without it. making: an image
+    that shall be made of it while it runs. sources: nodes that have `image`. milli: the share of
+    each device that is its own.
+    """
 
     work_id: WorkId
     rank: int
@@ -62,18 +97,32 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
     devices: tuple[DeviceId, ...] = ()
     image: ImageId | None = None
     keep: tuple[ImageId, ...] = ()  # further images to fall back to; they must not be removed
+    hold: bool = False
+    making: ImageId | None = None
+    sources: tuple[Source, ...] = ()
+    milli: int = WHOLE
     grace_ms: int = 10_000  # between asking a process to end and killing it
     job: JobSpec | None = None
+    gang: GangSpec | None = None
     engine: EngineSpec | None = None
+
+    @property
+    def images(self) -> tuple[ImageId, ...]:
+        """The images that count: the others may go."""
+        return self.keep if self.image is None else (self.image, *self.keep)
 
 
 class NodeOrders(msgspec.Struct, frozen=True, kw_only=True):
-    """All that this node shall do. A worker that is not named has no business here: end it."""
+    """All that this node shall do. A worker that is not named has no business here: end it.
+
+    door: the secret that tickets for this node's images are made with.
+    """
 
     node_id: NodeId
     generation: Generation  # of the state that the orders were made from
-    lease_ms: int  # from the receipt of this answer, work may run this long unrenewed
+    lease_ms: int  # from when the agent asked for this answer, work may run this long unrenewed
     orders: tuple[Order, ...]
+    door: str = ""
 
 
 class Observed(StrEnum):
@@ -81,17 +130,33 @@ class Observed(StrEnum):
 
     STARTING = "starting"
     RUNNING = "running"  # an engine: and it answers
+    FROZEN = "frozen"  # it stands still, and its memory stays
     SAVING = "saving"
+    SAVE_HELD = "save_held"  # `image` is whole and durable, and it stands still
     SAVED = "saved"  # `image` is whole and durable on this node; nothing runs
     SAVE_FAILED = "save_failed"  # it runs on, unharmed
+    FETCHING = "fetching"  # its image comes from another node
     RESTORING = "restoring"
+    RESTORE_HELD = "restore_held"  # all of it is there again, and nothing moves
     RESTORE_FAILED = "restore_failed"  # nothing runs; the image is kept
     STOPPING = "stopping"
     ENDED = "ended"  # exit_code is set
 
 
+class Made(msgspec.Struct, frozen=True, kw_only=True):
+    """What became of an image that was ordered while the worker runs. error: why there is none.
+
+    took_ms: how long it stood still for it.
+    """
+
+    image: ImageId
+    image_bytes: int = 0
+    took_ms: int = 0
+    error: str = ""
+
+
 class WorkerReport(msgspec.Struct, frozen=True, kw_only=True):
-    """What is true of one worker now."""
+    """What is true of one worker now. images: all that are whole here, oldest first."""
 
     work_id: WorkId
     rank: int
@@ -102,16 +167,18 @@ class WorkerReport(msgspec.Struct, frozen=True, kw_only=True):
     image: ImageId | None = None
     image_bytes: int = 0
     image_lost_ms: int = 0  # work just before the save that is not in the image (cooperative)
+    image_took_ms: int = 0  # how long it stood still before its memory was free
+    images: tuple[ImageId, ...] = ()
+    made: Made | None = None
     memory_bytes: int = 0  # resident now
     cpu_ms: int = 0  # used so far by its processes
     host: str = ""  # engines: where it listens
     port: int = 0
     checkpoint_mode: CheckpointMode = CheckpointMode.NONE
-    checkpoint_reason: str = ""  # what of its devices keeps criu from saving it
 
 
 class NodeReport(msgspec.Struct, frozen=True, kw_only=True):
-    """What is true of one node now."""
+    """What is true of one node now. address: as `Node.address`."""
 
     node_id: NodeId
     name: str
@@ -125,3 +192,6 @@ class NodeReport(msgspec.Struct, frozen=True, kw_only=True):
     wait_ms: int  # how long the answer may be held when there is nothing new
     workers: tuple[WorkerReport, ...]
     sent_at: Instant
+    region: str = ""
+    zone: str = ""
+    address: str = ""

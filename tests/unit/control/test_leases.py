@@ -7,9 +7,9 @@ from dataclasses import replace
 from tests.fleets import a_job, placed, suspended
 from tests.unit.control.states import NOW, a_report, a_state, a_worker
 
-from onefleet.control.leases import VANISHED_MS, Sightings
-from onefleet.control.orders import LEASE_MS, orders_for
-from onefleet.domain.ids import Generation, Instant, NodeId, WorkId
+from onefleet.control.leases import VANISHED_MS, Sightings, place
+from onefleet.control.orders import LEASE_MS, Orders
+from onefleet.domain.ids import Generation, Instant, NodeId
 from onefleet.wire.agent import Observed
 
 N1 = NodeId("n1")
@@ -32,7 +32,7 @@ def test_each_word_renews() -> None:
 def told() -> Sightings:
     """The node was told of the running job."""
     sightings = Sightings(NOW)
-    sightings.told(orders_for(STATE, N1), NOW)
+    sightings.told(Orders(STATE).of(N1), NOW)
     return sightings
 
 
@@ -51,7 +51,7 @@ def test_it_has_not_while_it_is_reported_or_the_orders_are_young_or_unseen() -> 
 
 def test_it_counts_from_when_the_node_was_first_told() -> None:
     sightings = told()
-    sightings.told(orders_for(replace(STATE, generation=Generation(20)), N1), LATE)
+    sightings.told(Orders(replace(STATE, generation=Generation(20))).of(N1), LATE)
     assert sightings.see(a_report("n1"), STATE, LATE).vanished == (RUNNING.id,)
 
 
@@ -63,19 +63,30 @@ def test_what_ran_under_an_older_epoch_may_still_have_to_end() -> None:
 def test_suspended_and_moved_works_do_not_vanish() -> None:
     kept = a_state(suspended(a_job("job-1"), "n1"))
     sightings = Sightings(NOW)
-    sightings.told(orders_for(kept, N1), NOW)
+    sightings.told(Orders(kept).of(N1), NOW)
     assert sightings.see(a_report("n1"), kept, LATE).vanished == ()
     moved = a_state(replace(RUNNING, epoch=Generation(5)))
     assert told().see(a_report("n1"), moved, LATE).vanished == ()
     assert told().see(a_report("n1"), a_state(), LATE).vanished == ()
 
 
-def test_the_highest_epochs_report_of_a_worker_counts() -> None:
+def test_a_worker_is_what_the_node_says_that_it_is_on() -> None:
     sightings = Sightings(NOW)
-    new = a_worker(RUNNING, Observed.RUNNING, epoch=Generation(3))
-    sightings.see(a_report("n2", [new]), STATE, NOW)
-    old = a_worker(RUNNING, Observed.SAVED, epoch=Generation(2))
-    seen = sightings.see(a_report("n1", [old]), STATE, NOW)
-    assert seen.workers[WorkId("job-1"), 0] == new
-    assert sightings.worker(WorkId("job-1"), 0) == new
-    assert sightings.worker(WorkId("job-1"), 1) is None
+    here, copy = a_worker(RUNNING, Observed.RUNNING), a_worker(RUNNING, Observed.SAVED)
+    sightings.see(a_report("n1", [here]), STATE, NOW)
+    seen = sightings.see(a_report("n2", [copy]), STATE, NOW)
+    assert seen.workers == {(RUNNING.id, 0): here}
+    assert sightings.worker(RUNNING, 0) == here
+    assert sightings.worker(RUNNING, 1) is None
+
+
+def test_a_suspended_worker_is_where_its_image_lies_first() -> None:
+    sightings = Sightings(NOW)
+    gang = suspended(a_job("gang", workers=2), "n1", "n2")
+    state = a_state(gang)
+    one, two = (a_worker(gang, Observed.SAVED, rank) for rank in (0, 1))
+    sightings.see(a_report("n2", [one, two]), state, NOW)
+    seen = sightings.see(a_report("n1", [one, two]), state, NOW)
+    assert (place(gang, 0), place(gang, 1)) == ("n1", "n2")
+    assert seen.workers == {(gang.id, 0): one, (gang.id, 1): two}
+    assert place(a_job("new"), 0) is None

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 import pytest
-from tests.fleets import a_job, a_replica, placed, suspended
-from tests.unit.control.states import NOW, a_state
+from tests.fleets import a_job, a_node, a_replica, placed, suspended
+from tests.unit.control.states import NOW, a_state, by_id
 
-from onefleet.control.orders import LEASE_MS, orders_for
+from onefleet.control.orders import LEASE_MS, Orders
 from onefleet.core import lifecycle
-from onefleet.domain.ids import NodeId
+from onefleet.domain.fleet import NodeState
+from onefleet.domain.ids import ImageId, NodeId
 from onefleet.domain.work import Image, Work
-from onefleet.wire.agent import Order, OrderVerb
+from onefleet.wire.agent import GangSpec, Order, OrderVerb
+from onefleet.wire.tickets import door_key, image_name, opens
 
 
 def orders(work: Work, node: str = "n1") -> list[Order]:
-    return list(orders_for(a_state(work), NodeId(node)).orders)
+    return list(Orders(a_state(work)).of(NodeId(node)).orders)
 
 
 STARTING = placed(a_job("job-1"), ("n1", "0"), running=False)
@@ -96,7 +99,100 @@ def test_a_replica_gets_its_engine() -> None:
 
 def test_the_same_state_gives_the_same_orders() -> None:
     state = a_state(RUNNING, placed(a_job("job-2"), ("n1", "1")))
-    first, again = orders_for(state, NodeId("n1")), orders_for(state, NodeId("n1"))
+    first, again = Orders(state).of(NodeId("n1")), Orders(state).of(NodeId("n1"))
     assert first == again
     assert (first.generation, first.lease_ms) == (9, LEASE_MS)
     assert [o.work_id for o in first.orders] == ["job-1", "job-2"]
+
+
+# --- gangs, checkpoints and copies ---------------------------------------------------------------
+
+GANG = placed(a_job("job-1", workers=2), ("n1", "0"), ("n2", "1"))
+
+
+def near(*hosts: str) -> dict[str, object]:
+    """Nodes n1, n2, ... at these hosts."""
+    nodes = [a_node(f"n{i}", address=f"{host}:1") for i, host in enumerate(hosts, 1)]
+    return {"nodes": by_id(*nodes)}
+
+
+def of(work: Work, node: str, **state: object) -> list[Order]:
+    return list(Orders(a_state(work, **state), "secret").of(NodeId(node)).orders)
+
+
+def test_a_gang_is_saved_and_brought_back_in_two_phases() -> None:
+    saving = lifecycle.apply(GANG, lifecycle.SaveOrdered("room"), NOW)
+    assert [o.hold for o in orders(saving)] == [True]
+    cut = lifecycle.apply(saving, lifecycle.CutMade(), NOW)
+    assert [(o.verb, o.hold, o.image) for o in orders(cut)] == [(OrderVerb.SAVE, False, "job-1.1")]
+    gang = suspended(a_job("job-1", workers=2), "n1", "n2")
+    back = lifecycle.apply(gang, lifecycle.Placed(GANG.placement, True), NOW)
+    assert [o.hold for o in orders(back)] == [True]
+    assert [o.hold for o in orders(lifecycle.apply(back, lifecycle.Restored(), NOW))] == [False]
+    assert [o.hold for o in (*orders(SAVING), *orders(RESTORING))] == [False, False]
+
+
+def test_frozen_work_and_images_that_are_made() -> None:
+    frozen = lifecycle.apply(RUNNING, lifecycle.Froze("room"), NOW)
+    assert [(o.verb, o.devices) for o in orders(frozen)] == [(OrderVerb.FREEZE, ())]
+    making = lifecycle.apply(RUNNING, lifecycle.CheckpointOrdered(), NOW)
+    assert [(o.verb, o.making) for o in orders(making)] == [(OrderVerb.RUN, "job-1.1-1")]
+
+
+def test_a_gang_is_told_of_the_machines_that_it_lies_on() -> None:
+    apart = [o.gang for n in ("n1", "n2") for o in of(GANG, n, **near("a", "b"))]
+    assert apart == [
+        GangSpec(node="a", nodes=("b",), master="a"),
+        GangSpec(node="b", nodes=("a",), master="a"),
+    ]
+    together = [o.gang for n in ("n1", "n2") for o in of(GANG, n, **near("a", "a"))]
+    assert together == [GangSpec(master="a")] * 2
+    assert of(RUNNING, "n1")[0].gang is None
+
+
+def test_an_image_is_fetched_from_where_it_lies() -> None:
+    elsewhere = lifecycle.apply(
+        SUSPENDED, lifecycle.Placed(placed(a_job("x"), ("n2", "0")).placement, True), NOW
+    )
+    (order,) = of(elsewhere, "n2", **near("a", "b"))
+    key = door_key("secret", NodeId("n1"))
+    (source,) = order.sources
+    assert (source.node_id, source.address) == ("n1", "a:1")
+    assert opens(key, image_name(elsewhere.id, 0, ImageId("job-1.1")), source.ticket)
+    assert Orders(a_state(), "secret").of(NodeId("n1")).door == key
+    (kept,) = of(elsewhere, "n1", **near("a", "b"))  # it serves it meanwhile
+    assert (kept.verb, kept.image, kept.sources) == (OrderVerb.KEEP, "job-1.1", ())
+
+
+def test_another_node_keeps_a_copy_if_it_can_be_had() -> None:
+    assert orders(SUSPENDED, "n2") == []  # no node has an address
+    (copy,) = of(SUSPENDED, "n2", **near("a", "b"))
+    assert copy.verb is OrderVerb.KEEP and [s.node_id for s in copy.sources] == ["n1"]
+    image = SUSPENDED.image or _none()
+    copied = replace(SUSPENDED, image=replace(image, copies=((NodeId("n2"),),)))
+    (kept,) = of(copied, "n2", **near("a", "b", "c"))
+    assert (kept.verb, kept.sources) == (OrderVerb.KEEP, ())
+    assert of(copied, "n3", **near("a", "b", "c")) == []
+    nodes = near("a", "b", "c")["nodes"]
+    assert isinstance(nodes, Mapping)
+    lost = by_id(nodes["n1"], replace(nodes["n2"], state=NodeState.LOST), nodes["n3"])
+    assert [o.verb for o in of(copied, "n3", nodes=lost)] == [OrderVerb.KEEP]
+
+
+def test_a_copy_goes_where_it_is_going_to_move_or_to_another_zone() -> None:
+    running = replace(RESTORED, move_to=(NodeId("n3"),))
+    assert [bool(of(running, n, **near(*"abc"))) for n in ("n2", "n3")] == [False, True]
+    zones = [a_node(f"n{i}", address=f"{i}:1", zone=z) for i, z in enumerate("aaab", 1)]
+    assert [bool(of(RESTORED, f"n{i}", nodes=by_id(*zones))) for i in (2, 3, 4)] == [0, 0, 1]
+
+
+def test_an_older_image_is_kept_where_it_lies() -> None:
+    image = SUSPENDED.image or _none()
+    newer = replace(image, id=ImageId("job-1.2"), nodes=(NodeId("n2"),))
+    work = replace(SUSPENDED, image=newer, image_before=image)
+    (old,) = of(work, "n1")  # it cannot have the newer one
+    assert (old.image, old.keep) == ("job-1.1", ())
+    (old,) = of(work, "n1", **near("a", "b"))
+    assert (old.image, old.keep, len(old.sources)) == ("job-1.2", ("job-1.1",), 1)
+    (new,) = of(work, "n2", **near("a", "b"))
+    assert (new.image, new.keep) == ("job-1.2", ())

@@ -40,7 +40,7 @@ async def agent_sync(call: Call) -> NodeOrders:
     async with pool.changed.held():
         while True:
             version = pool.changed.version
-            orders = pool.orders(await pool.store.read(), report.node_id)
+            orders = pool.orders.of(await pool.store.read(), report.node_id)
             now = pool.clock.now()
             if orders.generation != report.seen or now >= until or not pool.has_turn(turn):
                 pool.sightings.renew(report.node_id, now)
