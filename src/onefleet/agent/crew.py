@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import os
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -13,49 +11,51 @@ from pathlib import Path
 from typing import assert_never
 
 import structlog
+from msgspec import structs
 
-from onefleet.agent import accelerators, archivist, records
-from onefleet.agent.devices import nvidia_driver
+from onefleet.agent import archivist, fetching, records
 from onefleet.agent.protocol import (
     Act,
     Adopted,
     Discard,
     Done,
+    Fetch,
+    Finish,
+    Freeze,
+    Hold,
+    HoldKind,
+    Pin,
     Prune,
     Restore,
     Save,
     Start,
     StatusSeen,
     Stop,
+    Thaw,
     Verb,
     WorkerKey,
 )
 from onefleet.agent.records import Record
 from onefleet.agent.share import Share
-from onefleet.config import child_environment
+from onefleet.agent.specs import PORT_FILE, Specs, cores
 from onefleet.domain.errors import InvalidRequest, OnefleetError, StorageFull
 from onefleet.domain.fleet import CheckpointMode, Device
-from onefleet.domain.ids import Digest, Generation, ImageId
+from onefleet.domain.ids import NO_GENERATION, DeviceId, Generation, ImageId
 from onefleet.domain.layout import Layout
-from onefleet.domain.serving import Purpose
+from onefleet.drivers import image as images
 from onefleet.drivers import supervisor_files
-from onefleet.drivers.base import Capability, Driver, WorkerSpec, WorkerState, WorkerStatus
-from onefleet.engines.base import EngineProcess
+from onefleet.drivers.base import Capability, Driver, WorkerState, WorkerStatus
 from onefleet.engines.catalog import engine
-from onefleet.registry import code
-from onefleet.wire.agent import EngineSpec, JobSpec, Order
+from onefleet.wire.agent import Order, OrderVerb
 
 log = structlog.get_logger()
 
-#: What a job sees of the environment that the pool was started in; the rest is its owner's own.
-JOB_INHERITS = ("HOME", "LANG", "LC_ALL", "LOGNAME", "PATH", "SHELL", "TMPDIR", "TZ", "USER")
-PORT_FILE = "port"
 #: A command that could not be started, as shells number it.
 CANNOT_START = 127
 #: Exit codes from here on are of processes that a signal ended.
 KILLED = 128
 #: What leaves images to fold, or to clean up after.
-_CHANGES_IMAGES = (Verb.SAVE, Verb.RESTORE, Verb.PRUNE, Verb.DISCARD)
+_CHANGES_IMAGES = (Verb.SAVE, Verb.RESTORE, Verb.FETCH, Verb.PRUNE, Verb.DISCARD)
 #: How much of an engine's stderr is searched for its reason, and how long that may be.
 TAIL_BYTES = 8_192
 COMPLAINT_MAX = 300
@@ -73,11 +73,10 @@ class Crew:
     ) -> None:
         self._layout = layout
         self._drivers = drivers
-        self._devices = {device.id: device for device in devices}
+        self._specs = Specs(layout, devices)
         self._records: dict[WorkerKey, Record] = {}
         self._job_driver = "local"
         self.capability = Capability(CheckpointMode.NONE, "not tried yet", "")
-        self._gpus = accelerators.GpuProof(devices, nvidia_driver())
         self._share = share
         self.archivist = archivist.Archivist(archivist.command(layout, share))
 
@@ -89,11 +88,10 @@ class Crew:
         gone = await asyncio.to_thread(records.forget_oldest, self._layout)
         if gone:
             log.info("removed the output of the oldest workers", folders=gone)
-        known, gpus = records.recall_proof(self._layout)
+        known = records.recall_proof(self._layout)
         if known is None or known.mode is not CheckpointMode.CRIU or "criu" not in self._drivers:
             return False
         self._job_driver, self.capability = "criu", known
-        self._gpus.capability = gpus or self._gpus.capability
         return True
 
     async def prove(self) -> None:
@@ -106,9 +104,7 @@ class Crew:
             elif proved.reason:
                 capability = replace(capability, reason=proved.reason)
         self._job_driver, self.capability = driver, capability
-        await self._gpus.prove(self._drivers[driver])
-        proofs = self.capability, self._gpus.capability
-        await asyncio.to_thread(records.remember_proof, self._layout, *proofs)
+        await asyncio.to_thread(records.remember_proof, self._layout, self.capability)
         log.info("jobs are saved by", driver=self._job_driver, reason=self.capability.reason)
 
     def folder(self, key: WorkerKey) -> Path:
@@ -124,14 +120,6 @@ class Crew:
             return CheckpointMode.NONE
         criu = record.driver == "criu"
         return CheckpointMode.CRIU if criu else CheckpointMode.COOPERATIVE
-
-    def why_not_criu(self, key: WorkerKey) -> str:
-        """What of this worker's devices keeps criu from saving it; empty when nothing does."""
-        record = self._records.get(key)
-        if record is None or record.order.job is None or record.driver == "criu":
-            return ""
-        held = [self._devices[d] for d in record.order.devices if d in self._devices]
-        return self._gpus.why_not(held, record.order.job.workers)
 
     # --- what an agent before this one left ------------------------------------------------------
 
@@ -166,6 +154,8 @@ class Crew:
             image_bytes=status.image_bytes if status else record.image_bytes,
             lost_ms=status.lost_ms if status else 0,
             devices=record.order.devices,
+            milli=record.order.milli,
+            hold=record.hold,
         )
 
     async def status(self, key: WorkerKey, epoch: Generation) -> tuple[StatusSeen, WorkerStatus]:
@@ -229,10 +219,21 @@ class Crew:
         match act:
             case Start(order=order):
                 return await self._start(act, order)
-            case Restore(order=order, image=image):
-                return await self._restore(act, order, image)
-            case Save(image=image):
-                return await self._save(act, image)
+            case Restore():
+                return await self._restore(act)
+            case Save():
+                return await self._save(act)
+            case Finish():
+                await self._finish(act)
+            case Freeze():
+                await self._driver(act.key).freeze(self.folder(act.key))
+            case Thaw(devices=devices):
+                await self._bind(act.key, devices)
+                await self._driver(act.key).thaw(self.folder(act.key))
+            case Pin(devices=devices):
+                await self._bind(act.key, devices)
+            case Fetch():
+                return await self._fetch(act)
             case Stop(grace_ms=grace_ms):
                 return await self._stop(act, grace_ms)
             case Prune(keep=keep):
@@ -246,11 +247,7 @@ class Crew:
 
     async def _start(self, act: Start, order: Order) -> Done:
         driver = self._job_driver if order.job else "local"
-        held = [self._devices[d] for d in order.devices if d in self._devices]
-        if order.job and (why := self._gpus.why_not(held, order.job.workers)):
-            log.info("is to save itself", worker=self.folder(act.key).name, reason=why)
-            driver = "local"
-        spec = await asyncio.to_thread(self._spec, act.key, order)
+        spec = await asyncio.to_thread(self._specs.of, act.key, order, driver)
         (spec.folder / PORT_FILE).unlink(missing_ok=True)
         record = Record(
             work_id=order.work_id, rank=order.rank, epoch=order.epoch, driver=driver, order=order
@@ -259,19 +256,25 @@ class Crew:
         await self._drivers[driver].start(spec)
         return Done(act.key, act.verb)
 
-    async def _restore(self, act: Restore, order: Order, image: ImageId) -> Done:
+    async def _restore(self, act: Restore) -> Done:
+        order, image = act.order, act.image
         before = self._records.get(act.key)
-        driver = before.driver if before else self._job_driver
         folder = self.folder(act.key)
         if image not in records.images(folder) and not await self._take(folder, image):
             return Done(act.key, Verb.RESTORE, error=f"image {image} is not on this node")
-        spec = await asyncio.to_thread(self._spec, act.key, order)
+        driver = await asyncio.to_thread(images.kind, str(folder / records.IMAGES / image))
+        if driver not in self._drivers:
+            told = f"image {image} is of driver {driver}, which this node does not have"
+            return Done(act.key, Verb.RESTORE, error=told)
+        spec = await asyncio.to_thread(self._specs.of, act.key, order, driver)
         record = Record(
             work_id=order.work_id, rank=order.rank, epoch=order.epoch, driver=driver, order=order,
             image=image, image_bytes=before.image_bytes if before else 0,
+            hold=Hold(HoldKind.RESTORE, image) if act.hold else None,
         )  # fmt: skip
         await self._keep(record)
-        await self._drivers[driver].restore(spec, folder / records.IMAGES / image)
+        path = folder / records.IMAGES / image
+        await self._drivers[driver].restore(spec, path, hold=act.hold)
         return Done(act.key, act.verb)
 
     async def _take(self, folder: Path, image: ImageId) -> bool:
@@ -283,113 +286,72 @@ class Crew:
             log.info("taken from the share", worker=folder.name, image=image)
         return taken
 
-    async def _save(self, act: Save, image: ImageId) -> Done:
-        record = self._records[act.key]
-        folder = self.folder(act.key)
-        await self._keep(_with(record, image, 0))
+    async def _save(self, act: Save) -> Done:
+        record, folder = self._records[act.key], self.folder(act.key)
+        kind = HoldKind.MAKING if act.runs_on else HoldKind.SAVE
+        record = structs.replace(record, hold=Hold(kind, act.image) if act.hold else None)
+        if not act.runs_on:
+            record = structs.replace(record, image=act.image, image_bytes=0)
+        await self._keep(record)
         (folder / records.IMAGES).mkdir(exist_ok=True)
-        saved = await self._drivers[record.driver].save(folder, folder / records.IMAGES / image)
-        await self._keep(_with(record, image, saved.size_bytes))
+        path = folder / records.IMAGES / act.image
+        saved = await self._drivers[record.driver].save(
+            folder, path, hold=act.hold, leave_running=act.runs_on
+        )
+        if not act.runs_on:
+            await self._keep(structs.replace(record, image_bytes=saved.size_bytes))
         log.info("saved", worker=folder.name, bytes=saved.size_bytes, frozen_ms=saved.frozen_ms)
-        return Done(act.key, act.verb, image_bytes=saved.size_bytes, lost_ms=saved.lost_ms)
+        return Done(
+            act.key,
+            act.verb,
+            image_bytes=saved.size_bytes,
+            lost_ms=saved.lost_ms,
+            took_ms=saved.frozen_ms,
+        )
+
+    async def _finish(self, act: Finish) -> None:
+        """End a hold; from then on the record has none, so that no later agent ends it again."""
+        record = self._records[act.key]
+        await self._drivers[record.driver].finish(self.folder(act.key), act.commit)
+        saves = record.hold is not None and record.hold.kind is HoldKind.SAVE
+        image = None if saves and not act.commit else record.image
+        await self._keep(structs.replace(record, hold=None, image=image))
+
+    async def _bind(self, key: WorkerKey, devices: tuple[DeviceId, ...]) -> None:
+        record = self._records[key]
+        cpus = cores(self._specs.held(devices))
+        if cpus:
+            await self._drivers[record.driver].pin(self.folder(key), cpus)
+        await self._keep(
+            structs.replace(record, order=structs.replace(record.order, devices=devices))
+        )
+
+    async def _fetch(self, act: Fetch) -> Done:
+        """Some of an image; from the beginning on it is known to whom it belongs."""
+        order, folder = act.order, self.folder(act.key)
+        if act.key not in self._records:
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            record = Record(
+                work_id=order.work_id, rank=order.rank, epoch=NO_GENERATION,
+                driver=self._job_driver, order=order,
+            )  # fmt: skip
+            await self._keep(record)
+        hurry = order.verb is OrderVerb.RUN
+        whole = await self._take(folder, act.image) or await asyncio.to_thread(
+            fetching.fetch, self._layout, act.key, act.image, order.sources, hurry=hurry
+        )
+        return Done(act.key, act.verb, more=not whole)
 
     async def _stop(self, act: Stop, grace_ms: int) -> Done:
-        record = self._records[act.key]
-        driver, folder = self._drivers[record.driver], self.folder(act.key)
+        driver, folder = self._driver(act.key), self.folder(act.key)
         await driver.stop(folder, grace_ms)
         status = await driver.status(folder)
         return Done(act.key, act.verb, exit_code=status.exit_code)
+
+    def _driver(self, key: WorkerKey) -> Driver:
+        return self._drivers[self._records[key].driver]
 
     async def _keep(self, record: Record) -> None:
         folder = self.folder(record.key)
         await asyncio.to_thread(records.write, folder, record)
         self._records[record.key] = record
-
-    # --- from an order to a process --------------------------------------------------------------
-
-    def _spec(self, key: WorkerKey, order: Order) -> WorkerSpec:
-        """What the driver is to start. Makes the worker's folder and unpacks its code."""
-        folder = self.folder(key)
-        work = folder / records.WORK
-        if not work.is_dir():
-            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            if order.job is not None and order.job.code is not None:
-                code.unpack(self._layout, Digest(order.job.code), work)
-            else:
-                work.mkdir()
-        held = [self._devices[d] for d in order.devices if d in self._devices]
-        if len(held) != len(order.devices):
-            raise InvalidRequest(
-                f"this node has not all of the devices {', '.join(order.devices)}",
-                why=f"it has {', '.join(self._devices)}",
-            )
-        if order.job is not None:
-            command, environment = self._job(key, order, order.job, folder, held)
-        else:
-            assert order.engine is not None, f"an order for {key} is of a job or of an engine"
-            command, environment = self._engine(order.engine, folder, held)
-        return WorkerSpec(
-            folder=folder,
-            command=command,
-            work=work,
-            environment=tuple(sorted(environment.items())),
-            cpus=accelerators.cores(held),
-            gpus=accelerators.gpus(held),
-            network=order.job.network if order.job else "host",
-            grace_ms=order.grace_ms,
-            chunks=self._layout.chunks(key.work_id),
-        )
-
-    def _job(
-        self, key: WorkerKey, order: Order, job: JobSpec, folder: Path, held: Sequence[Device]
-    ) -> tuple[tuple[str, ...], dict[str, str]]:
-        inherited = child_environment()
-        checkpoint = folder / records.CHECKPOINT
-        checkpoint.mkdir(exist_ok=True)
-        environment = {name: inherited[name] for name in JOB_INHERITS if name in inherited}
-        # Last in the path: "python" works where the machine has none of its own.
-        own = os.path.dirname(sys.executable)
-        environment["PATH"] = f"{environment.get('PATH', os.defpath)}:{own}"
-        environment |= {
-            "OMP_NUM_THREADS": str(max(len(held), 1)),
-            "PYTHONUNBUFFERED": "1",
-            **accelerators.environment(held, job.workers),
-            **dict(job.environment),
-            "ONEFLEET_JOB_ID": str(key.work_id),
-            "ONEFLEET_JOB_NAME": job.name,
-            "ONEFLEET_CHECKPOINT_DIR": str(checkpoint),
-            "RANK": str(order.rank),
-            "WORLD_SIZE": str(job.workers),
-        }
-        return job.command, environment
-
-    def _engine(
-        self, spec: EngineSpec, folder: Path, held: Sequence[Device]
-    ) -> tuple[tuple[str, ...], dict[str, str]]:
-        adapter = engine(spec.engine)
-        process = EngineProcess(
-            model_id=spec.model_id,
-            served_name=spec.served_name,
-            purpose=Purpose(spec.purpose),
-            path=Path(spec.path),
-            slots=spec.slots,
-            context_length=spec.context_length,
-            threads=max(len(held), 1),
-            port_file=folder / PORT_FILE,
-            cache_folder=folder / "cache",
-            options=tuple(sorted(spec.options.items())),
-        )
-        reason = adapter.available()
-        if reason:
-            raise InvalidRequest(f"engine {spec.engine} cannot run on this node", why=reason)
-        process.cache_folder.mkdir(exist_ok=True)
-        seen = accelerators.environment(held, 1)
-        environment = child_environment({**seen, **dict(adapter.environment(process))})
-        return adapter.command(process), environment
-
-
-def _with(record: Record, image: ImageId, image_bytes: int) -> Record:
-    return Record(
-        work_id=record.work_id, rank=record.rank, epoch=record.epoch, driver=record.driver,
-        order=record.order, image=image, image_bytes=image_bytes,
-    )  # fmt: skip

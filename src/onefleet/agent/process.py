@@ -17,14 +17,15 @@ import signal
 import time
 from collections.abc import Coroutine, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import structlog
-from msgspec import structs
 
 from onefleet.agent import readiness
-from onefleet.agent.crew import PORT_FILE, Crew
+from onefleet.agent.crew import Crew
 from onefleet.agent.devices import CpuMeter, DeviceProbe, default_probes, discover, memory_bytes
+from onefleet.agent.door import Door
 from onefleet.agent.protocol import (
     Act,
     Drain,
@@ -37,7 +38,9 @@ from onefleet.agent.protocol import (
     WorkerKey,
 )
 from onefleet.agent.share import Share
-from onefleet.agent.worker_machine import Worker, WorkerMachine
+from onefleet.agent.specs import PORT_FILE
+from onefleet.agent.worker import Worker
+from onefleet.agent.worker_machine import WorkerMachine
 from onefleet.domain.errors import OnefleetError
 from onefleet.domain.fleet import Device
 from onefleet.domain.ids import Generation, Instant, NodeId
@@ -67,12 +70,26 @@ QUIET_LIMIT_S = 60.0
 FAREWELL_S = 2.0
 
 
+@dataclass(frozen=True, slots=True)
+class NodeSpec:
+    """What a node says of itself. host, port: where its door is; port 0: any that is free."""
+
+    name: str
+    region: str = ""
+    zone: str = ""
+    host: str = "127.0.0.1"
+    port: int = 0
+
+
 class Agent:
     """One node's agent. Made and run on one event loop."""
 
-    def __init__(self, node_name: str, crew: Crew, client: Client, devices: Sequence[Device]):
+    def __init__(
+        self, spec: NodeSpec, crew: Crew, client: Client, devices: Sequence[Device], door: Door
+    ):
         self.machine = WorkerMachine()
-        self._name = node_name
+        self._spec = spec
+        self._door = door
         self._crew = crew
         self._client = client
         self._devices = tuple(devices)
@@ -222,6 +239,7 @@ class Agent:
         failures = 0
         while True:
             self._changed.clear()
+            asked_at = _now()
             try:
                 orders = await self._call(self._report(SYNC_WAIT_MS))
             except OnefleetError as error:
@@ -235,7 +253,8 @@ class Agent:
             if failures:
                 log.info("the control plane answers again", failures=failures)
                 failures = 0
-            self._feed(OrdersReceived(orders))
+            self._door.key = orders.door
+            self._feed(OrdersReceived(orders, asked_at))
 
     async def _pause(self) -> None:
         with suppress(TimeoutError):
@@ -291,8 +310,8 @@ class Agent:
         total, free = memory_bytes()
         capability = self._crew.capability
         return NodeReport(
-            node_id=node_id(self._name),
-            name=self._name,
+            node_id=node_id(self._spec.name),
+            name=self._spec.name,
             devices=self._devices,
             memory_bytes=total,
             memory_free_bytes=free,
@@ -305,16 +324,18 @@ class Agent:
                 self._worker_report(w) for w in self.machine.workers() if w.observed is not None
             ),
             sent_at=Instant(time.time_ns() // 1_000_000),
+            region=self._spec.region,
+            zone=self._spec.zone,
+            address=self._door.address,
         )
 
     def _worker_report(self, worker: Worker) -> WorkerReport:
         status = self._statuses.get(worker.key)
-        report = worker.report(
+        return worker.report(
             self._crew.mode(worker.key),
             status.memory_bytes if status else 0,
             status.cpu_ms if status else 0,
         )
-        return structs.replace(report, checkpoint_reason=self._crew.why_not_criu(worker.key))
 
 
 def node_id(name: str) -> NodeId:
@@ -324,7 +345,7 @@ def node_id(name: str) -> NodeId:
 
 def run(
     layout: Layout,
-    node_name: str,
+    spec: NodeSpec,
     drivers: Mapping[str, Driver],
     probes: Sequence[DeviceProbe] | None = None,
     image_share: Path | None = None,
@@ -333,11 +354,15 @@ def run(
     layout.agent.mkdir(parents=True, exist_ok=True, mode=0o700)
     address = internal.read(layout.internal_file)
     client = Client(address.url, internal_token=address.token, timeout_s=SYNC_WAIT_MS / 1000 + 10)
-    devices = discover(node_id(node_name), default_probes() if probes is None else probes)
-    share = None if image_share is None else Share(image_share, layout, node_name)
+    devices = discover(node_id(spec.name), default_probes() if probes is None else probes)
+    share = None if image_share is None else Share(image_share, layout, spec.name)
     crew = Crew(layout, drivers, devices, share)
-    with suppress(asyncio.CancelledError):
-        asyncio.run(_main(node_name, crew, client, devices))
+    door = Door(layout, spec.host, spec.port)
+    try:
+        with suppress(asyncio.CancelledError):
+            asyncio.run(_main(spec, crew, client, devices, door))
+    finally:
+        door.close()
 
 
 def sweep(layout: Layout, drivers: Mapping[str, Driver]) -> bool:
@@ -363,8 +388,10 @@ async def _sweep(crew: Crew) -> bool:
     return machine.at_rest and await crew.quiet(QUIET_LIMIT_S)
 
 
-async def _main(node_name: str, crew: Crew, client: Client, devices: Sequence[Device]) -> None:
-    agent = Agent(node_name, crew, client, devices)
+async def _main(
+    spec: NodeSpec, crew: Crew, client: Client, devices: Sequence[Device], door: Door
+) -> None:
+    agent = Agent(spec, crew, client, devices, door)
     loop = asyncio.get_running_loop()
     task = asyncio.current_task()
     assert task is not None

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple
 
-from onefleet.domain.ids import DeviceId, Generation, ImageId, WorkId
+from onefleet.domain.ids import DeviceId, Generation, ImageId, Instant, WorkId
+from onefleet.domain.work import WHOLE
 from onefleet.drivers.base import WorkerState
 from onefleet.wire.agent import NodeOrders, Order
 
@@ -29,6 +30,11 @@ class Verb(StrEnum):
     START = "start"
     RESTORE = "restore"
     SAVE = "save"
+    FINISH = "finish"
+    FREEZE = "freeze"
+    THAW = "thaw"
+    PIN = "pin"
+    FETCH = "fetch"
     STOP = "stop"
     PRUNE = "prune"  # remove its images, but for the named ones
     DISCARD = "discard"  # it has no business here any more: clean its folder
@@ -48,21 +54,72 @@ class Start:
 
 @dataclass(frozen=True, slots=True)
 class Restore:
-    """Bring it back from an image on this node."""
+    """Bring it back from an image on this node. hold: and let nothing move yet."""
 
     key: WorkerKey
     order: Order
     image: ImageId
+    hold: bool = False
     verb: Verb = Verb.RESTORE
 
 
 @dataclass(frozen=True, slots=True)
 class Save:
-    """Save its state and free its memory."""
+    """Save its state and free its memory. hold: it stands still when it is saved, and Finish
+    follows. runs_on: it is not to be given up."""
 
     key: WorkerKey
     image: ImageId
+    hold: bool = False
+    runs_on: bool = False
     verb: Verb = Verb.SAVE
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """End the hold of a save or restore, as `Driver.finish`."""
+
+    key: WorkerKey
+    image: ImageId
+    commit: bool
+    verb: Verb = Verb.FINISH
+
+
+@dataclass(frozen=True, slots=True)
+class Freeze:
+    """Let it stand still."""
+
+    key: WorkerKey
+    verb: Verb = Verb.FREEZE
+
+
+@dataclass(frozen=True, slots=True)
+class Thaw:
+    """Bind it to these devices, and let it run on."""
+
+    key: WorkerKey
+    devices: tuple[DeviceId, ...]
+    verb: Verb = Verb.THAW
+
+
+@dataclass(frozen=True, slots=True)
+class Pin:
+    """Bind it to these devices as it runs."""
+
+    key: WorkerKey
+    devices: tuple[DeviceId, ...]
+    verb: Verb = Verb.PIN
+
+
+@dataclass(frozen=True, slots=True)
+class Fetch:
+    """Get the image of the order from its sources, for a while: the answer may be that more is to
+    come."""
+
+    key: WorkerKey
+    order: Order
+    image: ImageId
+    verb: Verb = Verb.FETCH
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +153,7 @@ class Report:
     """Something that the control plane does not know yet: sync now."""
 
 
-Act = Start | Restore | Save | Stop | Prune | Discard
+Act = Start | Restore | Save | Finish | Freeze | Thaw | Pin | Fetch | Stop | Prune | Discard
 Effect = Act | Report
 
 
@@ -105,14 +162,20 @@ Effect = Act | Report
 
 @dataclass(frozen=True, slots=True)
 class OrdersReceived:
+    """The answer to a report. asked_at: when the call began; the lease counts from there, so that
+    it is over before the control plane believes it to be, however slow the network was."""
+
     orders: NodeOrders
+    asked_at: Instant
 
 
 @dataclass(frozen=True, slots=True)
 class Done:
     """An effect's outcome. error: empty when it was done, else a person's line.
 
-    exit_code: of what a stop ended, or of a command that could not be started (126, 127).
+    exit_code: of what a stop ended, or of a command that could not be started (126, 127). lost_ms:
+    of a save: work just before it that is not in the image; took_ms: how long it stood still.
+    more: of a fetch: it is not all there yet.
     """
 
     key: WorkerKey
@@ -120,7 +183,9 @@ class Done:
     error: str = ""
     exit_code: int | None = None
     image_bytes: int = 0
-    lost_ms: int = 0  # of a save: work just before it that is not in the image
+    lost_ms: int = 0
+    took_ms: int = 0
+    more: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,12 +220,28 @@ class Unfit:
     reason: str
 
 
+class HoldKind(StrEnum):
+    """What a worker stands still in the middle of."""
+
+    SAVE = "save"
+    MAKING = "making"  # of an image that is made while it runs
+    RESTORE = "restore"
+
+
+class Hold(NamedTuple):
+    """A worker stands still, all of `image` being here, until Finish says how that ends."""
+
+    kind: HoldKind
+    image: ImageId
+
+
 @dataclass(frozen=True, slots=True)
 class Adopted:
     """A worker of an earlier agent. state None: only its files are here.
 
     epoch: that its process was started under, 0 if it never was. image: what it was last saved
-    as, or was being saved as. images: all that lie here. devices: that its process was given.
+    as, or was being saved as. images: all that lie here. devices, milli: that its process was
+    given. hold: that it was brought into, or was being, and that nobody has ended.
     """
 
     key: WorkerKey
@@ -175,6 +256,8 @@ class Adopted:
     image_bytes: int = 0
     lost_ms: int = 0
     devices: tuple[DeviceId, ...] = ()
+    milli: int = WHOLE
+    hold: Hold | None = None
 
 
 @dataclass(frozen=True, slots=True)

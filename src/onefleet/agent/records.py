@@ -15,7 +15,7 @@ from pathlib import Path
 import msgspec
 import structlog
 
-from onefleet.agent.protocol import WorkerKey
+from onefleet.agent.protocol import Hold, WorkerKey
 from onefleet.domain.ids import Generation, ImageId, WorkId
 from onefleet.domain.layout import Layout
 from onefleet.drivers import image
@@ -38,8 +38,10 @@ RETIRED_MAX = 200
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True):
-    """order: what its process was last started or restored with. image: what it was last saved
-    as, or is being saved as. driver: the one that its process belongs to."""
+    """order: what its process was last started or restored with, and the devices that it has now.
+    image: what it was last saved as, or is being saved as. driver: the one that its process
+    belongs to. hold: that it is brought into, or is in, until that is ended.
+    """
 
     work_id: WorkId
     rank: int
@@ -48,6 +50,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     order: Order
     image: ImageId | None = None
     image_bytes: int = 0
+    hold: Hold | None = None
 
     @property
     def key(self) -> WorkerKey:
@@ -79,28 +82,27 @@ def read(folder: Path) -> Record | None:
 class _Proof(msgspec.Struct, frozen=True):
     boot: str
     capability: Capability
-    gpus: Capability | None = None
 
 
-def remember_proof(layout: Layout, capability: Capability, gpus: Capability) -> None:
+def remember_proof(layout: Layout, capability: Capability) -> None:
     """Keep what was proved, so that the next agent need not wait for the proof; where there is
     no room for that, the next one proves it again."""
     path = layout.agent / PROOF
     temporary = path.with_name(f".{PROOF}.new")
     try:
-        temporary.write_bytes(msgspec.json.encode(_Proof(_boot(), capability, gpus)))
+        temporary.write_bytes(msgspec.json.encode(_Proof(_boot(), capability)))
         temporary.replace(path)
     except OSError as error:
         log.warning("the proof is not kept", reason=str(error))
 
 
-def recall_proof(layout: Layout) -> tuple[Capability | None, Capability | None]:
-    """What an earlier agent proved since the machine started, of jobs and of their GPUs."""
+def recall_proof(layout: Layout) -> Capability | None:
+    """What an earlier agent proved since the machine started; None if nothing."""
     try:
         proof = msgspec.json.decode((layout.agent / PROOF).read_bytes(), type=_Proof)
     except (OSError, msgspec.DecodeError):
-        return None, None
-    return (proof.capability, proof.gpus) if proof.boot == _boot() else (None, None)
+        return None
+    return proof.capability if proof.boot == _boot() else None
 
 
 def _boot() -> str:

@@ -91,12 +91,12 @@ def _gateway(layout: Layout, chosen: argparse.Namespace) -> int:
 
 
 def _agent(layout: Layout, chosen: argparse.Namespace) -> int:
-    from onefleet.agent.process import run
+    from onefleet.agent.process import NodeSpec, run
     from onefleet.drivers.catalog import create_drivers
 
     given = settings()
     drivers = create_drivers(layout, given.criu)
-    run(layout, chosen.node, drivers, image_share=given.image_share)
+    run(layout, NodeSpec(chosen.node), drivers, image_share=given.image_share)
     return 0
 
 

@@ -54,14 +54,14 @@ class Bench:
     def start(self) -> None:
         program = (
             "import sys; from pathlib import Path\n"
-            "from onefleet.agent.process import run\n"
+            "from onefleet.agent.process import NodeSpec, run\n"
             "from onefleet.domain.layout import Layout\n"
             "from onefleet.drivers.local import LocalDriver\n"
             "from onefleet.drivers.catalog import create_drivers\n"
             f"layout = Layout(Path({str(self.layout.root)!r}))\n"
             f"drivers = {{'local': LocalDriver()}} if {self._drivers!r} == 'local' "
             "else create_drivers(layout, None)\n"
-            "run(layout, 'n', drivers)\n"
+            "run(layout, NodeSpec('n'), drivers)\n"
         )
         with (self.layout.root / "agent.log").open("ab") as log:
             self.agent = subprocess.Popen([sys.executable, "-c", program], stdout=log, stderr=log)
@@ -252,7 +252,7 @@ def test_a_drain_saves_the_job_and_the_next_agent_goes_on(bench: Bench) -> None:
 
 
 def test_a_lease_that_runs_out_saves_the_job_until_orders_come(make: Callable[..., Bench]) -> None:
-    bench = make(lease_ms=1_000)
+    bench = make(lease_ms=4_000)  # a call is held for up to 3 s of it
     bench.control.order(count(bench))
     bench.wait(Observed.RUNNING)
     until(lambda: len(bench.stdout()) > 3)

@@ -39,7 +39,7 @@ def ordered(machine: WorkerMachine, generation: int, *keys: WorkerKey) -> Sequen
     wanted = NodeOrders(
         node_id=NodeId("n1"), generation=Generation(generation), lease_ms=30_000, orders=orders
     )
-    return acts(machine, OrdersReceived(wanted))
+    return acts(machine, OrdersReceived(wanted, Instant(0)))
 
 
 def acts(machine: WorkerMachine, event: OrdersReceived | Done | Adopted) -> Sequence[Act]:

@@ -31,7 +31,8 @@ from onefleet.agent.protocol import (
     Verb,
     WorkerKey,
 )
-from onefleet.agent.worker_machine import STOP_RETRY_MS, WorkerMachine
+from onefleet.agent.worker import RETRY_MS
+from onefleet.agent.worker_machine import WorkerMachine
 from onefleet.domain.ids import DeviceId, Generation, ImageId, Instant, NodeId, WorkId
 from onefleet.drivers.base import WorkerState
 from onefleet.wire.agent import EngineSpec, JobSpec, NodeOrders, Observed, Order, OrderVerb
@@ -77,7 +78,8 @@ class Bench:
                 NodeOrders(
                     node_id=NodeId("n"), generation=Generation(self.generation),
                     lease_ms=LEASE_MS, orders=orders,
-                )
+                ),
+                Instant(self.now),
             )
         )  # fmt: skip
 
@@ -114,8 +116,8 @@ def test_a_change_is_reported_and_nothing_else() -> None:
     first = NodeOrders(
         node_id=NodeId("n"), generation=Generation(1), lease_ms=LEASE_MS, orders=(order(RUN),)
     )
-    assert Report() in machine.handle(OrdersReceived(first), Instant(0))
-    assert machine.handle(OrdersReceived(first), Instant(1)) == []
+    assert Report() in machine.handle(OrdersReceived(first, Instant(0)), Instant(0))
+    assert machine.handle(OrdersReceived(first, Instant(1)), Instant(1)) == []
 
 
 def test_a_command_that_cannot_be_started_is_an_end() -> None:
@@ -193,8 +195,8 @@ def test_a_stop_that_fails_is_asked_again_after_a_pause() -> None:
     bench = Bench().running()
     (stop,) = bench.orders(order(STOP))
     assert bench.done(stop, "it hangs") == []
-    assert bench.machine.next_deadline() == STOP_RETRY_MS
-    bench.now = STOP_RETRY_MS
+    assert bench.machine.next_deadline() == RETRY_MS
+    bench.now = RETRY_MS
     assert isinstance(bench.event(Tick())[0], Stop)
 
 
@@ -477,7 +479,7 @@ def test_never_two_processes_and_in_the_end_as_ordered(steps: list[tuple]) -> No
         world.give(run)
         while world.pending:
             world.perform(0, fails=False)
-        world.bench.now += STOP_RETRY_MS
+        world.bench.now += RETRY_MS
     for key in (JOB, REPLICA):
         assert world.processes.get(key) == 1, f"{key} does not run"
     for _ in range(4):

@@ -1,0 +1,156 @@
+"""From an order to what its driver is to start: folder, command, environment, cores, gang."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from onefleet.agent import records
+from onefleet.agent.protocol import WorkerKey
+from onefleet.config import child_environment
+from onefleet.domain import gang
+from onefleet.domain.errors import InvalidRequest
+from onefleet.domain.fleet import Device, DeviceKind
+from onefleet.domain.gang import GangPlace
+from onefleet.domain.ids import DeviceId, Digest
+from onefleet.domain.layout import Layout
+from onefleet.domain.serving import Purpose
+from onefleet.drivers.base import WorkerSpec
+from onefleet.engines.base import EngineProcess
+from onefleet.engines.catalog import engine
+from onefleet.registry import code
+from onefleet.wire.agent import EngineSpec, GangSpec, JobSpec, Order
+
+#: What a job sees of the environment that the pool was started in; the rest is its owner's own.
+JOB_INHERITS = ("HOME", "LANG", "LC_ALL", "LOGNAME", "PATH", "SHELL", "TMPDIR", "TZ", "USER")
+PORT_FILE = "port"
+
+
+class Specs:
+    """Of one node."""
+
+    def __init__(self, layout: Layout, devices: Sequence[Device]) -> None:
+        self._layout = layout
+        self._devices = {device.id: device for device in devices}
+
+    def of(self, key: WorkerKey, order: Order, driver: str) -> WorkerSpec:
+        """What the driver is to start. Makes the worker's folder and unpacks its code. Blocking.
+
+        Raises InvalidRequest for devices or an engine that are not here, NotFound for its code.
+        """
+        folder = self._layout.worker(key.work_id, key.rank)
+        work = folder / records.WORK
+        if not work.is_dir():
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            if order.job is not None and order.job.code is not None:
+                code.unpack(self._layout, Digest(order.job.code), work)
+            else:
+                work.mkdir()
+        held = self.held(order.devices)
+        place = _gang_place(key, order) if driver == "criu" else None
+        if order.job is not None:
+            command, environment = self._job(key, order.job, folder, held)
+            environment |= _gang_environment(place, order)
+        else:
+            assert order.engine is not None, f"an order for {key} is of a job or of an engine"
+            command, environment = self._engine(order.engine, folder, held)
+        return WorkerSpec(
+            folder=folder,
+            command=command,
+            work=work,
+            environment=tuple(sorted(environment.items())),
+            cpus=cores(held),
+            network=order.job.network if order.job else "host",
+            gang=place,
+            grace_ms=order.grace_ms,
+            chunks=self._layout.chunks(key.work_id),
+        )
+
+    def held(self, devices: Sequence[DeviceId]) -> list[Device]:
+        """These devices. Raises InvalidRequest when the node has not all of them."""
+        held = [self._devices[d] for d in devices if d in self._devices]
+        if len(held) != len(devices):
+            raise InvalidRequest(
+                f"this node has not all of the devices {', '.join(devices)}",
+                why=f"it has {', '.join(self._devices)}",
+            )
+        return held
+
+    def _job(
+        self, key: WorkerKey, job: JobSpec, folder: Path, held: Sequence[Device]
+    ) -> tuple[tuple[str, ...], dict[str, str]]:
+        inherited = child_environment()
+        checkpoint = folder / records.CHECKPOINT
+        checkpoint.mkdir(exist_ok=True)
+        environment = {name: inherited[name] for name in JOB_INHERITS if name in inherited}
+        # Last in the path: "python" works where the machine has none of its own.
+        own = os.path.dirname(sys.executable)
+        environment["PATH"] = f"{environment.get('PATH', os.defpath)}:{own}"
+        environment |= {
+            **gang.threads(job.width),
+            "PYTHONUNBUFFERED": "1",
+            **_visible(held),
+            **dict(job.environment),
+            "ONEFLEET_JOB_ID": str(key.work_id),
+            "ONEFLEET_JOB_NAME": job.name,
+            "ONEFLEET_CHECKPOINT_DIR": str(checkpoint),
+            "RANK": str(key.rank),
+            "WORLD_SIZE": str(job.workers),
+        }
+        return job.command, environment
+
+    def _engine(
+        self, spec: EngineSpec, folder: Path, held: Sequence[Device]
+    ) -> tuple[tuple[str, ...], dict[str, str]]:
+        adapter = engine(spec.engine)
+        process = EngineProcess(
+            model_id=spec.model_id,
+            served_name=spec.served_name,
+            purpose=Purpose(spec.purpose),
+            path=Path(spec.path),
+            slots=spec.slots,
+            context_length=spec.context_length,
+            threads=max(len(held), 1),
+            port_file=folder / PORT_FILE,
+            cache_folder=folder / "cache",
+            options=tuple(sorted(spec.options.items())),
+        )
+        reason = adapter.available()
+        if reason:
+            raise InvalidRequest(f"engine {spec.engine} cannot run on this node", why=reason)
+        process.cache_folder.mkdir(exist_ok=True)
+        environment = child_environment({**_visible(held), **dict(adapter.environment(process))})
+        return adapter.command(process), environment
+
+
+def _visible(held: Sequence[Device]) -> dict[str, str]:
+    """Which GPUs a process may see; none unless it was given some."""
+    gpus = [str(d.index) for d in held if d.kind is DeviceKind.GPU and not d.simulated]
+    return {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": ",".join(gpus)}
+
+
+def cores(held: Sequence[Device]) -> tuple[int, ...]:
+    """The cores among devices."""
+    return tuple(d.index for d in held if d.kind is DeviceKind.CPU and not d.simulated)
+
+
+def _gang_place(key: WorkerKey, order: Order) -> GangPlace | None:
+    """Its place in a gang that has a network of its own; None for others."""
+    if order.job is None or order.job.workers < 2 or order.job.network == "host":
+        return None
+    where = order.gang or GangSpec()
+    return GangPlace(key.work_id, key.rank, order.job.workers, where.node, where.nodes)
+
+
+def _gang_environment(place: GangPlace | None, order: Order) -> dict[str, str]:
+    """What it is told of its gang."""
+    assert order.job is not None
+    if place is not None:
+        return gang.environment(place)
+    if order.job.workers < 2:
+        return {}
+    shared = GangPlace(order.work_id, order.rank, order.job.workers)
+    master = order.gang.master if order.gang else ""
+    return gang.shared_environment(shared, master or "127.0.0.1")
