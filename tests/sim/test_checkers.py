@@ -11,6 +11,7 @@ import pytest
 from tests.fleets import a_job, placed
 from tests.sim.test_faults import scenario
 
+from onefleet.agent import deciding
 from onefleet.agent.worker_machine import WorkerMachine
 from onefleet.control import reconcile as control_reconcile
 from onefleet.core import planner
@@ -24,11 +25,13 @@ from onefleet.sim.checkers import Checkers
 from onefleet.sim.programs import Program, Programs
 from onefleet.sim.scenario import load
 from onefleet.sim.timeline import HeapTimeline, run_now
+from onefleet.sim.workers import SimWorkers
 from onefleet.sim.world import World, simulate
 from onefleet.store.base import State
 from onefleet.store.memory import MemoryStore
 
 EMPTY: dict[NodeId, Any] = {}
+DEVICE = (DeviceId("n1/cpu0"),)
 
 
 def state_of(*works: Work, generation: int = 1) -> State:
@@ -83,9 +86,9 @@ def test_a_program_that_runs_twice_or_out_of_step() -> None:
     programs.add(Program(WorkId("a"), 1, 1_000, 0, 0))
     programs.add(Program(WorkId("g"), 2, 1_000, 0, 0))
     for epoch in (1, 2):
-        programs.join(WorkId("a"), Generation(epoch), 0, NodeId("n1"), 1, 0)
-    programs.join(WorkId("g"), Generation(1), 0, NodeId("n1"), 1, 10)
-    programs.join(WorkId("g"), Generation(1), 1, NodeId("n1"), 1, 20)
+        programs.join(WorkId("a"), Generation(epoch), 0, NodeId("n1"), DEVICE, 0)
+    programs.join(WorkId("g"), Generation(1), 0, NodeId("n1"), DEVICE, 10)
+    programs.join(WorkId("g"), Generation(1), 1, NodeId("n1"), DEVICE, 20)
     checkers = Checkers()
     checkers.check(Instant(0), state_of(), EMPTY, programs)
     assert [violation.text for violation in checkers.found] == [
@@ -113,7 +116,10 @@ def test_an_agent_that_starts_on_taken_devices_is_caught(monkeypatch: pytest.Mon
 
 
 def test_an_agent_that_never_gives_up_its_lease_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(WorkerMachine, "_retreat", lambda self, worker: None)
+    monkeypatch.setattr(deciding, "_retreat", lambda worker, node: None)
+    monkeypatch.setattr(
+        SimWorkers, "renew", lambda self, until: setattr(self, "lease_until", until)
+    )
     faults = [{"kind": "partition", "node": 1, "at_s": 10, "for_s": 60}]
     jobs = [{"name": "j", "run_s": [100, 100], "count": 2}]
     broken = scenario(fleet={"nodes": 2, "devices": 2}, faults=faults, jobs=jobs, deployments=[])

@@ -117,10 +117,10 @@ def _world(now: Instant, nodes: Mapping[NodeId, SimNode], programs: Programs) ->
             other = having.setdefault(device, process.key.work_id)
             if other != process.key.work_id:
                 yield f"processes of {other} and {process.key.work_id} both have {device}"
-        for process in node.processes.values():
+        until = node.workers.lease_until
+        for process in node.workers.processes.values():
             runs = process.is_job and process.state is WorkerState.RUNNING
-            over = node.lease_until is not None and now > node.lease_until
-            if runs and over and node.agent_lives:
+            if runs and until is not None and now > until:
                 yield f"{process.key.work_id} runs on {node.id}, whose lease is over"
     running: dict[WorkId, Generation] = {}
     for run in programs.running():

@@ -13,7 +13,7 @@ from onefleet.control.demand import Demands
 from onefleet.control.leases import Sightings
 from onefleet.control.mirror import Mirror
 from onefleet.control.observe import observe
-from onefleet.control.orders import orders_for
+from onefleet.control.orders import OrderBook
 from onefleet.control.pool import BATCH_MS, CAS_TRIES, PASS_MS
 from onefleet.control.reconcile import Inputs, reconcile
 from onefleet.control.utilisation import Utilisation
@@ -59,7 +59,7 @@ class SimControl:
         self._rng = random.Random(f"{seed}/planner")
         self._mirror = Mirror()
         self._polls: dict[NodeId, _Poll] = {}
-        self._orders: dict[NodeId, NodeOrders] = {}
+        self._orders = OrderBook()
         self._number = 0
         self._hinted = False
         self.lives = True
@@ -68,7 +68,7 @@ class SimControl:
         """The process dies: what it knew besides the store is gone, calls that it held as well."""
         self.lives = False
         self._polls.clear()
-        self._orders.clear()
+        self._orders = OrderBook()
 
     def restart(self) -> None:
         """A new process reads the store and knows nothing else."""
@@ -172,10 +172,7 @@ class SimControl:
     async def _answer(self, node_id: NodeId, *, force: bool) -> None:
         poll = self._polls[node_id]
         state = await self.store.read()
-        fresh = orders_for(state, node_id)
-        known = self._orders.get(node_id)
-        if known is None or known.orders != fresh.orders:
-            known = self._orders[node_id] = fresh
+        known = self._orders.of(state, node_id)
         if not force and known.generation == poll.seen:
             return
         del self._polls[node_id]

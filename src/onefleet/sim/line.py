@@ -22,7 +22,8 @@ Sync = Callable[[NodeReport, Callable[[NodeOrders], None]], Coroutine[Any, Any, 
 
 
 class Line:
-    """One agent's calls. report: makes the next one. take: is given the orders that come back."""
+    """One agent's calls. report: makes the next one. take: is given the orders that
+    come back, and when the call began."""
 
     def __init__(
         self,
@@ -32,7 +33,7 @@ class Line:
         sync: Sync,
         rng: random.Random,
         report: Callable[[], NodeReport],
-        take: Callable[[NodeOrders], None],
+        take: Callable[[NodeOrders, Instant], None],
     ) -> None:
         self.reachable = True
         self.harmed = 0
@@ -75,9 +76,11 @@ class Line:
     def _carry(self, report: NodeReport, call: int, delay_ms: int) -> None:
         life = self._life
 
+        asked_at = self._timeline.now()
+
         def reply(orders: NodeOrders) -> None:
             for back_ms in self._deliveries():
-                self._later(back_ms, lambda: self._receive(orders, call), life)
+                self._later(back_ms, lambda: self._receive(orders, call, asked_at), life)
 
         async def arrive() -> None:
             if self.reachable:
@@ -85,9 +88,9 @@ class Line:
 
         self._timeline.at(Instant(self._timeline.now() + delay_ms), arrive)
 
-    def _receive(self, orders: NodeOrders, call: int) -> None:
+    def _receive(self, orders: NodeOrders, call: int, asked_at: Instant) -> None:
         if self.reachable:
-            self._take(orders)
+            self._take(orders, asked_at)
             if call == self._call:
                 self.tell()
 

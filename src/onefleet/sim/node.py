@@ -1,23 +1,25 @@
-"""A simulated machine: the real worker machine of the agent around processes that are numbers.
+"""A simulated machine's agent: the real worker machine around simulated workers.
 
-Everything that outlives an agent (processes, images, records) is kept beside its machine, so that
-killing the agent and losing the node's power are two different things, as they are in life.
+What outlives an agent is kept beside it (`workers.py`), so that killing the agent and losing the
+node's power are two different things, as they are in life.
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import assert_never
 
 from onefleet.agent.protocol import (
     Act,
-    Adopted,
     Discard,
     Done,
     Event,
+    Fetch,
+    Finish,
+    Freeze,
     OrdersReceived,
+    Pin,
     Prune,
     Ready,
     Report,
@@ -26,6 +28,7 @@ from onefleet.agent.protocol import (
     Start,
     StatusSeen,
     Stop,
+    Thaw,
     Tick,
     Verb,
     WorkerKey,
@@ -33,43 +36,21 @@ from onefleet.agent.protocol import (
 from onefleet.agent.worker_machine import WorkerMachine
 from onefleet.domain.fleet import CheckpointMode, Device
 from onefleet.domain.ids import DeviceId, Generation, ImageId, Instant, NodeId
-from onefleet.drivers.base import WorkerState
 from onefleet.sim.line import Line, Sync
 from onefleet.sim.programs import Programs
 from onefleet.sim.scenario import Fleet, ReportsSpec
 from onefleet.sim.timeline import Timeline
+from onefleet.sim.workers import Process, SimWorkers
 from onefleet.wire.agent import NodeOrders, NodeReport, Order
 
 #: How long the control plane may hold a call.
 SYNC_WAIT_MS = 3_000
-
-
-@dataclass(slots=True)
-class Process:
-    """One worker on this node, and what its folder remembers. progress: of its saved state."""
-
-    key: WorkerKey
-    order: Order
-    state: WorkerState
-    is_job: bool
-    exit_code: int | None = None
-    reason: str = ""
-    image: ImageId | None = None
-    images: dict[ImageId, int] = field(default_factory=dict)  # to the progress in it
-    ready: bool = False
-    step: int = 0  # rises with each act on it: what was under way before is void
-
-    @property
-    def alive(self) -> bool:
-        return self.state not in (WorkerState.SAVED, WorkerState.ENDED)
-
-    @property
-    def epoch(self) -> Generation:
-        return self.order.epoch
+#: How long an image is fetched in one go, and how long nobody may answer meanwhile.
+FETCH_SLICE_MS = 5_000
 
 
 class SimNode:
-    """One machine with its agent. `changed`: engines came or went."""
+    """One machine with its agent. `changed`: engines came or went. peer: another machine."""
 
     def __init__(
         self,
@@ -82,19 +63,19 @@ class SimNode:
         sync: Sync,
         rng: random.Random,
         load_ms: Callable[[Order], int],
+        peer: Callable[[NodeId], SimNode | None] = lambda node_id: None,
     ) -> None:
         self.id = node_id
         self.devices = devices
-        self.processes: dict[WorkerKey, Process] = {}
+        self.workers = SimWorkers(node_id, fleet, timeline, programs, load_ms, self)
         self.machine = WorkerMachine()
         self.agent_lives = True
-        self.saves_fail = False
         self.changed: Callable[[], None] = lambda: None
-        self.lease_until: Instant | None = None  # counted beside the machine, to check it
         self._fleet = fleet
         self._timeline = timeline
         self._programs = programs
-        self._load_ms = load_ms
+        self._peer = peer
+        self._fetched: dict[tuple[WorkerKey, ImageId], int] = {}  # bytes that have come
         self._life = 0  # of the agent
         self._deadline: Instant | None = None
         self.line = Line(timeline, fleet.network_ms, reports, sync, rng, self._report, self._take)
@@ -108,26 +89,11 @@ class SimNode:
         self.agent_lives = True
         self.machine = WorkerMachine()
         self._deadline = None
-        self.lease_until = None
-        for key in sorted(self.processes):
-            process = self.processes[key]
-            self._feed(
-                Adopted(
-                    key,
-                    is_job=process.is_job,
-                    epoch=process.epoch,
-                    grace_ms=process.order.grace_ms,
-                    state=process.state,
-                    exit_code=process.exit_code,
-                    reason=process.reason,
-                    image=process.image,
-                    images=tuple(process.images),
-                    image_bytes=self._image_bytes(key),
-                    devices=process.order.devices,
-                )
-            )
-            if process.ready:
-                self._feed(Ready(key, process.epoch, self.id, 1))
+        for found in self.workers.adopted():
+            self._feed(found)
+            process = self.workers.processes.get(found.key)
+            if process is not None and process.ready:
+                self._feed(Ready(found.key, process.epoch, self.id, 1))
         self.line.tell()
 
     def kill_agent(self) -> None:
@@ -139,25 +105,25 @@ class SimNode:
     def lose_power(self) -> None:
         """Everything that runs is gone; files stay."""
         self.kill_agent()
-        for process in self.processes.values():
+        for process in self.workers.processes.values():
             if process.alive:
-                self._end(process, None, "the machine went down")
+                self.workers.end(process, None, "the machine went down")
 
     def crash_engines(self) -> None:
         """All engines of this node die."""
-        for key in sorted(self.processes):
-            process = self.processes[key]
+        for key in sorted(self.workers.processes):
+            process = self.workers.processes[key]
             if process.alive and not process.is_job:
-                self._end(process, 139, "segmentation fault")
-                self._seen(process)
+                self.workers.end(process, 139, "segmentation fault")
+                self.seen(process)
 
     def exited(self, key: WorkerKey, epoch: Generation) -> None:
         """A program on this node is through."""
-        process = self.processes[key]
+        process = self.workers.processes[key]
         if process.alive and process.epoch == epoch:
             code = self._programs.program(key.work_id).exit_code
-            self._end(process, code, "" if code == 0 else f"exited with code {code}")
-            self._seen(process)
+            self.workers.end(process, code, "" if code == 0 else f"exited with code {code}")
+            self.seen(process)
 
     # --- the machine and its effects -------------------------------------------------------------
 
@@ -185,116 +151,104 @@ class SimNode:
         self._timeline.at(deadline, tick)
 
     def _perform(self, act: Act) -> None:
+        workers = self.workers
         match act:
-            case Start(key, order):
-                self._start(key, order, None)
-            case Restore(key, order, image):
-                self._start(key, order, image)
-            case Save(key, image):
-                self._save(self.processes[key], image)
+            case Restore(key, _, image) if image not in workers.images.get(key, {}):
+                self._answer(Done(key, Verb.RESTORE, f"image {image} is not on this node"))
+            case Start() | Restore():
+                workers.start(act)
+            case Save(key):
+                workers.save(workers.processes[key], act)
+            case Finish(key):
+                workers.finish(workers.processes[key], act)
+            case Freeze(key) | Thaw(key) | Pin(key):
+                workers.turn(workers.processes[key], act)
             case Stop(key):
-                self._stop(self.processes[key])
+                workers.stop(workers.processes[key], act)
+            case Fetch():
+                self._fetch(act)
             case Prune(key, keep):
-                process = self.processes[key]
-                process.images = {k: v for k, v in process.images.items() if k in keep}
-                self._later(0, lambda: self._feed(Done(key, Verb.PRUNE)))
+                kept = workers.images.get(key, {})
+                workers.images[key] = {k: v for k, v in kept.items() if k in keep}
+                self._answer(Done(key, Verb.PRUNE))
             case Discard(key):
-                self.processes.pop(key, None)
-                self._later(0, lambda: self._feed(Done(key, Verb.DISCARD)))
+                workers.processes.pop(key, None)
+                workers.images.pop(key, None)
+                self._answer(Done(key, Verb.DISCARD))
             case _:
                 assert_never(act)
 
-    def _start(self, key: WorkerKey, order: Order, image: ImageId | None) -> None:
-        verb = Verb.START if image is None else Verb.RESTORE
-        known = self.processes.get(key)
-        images = known.images if known else {}
-        if image is not None and image not in images:
-            gone = Done(key, verb, error=f"image {image} is not on this node")
-            self._later(0, lambda: self._feed(gone))
+    def _answer(self, done: Done) -> None:
+        self._later(0, lambda: self._feed(done))
+
+    def _fetch(self, act: Fetch) -> None:
+        """Some of an image comes from another machine, as much as in one slice of time."""
+        key, image = act.key, act.image
+        images = self.workers.images.setdefault(key, {})
+        if image in images:
+            self._answer(Done(key, Verb.FETCH))
             return
-        state = WorkerState.STARTING if image is None else WorkerState.RESTORING
-        process = Process(key, order, state, is_job=order.job is not None, image=image)
-        process.images = images
-        process.step = known.step + 1 if known else 1
-        self.processes[key] = process
-        took_ms = self._fleet.start_ms
-        if image is not None:
-            took_ms = self._fleet.restore_fixed_ms + self._disk_ms(key)
+        peers = [self._peer(source.node_id) for source in act.order.sources]
+        source = next((p for p in peers if p is not None and p.serves(key, image)), None)
+        per_ms = max(self._fleet.fetch_mib_per_s * 2**20 // 1000, 1)
+        left = self.workers.image_bytes(key) - self._fetched.get((key, image), 0)
+        took_ms = min(-(-left // per_ms), FETCH_SLICE_MS)
 
-        def running() -> None:
-            process.state = WorkerState.RUNNING
-            self._run(process, 0 if image is None else images[image])
-            self._outcome(process, Done(key, verb))
-
-        self._step(process, took_ms, running)
-
-    def _run(self, process: Process, progress: int) -> None:
-        if process.is_job:
-            key, devices = process.key, len(process.order.devices)
-            self._programs.join(key.work_id, process.epoch, key.rank, self.id, devices, progress)
-            return
-
-        def ready() -> None:
-            process.ready = True
-            self._feed_if_alive(Ready(process.key, process.epoch, self.id, 1))
-            self.changed()
-
-        self._step(process, self._load_ms(process.order), ready)
-
-    def _save(self, process: Process, image: ImageId) -> None:
-        key = process.key
-        progress = self._programs.leave(key.work_id, process.epoch, key.rank)
-        process.state = WorkerState.SAVING
-        process.image = image
-
-        def saved() -> None:
-            if self.saves_fail:
-                process.state = WorkerState.RUNNING
-                self._run(process, progress)
-                full = Done(key, Verb.SAVE, error="no space left for the image")
-                self._outcome(process, full)
+        def came() -> None:
+            if source is None or not source.serves(key, image):
+                self._feed(Done(key, Verb.FETCH, f"no node gives image {image}"))
                 return
-            process.state = WorkerState.SAVED
-            process.images[image] = progress
-            size = self._image_bytes(key)
-            self._outcome(process, Done(key, Verb.SAVE, image_bytes=size))
+            more = left > took_ms * per_ms
+            if more:
+                self._fetched[key, image] = self._fetched.get((key, image), 0) + took_ms * per_ms
+            else:
+                self._fetched.pop((key, image), None)
+                images[image] = source.workers.images[key][image]
+            self._feed(Done(key, Verb.FETCH, more=more))
 
-        self._step(process, self._fleet.save_fixed_ms + self._disk_ms(key), saved)
+        self._later(FETCH_SLICE_MS if source is None else took_ms, came)
 
-    def _stop(self, process: Process) -> None:
-        key = process.key
-        self._programs.leave(key.work_id, process.epoch, key.rank)
-        process.state = WorkerState.STOPPING
-        process.ready = False
-        self.changed()
+    def serves(self, key: WorkerKey, image: ImageId) -> bool:
+        """Whether others can have an image from here now."""
+        has = image in self.workers.images.get(key, {})
+        return has and self.agent_lives and self.line.reachable
 
-        def stopped() -> None:
-            self._end(process, 143, "")
-            self._outcome(process, Done(key, Verb.STOP, exit_code=143))
+    # --- what becomes of the processes -----------------------------------------------------------
 
-        self._step(process, self._fleet.stop_ms, stopped)
+    def outcome(self, process: Process, done: Done) -> None:
+        """The outcome of an act; an agent that did not ask for it sees the state instead."""
+        if not self.agent_lives:
+            return
+        worker = self.machine.get(process.key)
+        if worker is not None and worker.doing is not None and worker.doing.verb is done.verb:
+            self._feed(done)
+        else:
+            self.seen(process)
 
-    def _end(self, process: Process, exit_code: int | None, reason: str) -> None:
-        process.step += 1
-        self._programs.leave(process.key.work_id, process.epoch, process.key.rank)
-        process.state = WorkerState.ENDED
-        process.exit_code = exit_code
-        process.reason = reason
-        process.ready = False
-        self.changed()
+    def seen(self, process: Process) -> None:
+        """The agent looks at a process."""
+        self._look(process)
+        worker = self.machine.get(process.key)
+        if not self.agent_lives or worker is None or worker.doing is None or process.alive:
+            return
+        # A call on a process that died under it comes back with an error.
+        verb, gone = worker.doing.verb, process.reason or "it ended meanwhile"
+        error = "" if verb is Verb.STOP else gone
+        self._feed(Done(process.key, verb, error, process.exit_code))
+        self._look(process)
 
-    # --- time and outcomes -----------------------------------------------------------------------
+    def _look(self, process: Process) -> None:
+        if self.agent_lives:
+            self._feed(
+                StatusSeen(
+                    process.key, process.epoch, process.state, process.exit_code, process.reason
+                )
+            )
 
-    def _step(self, process: Process, after_ms: int, then: Callable[[], None]) -> None:
-        """Go on with a process, unless something else happens to it before."""
-        process.step += 1
-        step = process.step
-
-        async def go_on() -> None:
-            if self.processes.get(process.key) is process and process.step == step:
-                then()
-
-        self._timeline.at(Instant(self._timeline.now() + after_ms), go_on)
+    def ready(self, process: Process) -> None:
+        """An engine answers."""
+        if self.agent_lives:
+            self._feed(Ready(process.key, process.epoch, self.id, 1))
 
     def _later(self, after_ms: int, then: Callable[[], None]) -> None:
         """Something of this agent's life."""
@@ -306,57 +260,12 @@ class SimNode:
 
         self._timeline.at(Instant(self._timeline.now() + after_ms), do)
 
-    def _outcome(self, process: Process, done: Done) -> None:
-        """The outcome of an act; an agent that did not ask for it sees the state instead."""
-        if not self.agent_lives:
-            return
-        worker = self.machine.get(process.key)
-        if worker is not None and worker.doing is not None and worker.doing.verb is done.verb:
-            self._feed(done)
-        else:
-            self._seen(process)
-
-    def _feed_if_alive(self, event: Event) -> None:
-        if self.agent_lives:
-            self._feed(event)
-
-    def _seen(self, process: Process) -> None:
-        seen = StatusSeen(
-            process.key, process.epoch, process.state, process.exit_code, process.reason
-        )
-        self._feed_if_alive(seen)
-        self._died_meanwhile(process)
-
-    def _died_meanwhile(self, process: Process) -> None:
-        """A call on a process that died under it comes back with an error."""
-        worker = self.machine.get(process.key)
-        if not self.agent_lives or worker is None or worker.doing is None or process.alive:
-            return
-        if worker.doing.verb in (Verb.SAVE, Verb.START, Verb.RESTORE):
-            error = process.reason or "it ended meanwhile"
-            self._feed(Done(process.key, worker.doing.verb, error, process.exit_code))
-        elif worker.doing.verb is Verb.STOP:
-            self._feed(Done(process.key, Verb.STOP, exit_code=process.exit_code))
-        self._feed_if_alive(
-            StatusSeen(process.key, process.epoch, process.state, process.exit_code, process.reason)
-        )
-
-    def _disk_ms(self, key: WorkerKey) -> int:
-        per_ms = self._fleet.disk_mib_per_s * 2**20 // 1000
-        return self._image_bytes(key) // max(per_ms, 1)
-
-    def _image_bytes(self, key: WorkerKey) -> int:
-        process = self.processes.get(key)
-        if process is None or not process.is_job:
-            return 0
-        return self._programs.program(key.work_id).state_bytes
-
     # --- what is told and taken ------------------------------------------------------------------
 
-    def _take(self, orders: NodeOrders) -> None:
-        if orders.generation >= self.machine.generation:
-            self.lease_until = Instant(self._timeline.now() + orders.lease_ms)
-        self._feed(OrdersReceived(orders))
+    def _take(self, orders: NodeOrders, asked_at: Instant) -> None:
+        self._feed(OrdersReceived(orders, asked_at))
+        if self.machine.lease_until is not None:
+            self.workers.renew(self.machine.lease_until)
 
     def _report(self) -> NodeReport:
         memory = self._fleet.memory_gib << 30
@@ -375,15 +284,16 @@ class SimNode:
                 worker.report() for worker in self.machine.workers() if worker.observed is not None
             ),
             sent_at=self._timeline.now(),
+            address=f"{self.id}:1",
         )
 
     # --- what the checkers look at ---------------------------------------------------------------
 
     def holders(self) -> list[tuple[DeviceId, Process]]:
-        """Each device that a living process has, with it."""
+        """Each device that a living process has, with it; one that is frozen has none."""
         return [
             (device, process)
-            for process in self.processes.values()
-            if process.alive
-            for device in process.order.devices
+            for process in self.workers.processes.values()
+            if process.alive and not process.is_off
+            for device in process.devices
         ]

@@ -7,10 +7,13 @@ if the pool makes a mistake; each run is counted by its epoch, so that the check
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
-from onefleet.domain.ids import Generation, Instant, NodeId, WorkId
+from onefleet.domain.ids import DeviceId, Generation, Instant, NodeId, WorkId
+from onefleet.domain.work import WHOLE
 from onefleet.sim.timeline import Timeline
 
 
@@ -25,14 +28,22 @@ class Program:
     exit_code: int
 
 
+class Place(NamedTuple):
+    """Where a worker runs. milli: the share of each device."""
+
+    node: NodeId
+    devices: tuple[DeviceId, ...]
+    milli: int
+
+
 @dataclass(slots=True)
 class Run:
-    """One run of a program under one epoch. ranks: the devices that each running worker has."""
+    """One run of a program under one epoch. ranks: what each running worker has."""
 
     program: Program
     epoch: Generation
     done_device_ms: int = 0
-    ranks: dict[int, tuple[NodeId, int]] = field(default_factory=dict)
+    ranks: dict[int, Place] = field(default_factory=dict)
     since: Instant | None = None
     version: int = 0
 
@@ -41,15 +52,19 @@ class Run:
         return len(self.ranks) == self.program.workers
 
     @property
-    def width(self) -> int:
-        """Devices of its narrowest worker, which sets the pace."""
-        return min(devices for _, devices in self.ranks.values())
+    def pace(self) -> int:
+        """Thousandths of a device that its slowest worker has, which sets the pace. Workers of it
+        that share a device take turns on it."""
+        sharers = Counter(d for place in self.ranks.values() for d in place.devices)
+        return max(
+            min(sum(p.milli // sharers[d] for d in p.devices) for p in self.ranks.values()), 1
+        )
 
     def progress(self, now: Instant) -> int:
         """Device-milliseconds that each worker has done."""
         if self.since is None:
             return self.done_device_ms
-        return self.done_device_ms + (now - self.since) * self.width
+        return self.done_device_ms + (now - self.since) * self.pace // WHOLE
 
 
 Exited = Callable[[Run, int, NodeId], None]
@@ -73,14 +88,21 @@ class Programs:
         return self._programs[work_id]
 
     def join(
-        self, work_id: WorkId, epoch: Generation, rank: int, node: NodeId, devices: int, at_ms: int
+        self,
+        work_id: WorkId,
+        epoch: Generation,
+        rank: int,
+        node: NodeId,
+        devices: tuple[DeviceId, ...],
+        at_ms: int,
+        milli: int = WHOLE,
     ) -> None:
         """A worker runs from now on; its state holds `at_ms` of progress."""
         run = self.runs.setdefault((work_id, epoch), Run(self._programs[work_id], epoch))
         if run.ranks and run.done_device_ms != at_ms:
             self.uneven.append(f"{work_id}.{rank} joins at {at_ms}, not {run.done_device_ms}")
         run.done_device_ms = at_ms
-        run.ranks[rank] = (node, devices)
+        run.ranks[rank] = Place(node, devices, milli)
         if run.whole:
             now = self._timeline.now()
             run.since = now
@@ -92,7 +114,7 @@ class Programs:
                 if run.version == version:
                     self._end(run)
 
-            self._timeline.at(Instant(now + max(-(-left // run.width), 0)), end)
+            self._timeline.at(Instant(now + max(-(-left * WHOLE // run.pace), 0)), end)
 
     def leave(self, work_id: WorkId, epoch: Generation, rank: int) -> int:
         """A worker stands still or is gone; return the progress that its state holds."""
@@ -119,5 +141,5 @@ class Programs:
 
     def _end(self, run: Run) -> None:
         self._pause(run)
-        for rank, (node, _) in sorted(run.ranks.items()):
-            self._exited(run, rank, node)
+        for rank, place in sorted(run.ranks.items()):
+            self._exited(run, rank, place.node)

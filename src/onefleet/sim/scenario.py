@@ -46,6 +46,7 @@ class Fleet(_Strict, frozen=True, kw_only=True):
     save_fixed_ms: Count = 150
     restore_fixed_ms: Count = 100
     disk_mib_per_s: Positive = 500
+    fetch_mib_per_s: Positive = 1_000
     network_ms: Count = 2
 
 

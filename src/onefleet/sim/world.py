@@ -149,6 +149,7 @@ class World:
             self.control.sync,
             random.Random(f"{self.scenario.seed}/network/{node_id}"),
             self._load_ms,
+            self.nodes.get,
         )
         node.changed = self.gateway.update
         return node
@@ -196,7 +197,7 @@ class World:
                 case "engine_crash":
                     node.crash_engines()
                 case "save_fails":
-                    node.saves_fail = True
+                    node.workers.saves_fail = True
                 case "agent_restart":
                     node.kill_agent()
                 case "control_restart":
@@ -211,7 +212,7 @@ class World:
                 case "partition":
                     node.line.reachable = True
                 case "save_fails":
-                    node.saves_fail = False
+                    node.workers.saves_fail = False
                 case "control_restart":
                     self.control.restart()
                 case "engine_crash":
@@ -236,7 +237,7 @@ class World:
             if replica.deployment_id != deployment_id or work.phase is not Phase.RUNNING:
                 continue
             node = self.nodes[work.placement[0].node_id]
-            for process in node.processes.values():
+            for process in node.workers.processes.values():
                 if process.key.work_id == work.id and process.ready and node.line.reachable:
                     found.append(work.id)
         return tuple(found)
