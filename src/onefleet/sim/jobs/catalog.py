@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from onefleet.core.policy import DEFAULT_POLICY
 from onefleet.sim.jobs.policies import preemptive, queues
 from onefleet.sim.jobs.policies.preemptive import Preemptive
 from onefleet.sim.jobs.policies.tiered import Taking, Tiered
 from onefleet.sim.jobs.policy import Blind, Clairvoyant, Named
+from onefleet.sim.jobs.pool import Pool
 
 MINUTE_MS = 60_000
 HOUR_MS = 60 * MINUTE_MS
@@ -74,8 +76,14 @@ TIERS_SUSPEND = Blind(
     lambda rules, rng: Tiered(rules, Taking.SUSPEND),
 )
 
+ONEFLEET = Blind(
+    "onefleet",
+    "the pool's own planner with its default policy",
+    lambda rules, rng: Pool(rules, DEFAULT_POLICY, rng),
+)
+
 BASELINES: tuple[Named, ...] = (
     FIFO, EASY, FIRST_FIT, RANDOM, DRF, LAS, TIRESIAS, SJF, SRTF, SRSF,
 )  # fmt: skip
 TIERS: tuple[Named, ...] = (TIERS_WAIT, TIERS_KILL, TIERS_SUSPEND)
-POLICIES: dict[str, Named] = {named.name: named for named in (*BASELINES, SILOS, *TIERS)}
+POLICIES: dict[str, Named] = {named.name: named for named in (*BASELINES, SILOS, *TIERS, ONEFLEET)}

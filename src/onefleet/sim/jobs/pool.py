@@ -1,0 +1,232 @@
+"""The product's own planner as a policy of the job simulator.
+
+It is the very `plan` that the live control plane runs, on an index that follows the desk as it
+follows the store there. What a desk says becomes events of the jobs' lifecycles, and what the plan
+decides becomes acts at the desk. A job at the desk has neither a duration nor an estimate, so the
+planner has none here either.
+
+Saving and starting take what the simulation's rules say; to the planner a job runs from the moment
+on that it makes progress.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from typing import assert_never
+
+from onefleet.core import lifecycle
+from onefleet.core.plan import (
+    Checkpoint,
+    Decision,
+    DropImage,
+    Fence,
+    Freeze,
+    GivePromise,
+    Lose,
+    Move,
+    Place,
+    Ready,
+    Resize,
+    Stop,
+    Suspend,
+    Thaw,
+    WorkDecision,
+    applied,
+)
+from onefleet.core.planner import Index, plan
+from onefleet.core.policy import Policy as PoolPolicy
+from onefleet.core.snapshot import Snapshot
+from onefleet.domain.errors import InternalError
+from onefleet.domain.fleet import CheckpointMode, Device, DeviceKind, Node, NodeState
+from onefleet.domain.ids import (
+    NO_GENERATION,
+    DeviceId,
+    ImageId,
+    Instant,
+    NodeId,
+    ReservationId,
+    TenantId,
+    WorkId,
+)
+from onefleet.domain.tenancy import Reservation, Tenant
+from onefleet.domain.work import Demand, Image, Phase, Terms, Want, Work, WorkKind
+from onefleet.sim.jobs.desk import Desk, JobView
+from onefleet.sim.jobs.job import Rules
+
+#: Passes at one moment before it is a defect that they do not come to rest.
+PASSES_MAX = 50
+#: Between looks while jobs wait and nothing happens.
+LOOK_MS = 60_000
+_FOR_EVER = Instant(1 << 60)
+_BEGIN = Instant(0)
+#: Bytes of an image; the rules have its price.
+_IMAGE_BYTES = 1
+
+
+class Pool:
+    """Decides as the pool does; see `policy.Policy`."""
+
+    def __init__(self, rules: Rules, policy: PoolPolicy, rng: random.Random) -> None:
+        self._rules = rules
+        self._policy = policy
+        self._rng = rng
+        sizes = rules.fleet.nodes or (rules.fleet.devices,)
+        self._widest = max(sizes)
+        self._flat = rules.fleet.nodes is None
+        nodes = [_node(number, size) for number, size in enumerate(sizes)]
+        self._nodes = {node.id: number for number, node in enumerate(nodes)}
+        self._snapshot = Snapshot.of(NO_GENERATION, nodes=nodes, works=())
+        self._index = Index(policy)
+        self._index.advance(_BEGIN, {})
+        for record in [*nodes, *_tenants(rules)]:
+            self._index.put(record)
+        self._works: dict[int, Work] = {}
+        self._views: dict[WorkId, JobView] = {}
+        self._woken_at = -1
+
+    def decide(self, desk: Desk) -> None:
+        """Run passes until there is nothing more to decide now."""
+        now = Instant(desk.now)
+        self._take_news(desk, now)
+        self._index.advance(now, {})
+        for _ in range(PASSES_MAX):
+            decided = plan(self._snapshot, self._policy, now, self._rng, self._index)
+            for decision in decided.decisions:
+                self._carry_out(decision, desk, now)
+            if not decided.decisions:
+                break
+        else:
+            raise InternalError(f"{PASSES_MAX} passes at {now} did not come to rest")
+        self._sleep(desk)
+
+    # --- the desk's news --------------------------------------------------------------------------
+
+    def _take_news(self, desk: Desk, now: Instant) -> None:
+        for view in desk.arrived:
+            work = _work(view, self._demand(view.devices))
+            self._views[work.id] = view
+            self._put(view, work)
+        for view in desk.returned:
+            work = self._works[view.number]
+            if view.phase is Phase.SUSPENDED:
+                self._put(view, _saved(work, now))
+            else:
+                self._put(view, lifecycle.apply(work, lifecycle.Lost("its node failed"), now))
+        for view in desk.ended:
+            work = self._works.pop(view.number)
+            del self._views[work.id]
+            self._index.remove(Work, work.id)
+
+    def _demand(self, devices: int) -> Demand:
+        """A gang that no node takes whole is dealt to workers of one size, as large as can be."""
+        if devices <= self._widest:
+            return Demand(DeviceKind.GPU, devices, devices)
+        each = next(n for n in range(self._widest, 0, -1) if devices % n == 0)
+        return Demand(DeviceKind.GPU, each, each, workers=devices // each)
+
+    def _put(self, view: JobView, work: Work) -> None:
+        self._works[view.number] = work
+        self._index.put(work)
+
+    # --- the plan's decisions ---------------------------------------------------------------------
+
+    def _carry_out(self, decision: Decision, desk: Desk, now: Instant) -> None:
+        match decision:
+            case Place():
+                self._place(decision, desk, now)
+            case Suspend() | Move():
+                view, work = self._applied(decision, now)
+                desk.suspend(view)
+                self._put(view, work if self._rules.price.save_ms else _saved(work, now))
+            case Stop() | Lose():
+                view, work = self._applied(decision, now)
+                desk.kill(view)
+                self._put(view, lifecycle.apply(work, lifecycle.Lost("made room"), now))
+            case Ready() | DropImage() | GivePromise():
+                self._put(*self._applied(decision, now))
+            case Fence() | Freeze() | Thaw() | Resize() | Checkpoint():
+                raise InternalError(f"the desk cannot do this: {decision}")
+            case _:
+                assert_never(decision)
+
+    def _applied(self, decision: WorkDecision, now: Instant) -> tuple[JobView, Work]:
+        view = self._views[decision.work_id]
+        return view, applied(self._works[view.number], decision, now)
+
+    def _place(self, decision: Place, desk: Desk, now: Instant) -> None:
+        view, work = self._applied(decision, now)
+        desk.start(view, () if self._flat else tuple(self._where(decision)))
+        price = self._rules.price
+        since = Instant(now + (price.restore_ms if decision.restore else price.start_ms))
+        event = lifecycle.Restored() if decision.restore else lifecycle.Started()
+        self._put(view, lifecycle.apply(work, event, since))
+
+    def _where(self, decision: Place) -> Iterator[tuple[int, int]]:
+        counts: dict[NodeId, int] = {}
+        for slot in decision.placement:
+            counts[slot.node_id] = counts.get(slot.node_id, 0) + len(slot.devices)
+        for node_id, count in counts.items():
+            yield self._nodes[node_id], count
+
+    # --- time -------------------------------------------------------------------------------------
+
+    def _sleep(self, desk: Desk) -> None:
+        """A live pool looks again each second; here only while that could change something."""
+        if desk.waiting and self._woken_at <= desk.now:
+            self._woken_at = desk.now + LOOK_MS
+            desk.wake(self._woken_at)
+
+
+def _node(number: int, size: int) -> Node:
+    node_id = NodeId(f"n{number:05d}")
+    devices = tuple(
+        Device(DeviceId(f"{node_id}/gpu{i}"), DeviceKind.GPU, i, "simulated", 0, True)
+        for i in range(size)
+    )
+    return Node(
+        id=node_id,
+        name=node_id,
+        state=NodeState.READY,
+        devices=devices,
+        memory_bytes=1 << 40,
+        checkpoint_mode=CheckpointMode.CRIU,
+        checkpoint_reason="",
+        lease_expires_at=_FOR_EVER,
+        joined_at=_BEGIN,
+        address=f"{node_id}:1",
+    )
+
+
+def _tenants(rules: Rules) -> Sequence[Tenant | Reservation]:
+    records: list[Tenant | Reservation] = []
+    for team in rules.teams:
+        weight = team.weight * 1_000
+        records.append(Tenant(team.tenant, None, None, None, _BEGIN, weight))
+        if team.reserved:
+            name = ReservationId(f"r-{team.tenant}")
+            records.append(Reservation(name, team.tenant, DeviceKind.GPU, team.reserved, _BEGIN))
+    return records
+
+
+def _work(view: JobView, demand: Demand) -> Work:
+    return Work(
+        id=WorkId(f"j{view.number:06d}"),
+        kind=WorkKind.JOB,
+        tenant_id=TenantId(view.tenant),
+        tier=view.tier,
+        demand=demand,
+        want=Want.RUN,
+        phase=Phase.PENDING,
+        submitted_at=Instant(view.arrived),
+        phase_since=Instant(view.arrived),
+        suspendable=True,
+        promised=not view.tier.promise_permille,
+        terms=Terms(checkpoint_every_ms=0),  # the simulation's rules say when images are made
+    )
+
+
+def _saved(work: Work, now: Instant) -> Work:
+    nodes = tuple(slot.node_id for slot in work.placement)
+    image = Image(ImageId(work.id), nodes, _IMAGE_BYTES, now)
+    return lifecycle.apply(work, lifecycle.Saved(image), now)
