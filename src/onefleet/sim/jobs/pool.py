@@ -56,8 +56,8 @@ from onefleet.sim.jobs.job import Rules
 
 #: Passes at one moment before it is a defect that they do not come to rest.
 PASSES_MAX = 50
-#: Between looks while jobs wait and nothing happens.
-LOOK_MS = 60_000
+#: Between looks while jobs wait and nothing happens: doubles from the first to the last.
+LOOK_MS, LOOK_MS_MAX = 1_000, 600_000
 _FOR_EVER = Instant(1 << 60)
 _BEGIN = Instant(0)
 #: Bytes of an image; the rules have its price.
@@ -84,6 +84,7 @@ class Pool:
         self._works: dict[int, Work] = {}
         self._views: dict[WorkId, JobView] = {}
         self._woken_at = -1
+        self._look_ms = LOOK_MS
 
     def decide(self, desk: Desk) -> None:
         """Run passes until there is nothing more to decide now."""
@@ -172,9 +173,12 @@ class Pool:
     # --- time -------------------------------------------------------------------------------------
 
     def _sleep(self, desk: Desk) -> None:
-        """A live pool looks again each second; here only while that could change something."""
+        """A live pool looks again each second; here ever less often while nothing comes of it."""
+        if desk.arrived or desk.returned or desk.ended or desk.acts:
+            self._look_ms = LOOK_MS
         if desk.waiting and self._woken_at <= desk.now:
-            self._woken_at = desk.now + LOOK_MS
+            self._woken_at = desk.now + self._look_ms
+            self._look_ms = min(2 * self._look_ms, LOOK_MS_MAX)
             desk.wake(self._woken_at)
 
 
