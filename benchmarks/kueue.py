@@ -71,7 +71,7 @@ def run(task: tuple[str, str]) -> Found:
     for number in range(shape.cohorts):
         jobs, rules = cohort(shape, number)
         peak = Peak()
-        outcome = simulate(jobs, rules, named, seed=number, observe=peak.observe)
+        outcome = simulate(jobs, rules, named, seed=number, observe=peak.observe, measure=True)
         longest = max(longest, outcome.makespan_ms)
         bound = max(bound, makespan(jobs, rules.fleet.devices))
         decisions += outcome.decisions

@@ -58,6 +58,11 @@ def facts(index: Index) -> dict[str, Any]:
         "stop": roster.to_stop,
         "pause": roster.to_pause,
         "ended": roster.ended,
+        "stock": index.stock,
+        "ready": roster.errands.to_ready,
+        "promise": roster.errands.to_promise,
+        "checkpoint": roster.errands.to_checkpoint,
+        "promised": roster.errands.promised,
     }
 
 
@@ -120,7 +125,7 @@ def test_plans_follow_from_the_snapshot_alone(
     for _ in range(passes):
         before = facts(index)
         decided = plan(snapshot, POLICY, now, random.Random(0), index)
-        assert check_plan(snapshot, decided, POLICY, index) == []
+        assert check_plan(snapshot, decided, POLICY, index) == [], decided.decisions
         assert decided.decisions == plan(snapshot, POLICY, now, random.Random(0)).decisions
         assert facts(index) == before
         then = after(snapshot, decided, now)

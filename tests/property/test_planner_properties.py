@@ -32,7 +32,7 @@ from onefleet.domain.fleet import Node, NodeState
 from onefleet.domain.ids import DeviceId, Instant, NodeId, TenantId
 from onefleet.domain.serving import Replica
 from onefleet.domain.tiers import Tier
-from onefleet.domain.work import Image, Phase, Slot, Want, Work, WorkKind
+from onefleet.domain.work import Image, Phase, Slot, Terms, Want, Work, WorkKind
 
 POLICY = Policy()
 TIERS = st.sampled_from(list(Tier))
@@ -75,6 +75,8 @@ def works(draw: st.DrawFn, name: str) -> Work:
         submitted_at=Instant(draw(st.integers(0, 5))),
         phase_since=Instant(NOW - draw(st.sampled_from([0, 500, 5_000, 60_000]))),
         want=draw(st.sampled_from([Want.RUN] * 8 + [Want.SUSPEND, Want.STOP])),
+        promised=draw(st.sampled_from([True, True, False])),
+        terms=Terms(checkpoint_every_ms=draw(st.sampled_from([None, 0, 10_000]))),
     )
 
 
@@ -117,6 +119,9 @@ def snapshots(draw: st.DrawFn) -> Snapshot:
                 work = lifecycle.apply(work, lifecycle.SaveOrdered("room"), since)
             if goal is Phase.STOPPING:
                 work = lifecycle.apply(work, lifecycle.StopOrdered("room"), since)
+        if work.phase is Phase.PENDING and index and draw(st.integers(0, 3)) == 0:
+            before = draw(st.sampled_from([*found, a_job("unknown")]))
+            work = replace(work, ready=False, terms=replace(work.terms, after=(before.id,)))
         found.append(replace(work, want=wanted))
         if work.kind is WorkKind.REPLICA:
             replicas.append(replica_of(work, deployment))

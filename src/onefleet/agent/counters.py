@@ -100,7 +100,7 @@ class GpuCounters:
 def _gpu(nvml: Any, device: Device) -> Sequence[Finding]:
     found: list[Finding] = []
     try:
-        handle = nvml.nvmlDeviceGetHandleByIndex(device.index)
+        handle = nvml.nvmlDeviceGetHandleByUUID(device.uuid)
     except nvml.NVMLError as error:
         return [ProbeFailed(device.id, f"its driver lost it: {error}")]
     for name, fatal, read in (

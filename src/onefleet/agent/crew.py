@@ -13,7 +13,8 @@ from typing import assert_never
 import structlog
 from msgspec import structs
 
-from onefleet.agent import archivist, fetching, records
+from onefleet.agent import accelerators, archivist, fetching, records
+from onefleet.agent.devices import nvidia_driver
 from onefleet.agent.protocol import (
     Act,
     Adopted,
@@ -37,7 +38,7 @@ from onefleet.agent.protocol import (
 )
 from onefleet.agent.records import Record
 from onefleet.agent.share import Share
-from onefleet.agent.specs import PORT_FILE, Specs, cores
+from onefleet.agent.specs import PORT_FILE, Specs
 from onefleet.domain.errors import InvalidRequest, OnefleetError, StorageFull
 from onefleet.domain.fleet import CheckpointMode, Device
 from onefleet.domain.ids import NO_GENERATION, DeviceId, Generation, ImageId
@@ -77,6 +78,7 @@ class Crew:
         self._records: dict[WorkerKey, Record] = {}
         self._job_driver = "local"
         self.capability = Capability(CheckpointMode.NONE, "not tried yet", "")
+        self._gpus = accelerators.GpuProof(devices, nvidia_driver())
         self._share = share
         self.archivist = archivist.Archivist(archivist.command(layout, share))
 
@@ -88,10 +90,11 @@ class Crew:
         gone = await asyncio.to_thread(records.forget_oldest, self._layout)
         if gone:
             log.info("removed the output of the oldest workers", folders=gone)
-        known = records.recall_proof(self._layout)
+        known, gpus = records.recall_proof(self._layout)
         if known is None or known.mode is not CheckpointMode.CRIU or "criu" not in self._drivers:
             return False
         self._job_driver, self.capability = "criu", known
+        self._gpus.capability = gpus or self._gpus.capability
         return True
 
     async def prove(self) -> None:
@@ -104,7 +107,9 @@ class Crew:
             elif proved.reason:
                 capability = replace(capability, reason=proved.reason)
         self._job_driver, self.capability = driver, capability
-        await asyncio.to_thread(records.remember_proof, self._layout, self.capability)
+        await self._gpus.prove(self._drivers[driver])
+        proofs = self.capability, self._gpus.capability
+        await asyncio.to_thread(records.remember_proof, self._layout, *proofs)
         log.info("jobs are saved by", driver=self._job_driver, reason=self.capability.reason)
 
     def folder(self, key: WorkerKey) -> Path:
@@ -120,6 +125,14 @@ class Crew:
             return CheckpointMode.NONE
         criu = record.driver == "criu"
         return CheckpointMode.CRIU if criu else CheckpointMode.COOPERATIVE
+
+    def why_not_criu(self, key: WorkerKey) -> str:
+        """What of this worker's devices keeps criu from saving it; empty when nothing does."""
+        record = self._records.get(key)
+        if record is None or record.order.job is None or record.driver == "criu":
+            return ""
+        held = self._specs.known(record.order.devices)
+        return self._gpus.why_not(held, record.order.job.workers)
 
     # --- what an agent before this one left ------------------------------------------------------
 
@@ -247,6 +260,10 @@ class Crew:
 
     async def _start(self, act: Start, order: Order) -> Done:
         driver = self._job_driver if order.job else "local"
+        held = self._specs.held(order.devices)
+        if order.job and (why := self._gpus.why_not(held, order.job.workers)):
+            log.info("is to save itself", worker=self.folder(act.key).name, reason=why)
+            driver = "local"
         spec = await asyncio.to_thread(self._specs.of, act.key, order, driver)
         (spec.folder / PORT_FILE).unlink(missing_ok=True)
         record = Record(
@@ -319,7 +336,7 @@ class Crew:
 
     async def _bind(self, key: WorkerKey, devices: tuple[DeviceId, ...]) -> None:
         record = self._records[key]
-        cpus = cores(self._specs.held(devices))
+        cpus = accelerators.cores(self._specs.held(devices))
         if cpus:
             await self._drivers[record.driver].pin(self.folder(key), cpus)
         await self._keep(

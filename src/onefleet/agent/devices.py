@@ -11,7 +11,7 @@ import importlib
 import os
 import platform
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -26,6 +26,8 @@ _CGROUP = Path("/sys/fs/cgroup")
 _CPUINFO = Path("/proc/cpuinfo")
 _MEMINFO = Path("/proc/meminfo")
 _STAT = Path("/proc/stat")
+#: How much of a UUID tells the GPUs of a node apart.
+_UUID_SHOWN = 8
 
 
 class DeviceProbe(Protocol):
@@ -64,7 +66,7 @@ class CpuProbe:
 
 @dataclass(frozen=True, slots=True)
 class NvidiaProbe:
-    """NVIDIA GPUs, through the driver's management library."""
+    """NVIDIA GPUs, through the driver's management library; their identity is their UUID."""
 
     name: str = "nvidia"
     kind: DeviceKind = DeviceKind.GPU
@@ -89,8 +91,24 @@ class NvidiaProbe:
         handle = pynvml.nvmlDeviceGetHandleByIndex(index)
         product = pynvml.nvmlDeviceGetName(handle)
         memory = pynvml.nvmlDeviceGetMemoryInfo(handle).total
-        name = product.decode() if isinstance(product, bytes) else str(product)
-        return _device(node_id, self.kind, index, name, int(memory))
+        uuid = pynvml.nvmlDeviceGetUUID(handle)
+        found = _device(node_id, self.kind, index, str(product), int(memory))
+        # When a GPU fails, those behind it get other numbers; an id must go on meaning the same.
+        name = f"{self.kind}-{uuid.removeprefix('GPU-')[:_UUID_SHOWN]}"
+        return replace(found, id=DeviceId(f"{node_id}/{name}"), uuid=uuid)
+
+
+def nvidia_driver() -> str:
+    """The version of the NVIDIA driver; empty where there is none."""
+    pynvml: Any = importlib.import_module("pynvml")
+    try:
+        pynvml.nvmlInit()
+        try:
+            return str(pynvml.nvmlSystemGetDriverVersion())
+        finally:
+            pynvml.nvmlShutdown()
+    except pynvml.NVMLError:
+        return ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import structlog
+from msgspec import structs
 
 from onefleet.agent import readiness
 from onefleet.agent.crew import Crew
@@ -331,11 +332,12 @@ class Agent:
 
     def _worker_report(self, worker: Worker) -> WorkerReport:
         status = self._statuses.get(worker.key)
-        return worker.report(
+        report = worker.report(
             self._crew.mode(worker.key),
             status.memory_bytes if status else 0,
             status.cpu_ms if status else 0,
         )
+        return structs.replace(report, checkpoint_reason=self._crew.why_not_criu(worker.key))
 
 
 def node_id(name: str) -> NodeId:

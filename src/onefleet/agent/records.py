@@ -82,27 +82,28 @@ def read(folder: Path) -> Record | None:
 class _Proof(msgspec.Struct, frozen=True):
     boot: str
     capability: Capability
+    gpus: Capability | None = None
 
 
-def remember_proof(layout: Layout, capability: Capability) -> None:
+def remember_proof(layout: Layout, capability: Capability, gpus: Capability) -> None:
     """Keep what was proved, so that the next agent need not wait for the proof; where there is
     no room for that, the next one proves it again."""
     path = layout.agent / PROOF
     temporary = path.with_name(f".{PROOF}.new")
     try:
-        temporary.write_bytes(msgspec.json.encode(_Proof(_boot(), capability)))
+        temporary.write_bytes(msgspec.json.encode(_Proof(_boot(), capability, gpus)))
         temporary.replace(path)
     except OSError as error:
         log.warning("the proof is not kept", reason=str(error))
 
 
-def recall_proof(layout: Layout) -> Capability | None:
-    """What an earlier agent proved since the machine started; None if nothing."""
+def recall_proof(layout: Layout) -> tuple[Capability | None, Capability | None]:
+    """What an earlier agent proved since the machine started, of jobs and of their GPUs."""
     try:
         proof = msgspec.json.decode((layout.agent / PROOF).read_bytes(), type=_Proof)
     except (OSError, msgspec.DecodeError):
-        return None
-    return proof.capability if proof.boot == _boot() else None
+        return None, None
+    return (proof.capability, proof.gpus) if proof.boot == _boot() else (None, None)
 
 
 def _boot() -> str:

@@ -7,12 +7,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from onefleet.agent import records
+from onefleet.agent import accelerators, records
 from onefleet.agent.protocol import WorkerKey
 from onefleet.config import child_environment
 from onefleet.domain import gang
 from onefleet.domain.errors import InvalidRequest
-from onefleet.domain.fleet import Device, DeviceKind
+from onefleet.domain.fleet import Device
 from onefleet.domain.gang import GangPlace
 from onefleet.domain.ids import DeviceId, Digest
 from onefleet.domain.layout import Layout
@@ -61,16 +61,21 @@ class Specs:
             command=command,
             work=work,
             environment=tuple(sorted(environment.items())),
-            cpus=cores(held),
+            cpus=accelerators.cores(held),
+            gpus=accelerators.gpus(held),
             network=order.job.network if order.job else "host",
             gang=place,
             grace_ms=order.grace_ms,
             chunks=self._layout.chunks(key.work_id),
         )
 
+    def known(self, devices: Sequence[DeviceId]) -> list[Device]:
+        """Those of these devices that the node has."""
+        return [self._devices[d] for d in devices if d in self._devices]
+
     def held(self, devices: Sequence[DeviceId]) -> list[Device]:
         """These devices. Raises InvalidRequest when the node has not all of them."""
-        held = [self._devices[d] for d in devices if d in self._devices]
+        held = self.known(devices)
         if len(held) != len(devices):
             raise InvalidRequest(
                 f"this node has not all of the devices {', '.join(devices)}",
@@ -91,7 +96,7 @@ class Specs:
         environment |= {
             **gang.threads(job.width),
             "PYTHONUNBUFFERED": "1",
-            **_visible(held),
+            **accelerators.environment(held, job.workers),
             **dict(job.environment),
             "ONEFLEET_JOB_ID": str(key.work_id),
             "ONEFLEET_JOB_NAME": job.name,
@@ -121,19 +126,9 @@ class Specs:
         if reason:
             raise InvalidRequest(f"engine {spec.engine} cannot run on this node", why=reason)
         process.cache_folder.mkdir(exist_ok=True)
-        environment = child_environment({**_visible(held), **dict(adapter.environment(process))})
+        seen = accelerators.environment(held, 1)
+        environment = child_environment({**seen, **dict(adapter.environment(process))})
         return adapter.command(process), environment
-
-
-def _visible(held: Sequence[Device]) -> dict[str, str]:
-    """Which GPUs a process may see; none unless it was given some."""
-    gpus = [str(d.index) for d in held if d.kind is DeviceKind.GPU and not d.simulated]
-    return {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": ",".join(gpus)}
-
-
-def cores(held: Sequence[Device]) -> tuple[int, ...]:
-    """The cores among devices."""
-    return tuple(d.index for d in held if d.kind is DeviceKind.CPU and not d.simulated)
 
 
 def _gang_place(key: WorkerKey, order: Order) -> GangPlace | None:

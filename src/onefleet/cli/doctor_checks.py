@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import platform
 import resource
@@ -225,20 +224,25 @@ def _answer(folder: Path) -> Verdict:
 
 
 def _gpus(chosen: Settings) -> Verdict:
-    pynvml: Any = importlib.import_module("pynvml")
-    try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError as error:
-        return SKIP, f"no NVIDIA driver: {error}", ""
-    try:
-        count = pynvml.nvmlDeviceGetCount()
-        names = [
-            pynvml.nvmlDeviceGetName(pynvml.nvmlDeviceGetHandleByIndex(i)) for i in range(count)
-        ]
-        version = pynvml.nvmlSystemGetDriverVersion()
-        return PASS, f"{count} GPUs ({', '.join(names)}), driver {version}", ""
-    finally:
-        pynvml.nvmlShutdown()
+    """What GPUs there are, and how jobs on them are saved: that is tried on the first of them."""
+    import asyncio
+
+    from onefleet.agent.devices import NvidiaProbe, nvidia_driver
+    from onefleet.domain.fleet import CheckpointMode
+    from onefleet.domain.ids import NodeId
+    from onefleet.drivers.criu import CriuDriver, make_finder
+
+    found = NvidiaProbe().discover(NodeId("here"))
+    if not found:
+        return SKIP, "no NVIDIA GPUs, or no driver of theirs", ""
+    names = ", ".join(gpu.product for gpu in found)
+    evidence = f"{len(found)} GPUs ({names}), driver {nvidia_driver()}"
+    driver = CriuDriver(make_finder(chosen.layout.criu, chosen.criu))
+    saves = asyncio.run(driver.probe_gpus([gpu.uuid for gpu in found]))
+    if saves.mode is CheckpointMode.CRIU:
+        return PASS, f"{evidence}; jobs on them are saved transparently: {saves.evidence}", ""
+    asked = "jobs on them are asked to save themselves (cooperative)"
+    return WARN, f"{evidence}; {asked}: {saves.reason}", saves.evidence
 
 
 def _models(chosen: Settings) -> Verdict:

@@ -278,7 +278,8 @@ def _checkpoint(work: Work, scene: Scene) -> tuple[CheckpointMode, str]:
     if report is not None and report.checkpoint_mode is not CheckpointMode.NONE:
         if report.checkpoint_mode is CheckpointMode.CRIU:
             return CheckpointMode.CRIU, ""
-        reasons = [node.checkpoint_reason for node in placed or nodes.values()]
+        reasons = [report.checkpoint_reason]
+        reasons += [node.checkpoint_reason for node in placed or nodes.values()]
         return report.checkpoint_mode, next((r for r in reasons if r), "")
     order = list(CheckpointMode)
     best = min(placed or nodes.values(), key=lambda n: order.index(n.checkpoint_mode), default=None)

@@ -33,8 +33,13 @@ class Failures:
     lost: int = 0
 
     def node_mttf_ms(self) -> int:
-        """The expected time until one node fails: the mean of the posterior rate, inverted."""
-        return (self.watched_ms + PRIOR_NODE_MS) // (self.lost + 1)
+        """The expected time until one node fails: the mean of the posterior rate, inverted.
+
+        Rounded down to two binary digits, so that it does not change with every look.
+        """
+        mttf_ms = (self.watched_ms + PRIOR_NODE_MS) // (self.lost + 1)
+        digits = max(mttf_ms.bit_length() - 2, 0)
+        return mttf_ms >> digits << digits
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +59,7 @@ def cost_ms(work: Work, cost: SaveCost) -> int:
     return cost.fixed_ms + size // max(cost.bytes_per_ms, 1)
 
 
-def interval_ms(work: Work, failures: Failures, cost: SaveCost) -> int | None:
+def interval_ms(work: Work, node_mttf_ms: int, cost: SaveCost) -> int | None:
     """The run time between two images of the work; None: it is not saved while it runs."""
     chosen = work.terms.checkpoint_every_ms
     if work.kind is not WorkKind.JOB or not work.suspendable or chosen == 0:
@@ -62,7 +67,7 @@ def interval_ms(work: Work, failures: Failures, cost: SaveCost) -> int | None:
     if chosen is not None:
         return max(chosen, INTERVAL_MS_MIN)
     nodes = len(dict.fromkeys(slot.node_id for slot in work.placement))
-    mttf_ms = failures.node_mttf_ms() // max(nodes, 1)
+    mttf_ms = node_mttf_ms // max(nodes, 1)
     return max(daly_ms(cost_ms(work, cost), mttf_ms), INTERVAL_MS_MIN)
 
 
@@ -79,11 +84,11 @@ def daly_ms(cost: int, mttf: int) -> int:
     return max(young + cost // 3 + second - cost, 1)
 
 
-def due_at(work: Work, failures: Failures, cost: SaveCost) -> Instant | None:
+def due_at(work: Work, node_mttf_ms: int, cost: SaveCost) -> Instant | None:
     """When the next image of the work should be ordered; None: never, as things are."""
     if work.phase is not Phase.RUNNING or work.want is not Want.RUN or work.making is not None:
         return None
-    interval = interval_ms(work, failures, cost)
+    interval = interval_ms(work, node_mttf_ms, cost)
     if interval is None:
         return None
     saved_ms = 0 if work.image is None else work.image.ran_ms

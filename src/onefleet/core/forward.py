@@ -20,7 +20,7 @@ from types import MappingProxyType
 from onefleet.core import lifecycle
 from onefleet.core.ledger import width_permille
 from onefleet.core.lifecycle import progress_ms
-from onefleet.core.plan import Plan, apply_plan, fenced_nodes
+from onefleet.core.plan import Checkpoint, Decision, Plan, apply_plan, fenced_nodes
 from onefleet.core.policy import Policy
 from onefleet.core.snapshot import Snapshot
 from onefleet.domain.ids import Instant, NodeId, WorkId
@@ -130,6 +130,7 @@ def run_forward(
             plan = planner(world.snapshot, policy, at, rng)
             first = first or plan
             passes += 1
+            plan = replace(plan, decisions=_that_matter(plan.decisions))
             if not plan.decisions:
                 break
             world.commit(plan, at)
@@ -199,6 +200,11 @@ def _left(
     return scale if rng is None else round(scale * rng.choice((0.25, 0.5, 1, 2, 4)))
 
 
+def _that_matter(decisions: Sequence[Decision]) -> tuple[Decision, ...]:
+    """Without images of what runs on: they change nobody's turn, and are many."""
+    return tuple(d for d in decisions if not isinstance(d, Checkpoint))
+
+
 def _runs(work: Work) -> bool:
     return work.kind is WorkKind.JOB and work.phase is Phase.RUNNING
 
@@ -217,10 +223,6 @@ def _obey(work: Work, now: Instant) -> Work:
             return lifecycle.apply(work, lifecycle.ProcessEnded(143, ""), now)
         case Phase.STOPPING:
             return lifecycle.apply(work, lifecycle.Lost("it was stopped"), now)
-        case Phase.RUNNING if work.making is not None:
-            nodes = tuple(slot.node_id for slot in work.placement)
-            image = replace(_image(work, nodes, now), id=work.making.id)
-            return lifecycle.apply(work, lifecycle.Checkpointed(image), now)
         case _:
             return work
 

@@ -121,9 +121,27 @@ class Ready:
     work_id: WorkId
 
 
+@dataclass(frozen=True, slots=True)
+class GivePromise:
+    """What its tier promises fits beside what is promised already, and holds from now on."""
+
+    work_id: WorkId
+
+
 #: Decisions about one work.
 WorkDecision = (
-    Lose | DropImage | Stop | Suspend | Freeze | Move | Place | Thaw | Resize | Checkpoint | Ready
+    Lose
+    | DropImage
+    | Stop
+    | Suspend
+    | Freeze
+    | Move
+    | Place
+    | Thaw
+    | Resize
+    | Checkpoint
+    | Ready
+    | GivePromise
 )
 Decision = Fence | WorkDecision
 
@@ -216,6 +234,8 @@ def events_of(decision: WorkDecision) -> tuple[lifecycle.Event, ...]:
             return (lifecycle.CheckpointOrdered(),)
         case Ready():
             return (lifecycle.Readied(),)
+        case GivePromise():
+            return (lifecycle.Promised(),)
         case _:  # pragma: no cover - the type checker proves it
             assert_never(decision)
 
@@ -254,6 +274,8 @@ def describe(decision: Decision) -> str:
             return f"checkpoint {work_id}: {reason}"
         case Ready(work_id):
             return f"ready {work_id}"
+        case GivePromise(work_id):
+            return f"promise {work_id}"
         case _:  # pragma: no cover - the type checker proves it
             assert_never(decision)
 

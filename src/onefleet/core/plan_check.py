@@ -19,6 +19,7 @@ from onefleet.core.plan import (
     DropImage,
     Fence,
     Freeze,
+    GivePromise,
     Lose,
     Move,
     Place,
@@ -32,6 +33,7 @@ from onefleet.core.plan import (
     apply_plan,
 )
 from onefleet.core.policy import DEFAULT_POLICY, Policy
+from onefleet.core.promise import shortfall
 from onefleet.core.snapshot import Snapshot
 from onefleet.domain.fleet import DeviceKind, Node, NodeState
 from onefleet.domain.ids import DeviceId, NodeId, WorkId
@@ -96,9 +98,10 @@ class _Checker:
         if work is None:
             yield f"{decision.work_id} does not exist"
             return
-        if work.id in self.touched:
-            yield f"{work.id} is decided twice"
-        self.touched[work.id] = decision
+        if not isinstance(decision, Ready | GivePromise):  # they go with any other
+            if work.id in self.touched:
+                yield f"{work.id} is decided twice"
+            self.touched[work.id] = decision
         if isinstance(decision, Place | Thaw) or getattr(decision, "for_work", None) is not None:
             self._ranks()
         yield from self._rules(work, decision)
@@ -148,6 +151,10 @@ class _Checker:
             case Ready():
                 if not all(b and b.outcome is Outcome.SUCCEEDED for b in _before(work, self.works)):
                     yield f"{work.id} is readied, but what it comes after has not succeeded"
+            case GivePromise():
+                missing = shortfall(self.index.book(), work, self.plan.planned_at)
+                if missing is not None:
+                    yield f"{work.id} is promised what {missing.missing_milli} milli are missing to"
             case Checkpoint() | Fence():
                 pass
             case _:  # pragma: no cover - the type checker proves it

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from onefleet.core.checkpointing import PRIOR_NODE_MS, SaveCost
+
 
 @dataclass(frozen=True, slots=True)
 class Policy:
@@ -23,6 +25,7 @@ class Policy:
     scale_up_waiting: held requests a ready replica, from which on one more is wanted.
     save_fixed_ms, save_bytes_per_ms, replica_start_ms: what suspending work costs, to choose the
     cheapest victims: a fixed part, its state's bytes twice (out and in), loading a model again.
+    node_mttf_ms: the time between two failures of one node, for periodic checkpoints.
     """
 
     lease_grace_ms: int = 5_000
@@ -34,6 +37,12 @@ class Policy:
     save_fixed_ms: int = 300
     save_bytes_per_ms: int = 500_000
     replica_start_ms: int = 3_000
+    node_mttf_ms: int = PRIOR_NODE_MS
+
+    @property
+    def save_cost(self) -> SaveCost:
+        """What a save costs where it was not measured."""
+        return SaveCost(self.save_fixed_ms, self.save_bytes_per_ms)
 
 
 DEFAULT_POLICY = Policy()

@@ -13,13 +13,13 @@ premium work of the tenant, and of the tenants below it, is promised inside it f
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import NamedTuple
 
 from onefleet.core.snapshot import Snapshot
 from onefleet.domain.fleet import DeviceKind, Node, NodeState
-from onefleet.domain.ids import Instant, TenantId
+from onefleet.domain.ids import Instant, ReservationId, TenantId
 from onefleet.domain.tenancy import Reservation, Tenant
 from onefleet.domain.tiers import Tier
 from onefleet.domain.work import WHOLE, Demand, Phase, Want, Work
@@ -60,51 +60,40 @@ def reserved_load(reservation: Reservation) -> Load:
     return Load(reservation.kind, classes, reservation.devices * WHOLE)
 
 
-def capacity(nodes: Iterable[Node], kind: DeviceKind) -> dict[str, int]:
-    """Thousandths of devices of each class that stay: no lost node, no cordoned device."""
-    found: dict[str, int] = {}
-    for node in nodes:
-        if node.state is not NodeState.READY:
-            continue
-        out = dict.fromkeys(cordon.device_id for cordon in node.cordons)
-        for device in node.devices:
-            if device.kind is kind and device.id not in out:
-                found[device.product] = found.get(device.product, 0) + WHOLE
-    return found
+class Bearer(NamedTuple):
+    """Whose promises are alike: what one of them is promised can be added to another's."""
+
+    tenant_id: TenantId
+    tier: Tier
+    kind: DeviceKind
+    classes: Classes
 
 
-def shortfall(snapshot: Snapshot, more: Iterable[Load], now: Instant) -> Shortfall | None:
-    """What is missing, now or when a window opens, if `more` is promised as well; None: it fits."""
-    extra = tuple(more)
-    for kind in dict.fromkeys(load.kind for load in extra):
-        room = capacity(snapshot.nodes.values(), kind)
-        for at in moments(snapshot.reservations.values(), now):
-            loads = [*promised_loads(snapshot, kind, at), *(x for x in extra if x.kind is kind)]
-            missing = unmet(loads, room)
-            if missing:
-                total = sum(load.milli for load in loads)
-                return Shortfall(kind, at, missing, total, sum(room.values()))
-    return None
+@dataclass(frozen=True, slots=True)
+class Book:
+    """All that is promised, and what there is to keep it with.
 
+    promised: thousandths of devices. stock: thousandths of devices by kind and class.
+    """
 
-def promised_loads(snapshot: Snapshot, kind: DeviceKind, at: Instant) -> list[Load]:
-    """All that is promised on devices of a kind at a time, reservations in full."""
-    loads: list[Load] = []
-    left: dict[TenantId, list[_Left]] = {}
-    for reservation in snapshot.reservations.values():
-        if reservation.kind is kind and holds(reservation, at):
-            loads.append(reserved_load(reservation))
-            line = left.setdefault(reservation.tenant_id, [])
-            line.append(_Left(reservation.product, reservation.devices * WHOLE))
-    for work in snapshot.works.values():
-        if work.demand.kind is not kind or not bears_promise(work):
-            continue
-        load = load_of(work.demand, work.tier)
-        if work.tier is Tier.PREMIUM:
-            load = _outside(load, left, lineage(work.tenant_id, snapshot.tenants))
-        if load.milli:
-            loads.append(load)
-    return loads
+    promised: Mapping[Bearer, int]
+    reservations: Mapping[ReservationId, Reservation]
+    tenants: Mapping[TenantId, Tenant]
+    stock: Mapping[tuple[DeviceKind, str], int]
+
+    @classmethod
+    def of(cls, snapshot: Snapshot) -> Book:
+        """Read off a snapshot."""
+        promised: dict[Bearer, int] = {}
+        for work in snapshot.works.values():
+            if bears_promise(work):
+                bearer, milli = promise_of(work)
+                promised[bearer] = promised.get(bearer, 0) + milli
+        stock: dict[tuple[DeviceKind, str], int] = {}
+        for node in snapshot.nodes.values():
+            for key, milli in stock_of(node).items():
+                stock[key] = stock.get(key, 0) + milli
+        return cls(promised, snapshot.reservations, snapshot.tenants, stock)
 
 
 def bears_promise(work: Work) -> bool:
@@ -112,6 +101,62 @@ def bears_promise(work: Work) -> bool:
     if not work.promised or not work.ready or not work.tier.promise_permille:
         return False
     return work.phase is not Phase.ENDED and work.want is Want.RUN
+
+
+def promise_of(work: Work) -> tuple[Bearer, int]:
+    """What its tier promises the work, and whose promises that is like."""
+    load = load_of(work.demand, work.tier)
+    return Bearer(work.tenant_id, work.tier, load.kind, load.classes), load.milli
+
+
+def stock_of(node: Node) -> dict[tuple[DeviceKind, str], int]:
+    """Thousandths of devices that stay: none of a lost or draining node, no cordoned device."""
+    found: dict[tuple[DeviceKind, str], int] = {}
+    if node.state is not NodeState.READY:
+        return found
+    out = dict.fromkeys(cordon.device_id for cordon in node.cordons)
+    for device in node.devices:
+        if device.id not in out:
+            key = (device.kind, device.product)
+            found[key] = found.get(key, 0) + WHOLE
+    return found
+
+
+def capacity(stock: Mapping[tuple[DeviceKind, str], int], kind: DeviceKind) -> dict[str, int]:
+    """Thousandths of devices of each class of one kind."""
+    return {product: milli for (of, product), milli in stock.items() if of is kind}
+
+
+def shortfall(book: Book, work: Work, now: Instant) -> Shortfall | None:
+    """What is missing, now or when a window opens, if the work is promised, too; None: it fits."""
+    bearer, milli = promise_of(work)
+    room = capacity(book.stock, bearer.kind)
+    promised = {**book.promised, bearer: book.promised.get(bearer, 0) + milli}
+    for at in moments(book.reservations.values(), now):
+        loads = promised_loads(replace(book, promised=promised), bearer.kind, at)
+        missing = unmet(loads, room)
+        if missing:
+            total = sum(load.milli for load in loads)
+            return Shortfall(bearer.kind, at, missing, total, sum(room.values()))
+    return None
+
+
+def promised_loads(book: Book, kind: DeviceKind, at: Instant) -> list[Load]:
+    """All that is promised on devices of a kind at a time, reservations in full."""
+    loads: list[Load] = []
+    left: dict[TenantId, list[_Left]] = {}
+    for reservation in book.reservations.values():
+        if reservation.kind is kind and holds(reservation, at):
+            loads.append(reserved_load(reservation))
+            line = left.setdefault(reservation.tenant_id, [])
+            line.append(_Left(reservation.product, reservation.devices * WHOLE))
+    for bearer in sorted(b for b in book.promised if b.kind is kind):
+        load = Load(kind, bearer.classes, book.promised[bearer])
+        if bearer.tier is Tier.PREMIUM:
+            load = _outside(load, left, lineage(bearer.tenant_id, book.tenants))
+        if load.milli:
+            loads.append(load)
+    return loads
 
 
 def holds(reservation: Reservation, at: Instant) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from onefleet.core.scratch import Scratch
+from onefleet.core.steps.errands import checkpoint, promise, ready
 from onefleet.core.steps.losses import drop_images, fence
 from onefleet.core.steps.owners import stop, suspend
 from onefleet.core.steps.queue import Placing
@@ -16,8 +17,11 @@ def work_off(this: Scratch, *, thorough: bool = False) -> Placing:
     drop_images(this)
     stop(this)
     suspend(this)
+    ready(this)
+    promise(this)
     placing = Placing(this, thorough)
     placing.order()
     placing.place()
     widen(this, placing.contended)
+    checkpoint(this)
     return placing

@@ -19,7 +19,10 @@ class DeviceKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """One schedulable device. A simulated device never counts as measured."""
+    """One schedulable device. A simulated device never counts as measured.
+
+    uuid: the name that its maker gave it for good; empty for a device that its index names.
+    """
 
     id: DeviceId
     kind: DeviceKind
@@ -27,6 +30,7 @@ class Device:
     product: str  # "AMD EPYC 9R14", "NVIDIA H200"
     memory_bytes: int  # device memory; for a CPU core its share of the node's memory
     simulated: bool = False
+    uuid: str = ""
 
 
 class NodeState(StrEnum):

@@ -68,8 +68,9 @@ class CellWorker:
         criu_commands.write_hook(folder)
         try:
             if restoring:
-                with image.opened(order["image"], order.get("chunks")) as manifest:
-                    self._restore(image.raw(order["image"]), manifest)
+                source, chunks = order["image"], order.get("chunks")
+                with image.opened_early(source, chunks) as (manifest, pages):
+                    self._restore(image.raw(source), manifest, pages)
             else:
                 self._start()
         except (OnefleetError, OSError):
@@ -313,7 +314,7 @@ class CellWorker:
             "devices": self._devices.taken,
         }
 
-    def _restore(self, source: str, manifest: dict[str, Any]) -> None:
+    def _restore(self, source: str, manifest: dict[str, Any], pages: image.Verdict) -> None:
         _check_machine(source, manifest, self._order["criu_version"])
         first = _free_pids(manifest["pids"])
         order = self._order
@@ -338,13 +339,14 @@ class CellWorker:
                 self.cell, order["criu"], self._folder, source, self.freezer.enter
             )
             self._criu.wait_asked()
-            apart = (self.cell.init, self._criu.pid)
+            apart = (self.cell.init, self._criu.pid, pages.pid)
             born = [p for p in process_tree.children(os.getpid()) if p not in apart]
             self.root = born[-1] if born else 0
             if not self.root:
                 raise UpstreamFailed("the restored worker has no process", why="criu left none")
             if order["cpus"]:
                 process_tree.pin(self.processes(), order["cpus"])
+            pages.wait()
             # Only now are its sockets there.
             self.cell.plug()
         except (OnefleetError, OSError):

@@ -42,9 +42,9 @@ def load() -> Any:
         return importlib.import_module("cuda.bindings.driver")
     except ImportError as error:
         raise Unsupported(
-            "the state of GPUs cannot be saved",
+            "the CUDA driver cannot be called",
             why=f"the package cuda-bindings is not installed ({error})",
-            hint="pip install 'onefleet[gpu]'",
+            hint="install cuda-bindings (the extra gpu) into the environment of onefleet",
         ) from error
 
 

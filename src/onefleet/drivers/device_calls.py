@@ -10,7 +10,7 @@ It lives beside the worker for the length of one operation. One JSON line in, on
 
 Each process has a lane of its own, so that all are called at the same time, and a call that hangs
 holds up nobody else; what is asked about such a process later waits behind that call. When the
-driver cannot be used at all, the answer is {"failed": why}.
+driver cannot be used at all, the answer is {"failed": why, "hint": what to try}.
 """
 
 from __future__ import annotations
@@ -144,7 +144,7 @@ def serve(
                 ask = from_line(line)
                 answer = told(lanes.ask(ask, limit_s(ask)))
         except OnefleetError as error:
-            answer = {"failed": f"{error.what}: {error.why}"}
+            answer = {"failed": f"{error.what}: {error.why}", "hint": error.hint}
         say(json.dumps(answer))
 
 

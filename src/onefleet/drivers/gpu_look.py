@@ -35,7 +35,7 @@ def look(command: Sequence[str], gpus: Sequence[str]) -> Node:
         raise UpstreamFailed(CANNOT, why=f"their driver cannot be asked: {error}") from error
     for answer in (facts, state):
         if failed := answer.get("failed"):
-            raise Unsupported(CANNOT, why=str(failed))
+            raise Unsupported(CANNOT, why=str(failed), hint=str(answer.get("hint", "")))
     node = Node(facts)
     check(node, gpus[:1])
     return node

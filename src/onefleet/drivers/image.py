@@ -37,6 +37,7 @@ import xxhash
 
 from onefleet.domain.errors import Conflict, NotFound, StorageFull, UpstreamFailed
 from onefleet.drivers import linux, recipe
+from onefleet.drivers.page_check import PAGES, PageCheck
 from onefleet.drivers.supervisor_files import sync_folder, write_json
 
 MANIFEST = "manifest.json"
@@ -155,19 +156,7 @@ def read(image: str) -> dict[str, Any]:
 def verify(image: str) -> dict[str, Any]:
     """Check every file against the manifest; return it. Raises NotFound, UpstreamFailed."""
     manifest = read(image)
-    folder = raw(image)
-    if not is_durable(image) and folder == image:
-        raise damaged(image, "its files were in memory, and the machine has been started anew")
-    for name, entry in manifest["files"].items():
-        path = f"{folder}/{name}"
-        try:
-            size = os.stat(path).st_size
-            if size != entry["size"]:
-                raise damaged(image, f"{name} has {size} bytes instead of {entry['size']}")
-            if not _is_unchanged(path, entry):
-                raise damaged(image, f"{name} has been changed: its checksum differs")
-        except OSError as error:
-            raise damaged(image, f"{name} cannot be read: {error.strerror}") from error
+    _check(image, manifest["files"])
     return manifest
 
 
@@ -179,18 +168,87 @@ def opened(image: str, chunks: str | None) -> Iterator[dict[str, Any]]:
     for a torn or corrupt image, StorageFull when there is no room to put it together.
     """
     with _locked(image, fcntl.LOCK_SH):
-        yield _made_ready(image, chunks)
+        manifest = read(image)
+        _put_together(image, manifest, chunks, manifest["files"])
+        yield manifest
 
 
-def _made_ready(image: str, chunks: str | None) -> dict[str, Any]:
-    manifest = read(image)
-    if chunks is None or not is_folded(image):
-        return verify(image)
-    if is_raw(image, manifest):
-        with contextlib.suppress(UpstreamFailed):  # its chunks may be whole
-            return verify(image)
-    _unfold(image, manifest, chunks)
-    return verify(image)
+@contextlib.contextmanager
+def opened_early(image: str, chunks: str | None) -> Iterator[tuple[dict[str, Any], Verdict]]:
+    """As `opened`, but pages are still being checked; nothing may come of them before `Verdict`.
+
+    Where they turn out to be damaged, and the image is folded, it loses its raw files by that: the
+    next try is made with its chunks.
+    """
+    with _locked(image, fcntl.LOCK_SH):
+        manifest = read(image)
+        files = manifest["files"]
+        pages = {n: e for n, e in files.items() if n.startswith(PAGES) and "xxh3" in e}
+        _put_together(image, manifest, chunks, {n: e for n, e in files.items() if n not in pages})
+        folder = raw(image)
+        for name, entry in pages.items():
+            _check_size(image, f"{folder}/{name}", entry)
+        check = PageCheck(pages, lambda name: _is_unchanged(f"{folder}/{name}", pages[name]))
+        try:
+            yield manifest, Verdict(image, manifest, check)
+        finally:
+            check.close()
+
+
+class Verdict:
+    """What the check of an image's pages will have found."""
+
+    def __init__(self, image: str, manifest: dict[str, Any], check: PageCheck) -> None:
+        self._image, self._manifest, self._check = image, manifest, check
+
+    @property
+    def pid(self) -> int:
+        """Of the process that checks; 0: there is none."""
+        return self._check.pid
+
+    def wait(self) -> None:
+        """Until all is checked. Raises UpstreamFailed."""
+        if wrong := self._check.wait():
+            if is_folded(self._image):
+                _unlink_raw(self._image, self._manifest)
+            raise damaged(self._image, wrong)
+
+
+def _put_together(
+    image: str, manifest: dict[str, Any], chunks: str | None, checked: dict[str, Any]
+) -> None:
+    """Have all files there, from chunks if need be, and `checked` of them whole."""
+    if chunks is not None and is_folded(image):
+        if is_raw(image, manifest):
+            with contextlib.suppress(UpstreamFailed):  # its chunks may be whole
+                _check(image, checked)
+                return
+        _unfold(image, manifest, chunks)
+    _check(image, checked)
+
+
+def _check(image: str, files: dict[str, Any]) -> None:
+    folder = raw(image)
+    if not is_durable(image) and folder == image:
+        raise damaged(image, "its files were in memory, and the machine has been started anew")
+    for name, entry in files.items():
+        path = f"{folder}/{name}"
+        _check_size(image, path, entry)
+        try:
+            if not _is_unchanged(path, entry):
+                raise damaged(image, f"{name} has been changed: its checksum differs")
+        except OSError as error:
+            raise damaged(image, f"{name} cannot be read: {error.strerror}") from error
+
+
+def _check_size(image: str, path: str, entry: dict[str, Any]) -> None:
+    name = os.path.basename(path)
+    try:
+        size = os.stat(path).st_size
+    except OSError as error:
+        raise damaged(image, f"{name} cannot be read: {error.strerror}") from error
+    if size != entry["size"]:
+        raise damaged(image, f"{name} has {size} bytes instead of {entry['size']}")
 
 
 def is_folded(image: str) -> bool:
@@ -204,18 +262,27 @@ def is_raw(image: str, manifest: dict[str, Any]) -> bool:
     return all(os.path.exists(f"{folder}/{name}") for name in manifest["files"])
 
 
+def is_only_folded(image: str) -> bool:
+    """Whether it is there as chunks alone."""
+    return is_folded(image) and not is_raw(image, read(image))
+
+
 def drop_raw(image: str) -> bool:
     """Remove the files of a folded image; False when somebody needs them just now."""
     assert is_folded(image), f"{image} would be lost"
     try:
         with _locked(image, fcntl.LOCK_EX | fcntl.LOCK_NB):
-            _free_memory(image)
-            for name in read(image)["files"]:
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(f"{image}/{name}")
+            _unlink_raw(image, read(image))
     except BlockingIOError:
         return False
     return True
+
+
+def _unlink_raw(image: str, manifest: dict[str, Any]) -> None:
+    _free_memory(image)
+    for name in manifest["files"]:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(f"{image}/{name}")
 
 
 def kind(image: str) -> str:

@@ -49,7 +49,13 @@ class SupervisedDriver:
         """See Driver.restore."""
         if (await self._state_of(spec.folder)) in _ALIVE:
             return
-        await self._launch(spec, "restore", image, hold)
+        try:
+            await self._launch(spec, "restore", image, hold)
+        except errors.UpstreamFailed:
+            # It may have lost raw files that had decayed: then its chunks are to be tried.
+            if not await asyncio.to_thread(images.is_only_folded, str(image)):
+                raise
+            await self._launch(spec, "restore", image, hold)
 
     async def save(
         self,

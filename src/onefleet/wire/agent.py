@@ -175,6 +175,7 @@ class WorkerReport(msgspec.Struct, frozen=True, kw_only=True):
     host: str = ""  # engines: where it listens
     port: int = 0
     checkpoint_mode: CheckpointMode = CheckpointMode.NONE
+    checkpoint_reason: str = ""  # what of its devices keeps criu from saving it
 
 
 class NodeReport(msgspec.Struct, frozen=True, kw_only=True):

@@ -144,6 +144,30 @@ def test_a_process_goes_on_out_of_memory_and_out_of_its_chunks(node: Node, tmp_p
     asyncio.run(scenario())
 
 
+def test_raw_files_that_decayed_give_way_to_the_chunks(node: Node) -> None:
+    """The pages are being checked while criu reads them: what it made of them never runs."""
+
+    async def scenario() -> None:
+        bench, spec = node.bench, node.spec(HEAVY, "300")
+        await bench.driver.start(spec)
+        bench.wait_lines(20)
+        target = node.image("1")
+        await bench.driver.save(bench.folder, target)
+        archive.tidy(node.layout, node.told.append, room_bytes=1 << 30)
+        pages = target / "pages-1.img"
+        flipped = bytearray(pages.read_bytes())
+        flipped[len(flipped) // 2] ^= 1
+        pages.write_bytes(flipped)
+        assert image.is_folded(str(target))
+        await bench.driver.restore(spec, target)
+        bench.wait_lines(60)
+        assert await ended(bench) == 3
+        assert bench.out().splitlines() == chain(300)
+        assert pages.read_bytes() != bytes(flipped)
+
+    asyncio.run(scenario())
+
+
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system that holds one raw image of the counter, and not two."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,9 @@ import pytest
 from onefleet.cli import doctor_checks
 from onefleet.cli.main import main
 from onefleet.domain.errors import Unsupported
+from onefleet.domain.fleet import CheckpointMode, Device, DeviceKind
+from onefleet.domain.ids import DeviceId
+from onefleet.drivers.base import Capability
 
 
 @pytest.fixture(autouse=True)
@@ -33,6 +37,38 @@ def test_what_cannot_be_fixed_is_said_and_the_checks_go_on(
         said.err == "not fixed: no copy can be made: this is not root; to fix it, run it as root\n"
     )
     assert said.out == "port\n"
+
+
+@pytest.mark.parametrize(
+    ("mode", "result", "says"),
+    [
+        (CheckpointMode.CRIU, "pass", "saved transparently: seen"),
+        (CheckpointMode.NONE, "warn", "asked to save themselves (cooperative): too old"),
+    ],
+)
+def test_how_jobs_on_gpus_are_saved_is_tried_and_told(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    mode: CheckpointMode,
+    result: str,
+    says: str,
+) -> None:
+    gpu = Device(DeviceId("n1/gpu-1"), DeviceKind.GPU, 0, "NVIDIA L4", 1 << 30, uuid="GPU-1")
+    tried: list[Sequence[str]] = []
+
+    async def probe(driver: object, gpus: Sequence[str]) -> Capability:
+        tried.append(gpus)
+        return Capability(mode, "" if mode is CheckpointMode.CRIU else "too old", "seen")
+
+    checks = (("gpus", doctor_checks._gpus),)
+    monkeypatch.setattr(doctor_checks, "CHECKS", checks)
+    monkeypatch.setattr("onefleet.agent.devices.NvidiaProbe.discover", lambda *_: [gpu])
+    monkeypatch.setattr("onefleet.drivers.criu.CriuDriver.probe_gpus", probe)
+    main(["doctor", "--data-dir", str(tmp_path), "-o", "jsonl"])
+    check = json.loads(capsys.readouterr().out)
+    assert (check["result"], tried) == (result, [["GPU-1"]])
+    assert "1 GPUs (NVIDIA L4)" in check["evidence"] and says in check["evidence"]
 
 
 def test_the_port_that_is_asked_for_is_looked_at(

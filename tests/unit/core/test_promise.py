@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.fleets import NOW, START, a_job, a_node, a_snapshot
 
-from onefleet.core.promise import Load, capacity, lineage, load_of, shortfall, unmet
+from onefleet.core.promise import Book, Load, capacity, lineage, load_of, shortfall, unmet
 from onefleet.domain.fleet import Cordon, DeviceKind, NodeState
 from onefleet.domain.ids import DeviceId, Instant, ReservationId, TenantId
 from onefleet.domain.tenancy import Reservation, Tenant
@@ -29,9 +29,7 @@ def premium(name: str, devices: int, tenant: str = "a") -> Work:
 
 
 def missing(nodes: list, works: list, job: Work, **parts: list) -> int:
-    found = shortfall(
-        a_snapshot(nodes=nodes, works=works, **parts), [load_of(job.demand, job.tier)], NOW
-    )
+    found = shortfall(Book.of(a_snapshot(nodes=nodes, works=works, **parts)), job, NOW)
     return found.missing_milli if found else 0
 
 
@@ -81,7 +79,7 @@ def test_a_window_counts_while_it_is_open_and_from_before_it_opens() -> None:
 def test_lost_nodes_and_cordoned_devices_promise_nothing() -> None:
     lost = a_node("n1", 4, state=NodeState.LOST)
     half = a_node("n2", 2, cordons=(Cordon(DeviceId("n2/cpu0"), "ECC errors", START),))
-    assert capacity([lost, half], CPU) == {"simulated": 1_000}
+    assert capacity(Book.of(a_snapshot([lost, half], [])).stock, CPU) == {"simulated": 1_000}
 
 
 def test_a_demand_that_can_use_one_class_takes_it_from_one_that_can_use_any() -> None:

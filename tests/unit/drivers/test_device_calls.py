@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
-import shutil
 import subprocess
 import sys
 import time
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests import fake_cuda
 
 from onefleet.drivers import device_calls, device_lines
 from onefleet.drivers.device_checkpoint import DeviceErrorKind, DeviceState
@@ -21,7 +21,6 @@ from onefleet.drivers.device_cut import Answer, Ask, Verb
 from onefleet.drivers.device_fake import FakeDevices, FakeProcess
 from onefleet.drivers.proof import FACTOR, GPU_COUNTER, MASK
 
-COMPILER = shutil.which("cc") or shutil.which("gcc")
 A, B = (f"GPU-{d * 8}-{d * 4}-{d * 4}-{d * 4}-{d * 12}" for d in "ab")
 
 
@@ -50,16 +49,9 @@ class Caller:
 
 @pytest.fixture(scope="module")
 def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    if COMPILER is None:
-        pytest.skip("no C compiler to build the driver without a GPU")
     if importlib.util.find_spec("cuda") is None:
         pytest.skip("cuda-bindings is not installed")
-    folder = tmp_path_factory.mktemp("libcuda")
-    source = Path(__file__).with_name("fake_cuda.c")
-    built = folder / "libcuda.so.1"
-    subprocess.run([COMPILER, "-shared", "-fPIC", "-o", built, source], check=True)
-    (folder / "libnvidia-ml.so.1").symlink_to(built)
-    return folder
+    return fake_cuda.build(tmp_path_factory.mktemp("libcuda"))
 
 
 @pytest.fixture

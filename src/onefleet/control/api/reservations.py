@@ -5,7 +5,7 @@ from __future__ import annotations
 from onefleet.control import views
 from onefleet.control.api.existing import must_exist
 from onefleet.control.call import Call, good_text, one_of, within
-from onefleet.core.promise import capacity, holds, moments, reserved_load, unmet
+from onefleet.core.promise import holds, moments, reserved_load, stock_of, unmet
 from onefleet.domain.errors import Infeasible, InvalidRequest, NotFound, QuotaExceeded
 from onefleet.domain.fleet import DeviceKind
 from onefleet.domain.ids import Instant, ReservationId, TenantId
@@ -70,7 +70,11 @@ def must_be_free(state: State, more: Reservation, now: Instant) -> None:
     """Raise Infeasible when, at any time of its window, the fleet has not so many devices left."""
     if not state.nodes:
         return  # nobody knows yet what the fleet has
-    room = capacity(state.nodes.values(), more.kind)
+    room: dict[str, int] = {}
+    for node in state.nodes.values():
+        for (kind, product), milli in stock_of(node).items():
+            if kind is more.kind:
+                room[product] = room.get(product, 0) + milli
     kept = [r for r in state.reservations.values() if r.kind is more.kind]
     for at in moments([more, *kept], now):
         if not holds(more, at):

@@ -18,8 +18,9 @@ from onefleet.core.index.fleet import Fleet
 from onefleet.core.index.room import Kept
 from onefleet.core.index.roster import Roster
 from onefleet.core.policy import Policy
+from onefleet.core.promise import Book, stock_of
 from onefleet.core.snapshot import Snapshot
-from onefleet.domain.fleet import Node
+from onefleet.domain.fleet import DeviceKind, Node
 from onefleet.domain.ids import Instant, NodeId, ReservationId, TenantId
 from onefleet.domain.serving import Deployment, Replica
 from onefleet.domain.tenancy import Reservation, Tenant
@@ -36,6 +37,7 @@ class Index:
         self.now = Instant(0)
         self.tenants: dict[TenantId, Tenant] = {}
         self.reservations: dict[ReservationId, Reservation] = {}
+        self.stock: dict[tuple[DeviceKind, str], int] = {}
         self.fleet = Fleet()
         self.roster = Roster(policy, self.fleet)
         self._tables: dict[type, Mapping[str, Record]] = {
@@ -78,6 +80,8 @@ class Index:
             case Work():
                 self.roster.put(record)
             case Node():
+                self._count(old, -1)
+                self._count(record, 1)
                 self.fleet.put(record)
                 self._turn()
             case Tenant():
@@ -101,6 +105,7 @@ class Index:
             case Work():
                 self.roster.remove(old.id)
             case Node():
+                self._count(old, -1)
                 self.fleet.remove(old.id)
                 self._turn()
             case Tenant():
@@ -136,6 +141,11 @@ class Index:
         self.roster.spares.settle()
         self.fleet.settle()
 
+    def book(self) -> Book:
+        """All that is promised now, and what there is to keep it with."""
+        promised = self.roster.errands.promised
+        return Book(promised, self.reservations, self.tenants, self.stock)
+
     # --- trying out --------------------------------------------------------------------------
 
     def mark(self) -> int:
@@ -169,6 +179,15 @@ class Index:
     def _note(self, kind: type, name: str, old: object) -> None:
         if self._journal is not None:
             self._journal.append((kind, name, old))
+
+    def _count(self, node: object, sign: int) -> None:
+        if isinstance(node, Node):
+            for key, milli in stock_of(node).items():
+                left = self.stock.get(key, 0) + sign * milli
+                if left:
+                    self.stock[key] = left
+                else:
+                    del self.stock[key]
 
     def _turn(self) -> None:
         """Works whose images lie on nodes that became usable or unusable do or do not wait now."""

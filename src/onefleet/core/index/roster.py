@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from onefleet.core.feasibility import node_memory
+from onefleet.core.index.errands import Errands
 from onefleet.core.index.fleet import Fleet
 from onefleet.core.index.lines import Lines, Place, Shape
 from onefleet.core.index.room import MEASURES, SOON, Hold, gone
@@ -58,6 +59,7 @@ class Roster:
         self._policy = policy
         self._fleet = fleet
         self._spares = Spares(self)
+        self.errands = Errands(policy, self.works)
         self._entries: dict[WorkId, _Entry] = {}
         self._claimants: dict[TenantId, dict[WorkId, None]] = {}
         self._covered: dict[TenantId, dict[WorkId, None]] = {}
@@ -76,11 +78,18 @@ class Roster:
             self._leave(before)
         self.works[work.id] = work
         self._enter(work)
+        if before is None or before.outcome is not work.outcome:
+            self._tell_dependents(work.id)
 
     def remove(self, work_id: WorkId) -> None:
         """There is no record of it any more."""
         self._leave(self.works.pop(work_id))
         self.ranks.pop(work_id, None)
+        self._tell_dependents(work_id)
+
+    def _tell_dependents(self, work_id: WorkId) -> None:
+        for dependent in self.errands.dependents(work_id):
+            self.refresh(dependent)
 
     def refresh(self, work_id: WorkId) -> None:
         """Something besides its record changed that matters to it."""
@@ -159,6 +168,7 @@ class Roster:
         place = self._place(work)
         if place is not None:
             self.lines.add(place)
+        self.errands.enter(work, self.now)
         due = self._due(work)
         if due != NEVER:
             heapq.heappush(self._timers, (due, work.id))
@@ -180,6 +190,7 @@ class Roster:
         self.held[work.tenant_id] -= entry.held_milli
         if entry.place is not None:
             self.lines.remove(entry.place)
+        self.errands.leave(work)
         if work.kind is WorkKind.REPLICA:
             self._spares.touch(work.id)
 
@@ -239,7 +250,8 @@ class Roster:
         return work.not_before
 
     def _due(self, work: Work) -> Instant:
-        times = (self._ready_at(work), work.not_before if work.phase is Phase.RUNNING else NEVER)
+        moves_at = work.not_before if work.phase is Phase.RUNNING else NEVER
+        times = (self._ready_at(work), moves_at, self.errands.due(work) or NEVER)
         return min((at for at in times if at > self.now), default=NEVER)
 
 

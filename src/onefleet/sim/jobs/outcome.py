@@ -20,7 +20,8 @@ class Outcome:
     """jobs: those looked at. started, ended: by their number. held: device-milliseconds held by
     jobs; wasted: the part that made no progress that lasted. lost: the part of wasted that was
     progress. decisions: starts, suspends and kills; moments: how often the policy was asked;
-    policy_cpu_ns: the CPU time that its answers took."""
+    policy_cpu_ns: the CPU time that its answers took, 0 unless
+    that was to be measured."""
 
     policy: str
     jobs: Sequence[Job]

@@ -35,12 +35,16 @@ def simulate(
     *,
     seed: int = 0,
     observe: Observe | None = None,
+    measure: bool = False,
 ) -> Outcome:
     """Run a workload to its end under a policy.
 
     jobs: in the order of arrival, numbered from 0. seed: of the policy's chance and of the
-    failures. Raises Infeasible for a gang that can never fit, InternalError for a policy that
-    does what cannot be done or leaves jobs waiting for nothing.
+    failures. measure: the CPU time that the policy takes, which is a system call each time it is
+    asked, and the one thing that differs between two runs.
+
+    Raises Infeasible for a gang that can never fit, InternalError for a policy that does what
+    cannot be done or leaves jobs waiting for nothing.
     """
     for number, job in enumerate(jobs):
         if job.number != number or (number and job.arrived < jobs[number - 1].arrived):
@@ -48,6 +52,7 @@ def simulate(
         if job.devices < 1 or job.duration_ms < 1:
             raise InternalError(f"job {number} has {job.devices} devices, {job.duration_ms} ms")
     world = _World(jobs, rules, named, seed, observe)
+    world.clock = time.thread_time_ns if measure else _no_clock
     world.run()
     return world.outcome(named.name)
 
@@ -57,12 +62,13 @@ class _Run:
 
     progress: what it had when it was given its devices, or has while it holds none. fallback: what
     is left if the save that is under way fails. since: from when on it makes progress. held_from:
-    from when on it holds devices, and where. saved: there is something to restore it from.
+    from when on it holds devices, and where. saved: there is something to restore it from. What a
+    view says too is kept here as well, because a policy could write to its views.
     """
 
     __slots__ = (
-        "broken", "end", "epoch", "fallback", "held_from", "job", "progress", "saved", "since",
-        "view", "where",
+        "broken", "end", "epoch", "fallback", "held_from", "job", "kills", "progress", "saved",
+        "since", "started", "suspends", "view", "where",
     )  # fmt: skip
 
     def __init__(self, job: Job, view: JobView) -> None:
@@ -76,7 +82,8 @@ class _Run:
         self.epoch = 0
         self.saved = False
         self.broken = False  # a node of it has failed, and nobody has noticed yet
-        self.end = -1
+        self.started = self.end = -1
+        self.suspends = self.kills = 0
 
 
 class _Oracle:
@@ -140,6 +147,7 @@ class _World:
             self.lying = [{} for _ in self.room.sizes]
             for node in range(len(self.room.sizes)):
                 self._fail_later(0, node)
+        self.clock: Callable[[], int] = _no_clock
         self.unfinished = len(jobs)
         self.wakes = 0  # to come
         self.held = self.wasted = self.lost = 0
@@ -177,17 +185,16 @@ class _World:
 
     def outcome(self, policy: str) -> Outcome:
         """Add everything up."""
-        views = [run.view for run in self.runs]
         return Outcome(
             policy=policy,
             jobs=self.jobs,
-            started=[view.started if view.started is not None else -1 for view in views],
+            started=[run.started for run in self.runs],
             ended=[run.end for run in self.runs],
             held=self.held,
             wasted=self.wasted,
             lost=self.lost,
-            suspends=sum(view.suspends for view in views),
-            kills=sum(view.kills for view in views),
+            suspends=sum(run.suspends for run in self.runs),
+            kills=sum(run.kills for run in self.runs),
             failures=self.failures,
             decisions=self.decisions,
             moments=self.moments,
@@ -196,9 +203,9 @@ class _World:
 
     def _ask(self, now: int) -> None:
         desk = self.desk
-        began = time.thread_time_ns()
+        began = self.clock()
         self.policy.decide(desk)
-        self.policy_cpu_ns += time.thread_time_ns() - began
+        self.policy_cpu_ns += self.clock() - began
         self.moments += 1
         self.decisions += len(desk.acts)
         for act, view in desk.acts:
@@ -222,8 +229,8 @@ class _World:
 
     def _start(self, run: _Run, now: int) -> None:
         price, view = self.rules.price, run.view
-        if view.started is None:
-            view.started = now
+        if run.started < 0:
+            run.started = view.started = now
         run.held_from, run.where = now, view.where
         run.since = view.since = now + (price.restore_ms if run.saved else price.start_ms)
         run.epoch += 1
@@ -237,7 +244,8 @@ class _World:
         """Freeze it. What it holds is free once it is saved."""
         self._freeze(run, now, keep=True)
         run.saved = True
-        run.view.suspends += 1
+        run.suspends += 1
+        run.view.suspends = run.suspends
         if self.rules.price.save_ms:
             at = now + self.rules.price.save_ms
             heapq.heappush(self.heap, (at, _SAVED, run.job.number, run.epoch))
@@ -246,7 +254,8 @@ class _World:
 
     def _kill(self, run: _Run, now: int) -> None:
         self._freeze(run, now, keep=False)
-        run.view.kills += 1
+        run.kills += 1
+        run.view.kills = run.kills
         self._let_go(run, now)
 
     # --- what happens by itself -------------------------------------------------------------------
@@ -282,14 +291,14 @@ class _World:
         self.wasted -= run.job.work  # all that it held was counted as wasted so far
         del desk.running[view.number]
         view.attained_ms += max(now - view.since, 0)
-        self._free(view, Phase.ENDED)
+        self._free(run, Phase.ENDED)
         desk.ended.append(view)
         self.unfinished -= 1
 
     def _saved(self, run: _Run, now: int) -> None:
         self._let_go(run, now)
         self.desk.leaving -= run.job.devices
-        self._back(run.view, Phase.SUSPENDED)
+        self._back(run, Phase.SUSPENDED)
 
     def _fail(self, now: int, node: int) -> bool:
         rules, room = self.rules.failures, self.room
@@ -318,7 +327,7 @@ class _World:
         if self.desk.running.pop(view.number, None) is not None and now > view.since:
             view.attained_ms += now - view.since
         view.failures += 1
-        self._back(view, Phase.PENDING)
+        self._back(run, Phase.PENDING)
 
     def _fail_later(self, now: int, node: int) -> None:
         assert self.rules.failures is not None and isinstance(self.room, Nodes)
@@ -351,15 +360,19 @@ class _World:
             self.observe(run.job, run.held_from, now)
         run.held_from = _NEVER
 
-    def _free(self, view: JobView, phase: Phase) -> None:
-        self.room.give(view.devices, view.where)
-        view.where = ()
-        view.phase = phase
+    def _free(self, run: _Run, phase: Phase) -> None:
+        self.room.give(run.job.devices, run.where)
+        run.view.where = ()
+        run.view.phase = phase
 
-    def _back(self, view: JobView, phase: Phase) -> None:
-        self._free(view, phase)
-        self.desk.waiting[view.number] = view
-        self.desk.returned.append(view)
+    def _back(self, run: _Run, phase: Phase) -> None:
+        self._free(run, phase)
+        self.desk.waiting[run.job.number] = run.view
+        self.desk.returned.append(run.view)
+
+
+def _no_clock() -> int:
+    return 0
 
 
 def _make(named: Named, rules: Rules, rng: random.Random, runs: Sequence[_Run]) -> Policy:

@@ -34,7 +34,7 @@ class Preemptive:
     def decide(self, desk: Desk) -> None:
         lines, now = self._lines, desk.now
         for job in newcomers(desk):
-            lines.push((self._rank(job, now), job.arrived), job)
+            self._wait(job, now)
         if lines.count == 0:
             return
         if lines.devices <= desk.free:
@@ -43,15 +43,19 @@ class Preemptive:
             chosen, others = self._first(desk)
             for job in others:
                 desk.suspend(job)
-                lines.push((self._rank(job, now), job.arrived), job)
+                if job.number in desk.waiting:  # else it comes back when it is saved
+                    self._wait(job, now)
         for job in chosen:
             if desk.fits(job.devices):
                 desk.start(job)
             else:  # what was suspended for it is still being saved
-                lines.push((self._rank(job, now), job.arrived), job)
+                self._wait(job, now)
         if self._tick_ms and lines.count and self._woken <= now:
             self._woken = (now // self._tick_ms + 1) * self._tick_ms
             desk.wake(self._woken)
+
+    def _wait(self, job: JobView, now: int) -> None:
+        self._lines.push((self._rank(job, now), job.arrived), job)
 
     def _pop_all(self) -> list[JobView]:
         chosen = []

@@ -1,0 +1,89 @@
+"""What works want besides devices: to be readied, to be promised, to be saved while they run.
+
+Entered and taken out with the works themselves (`roster.py`), so that a pass finds what is to be
+done for whom without going over all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from onefleet.core.checkpointing import due_at
+from onefleet.core.policy import Policy
+from onefleet.core.promise import Bearer, bears_promise, promise_of
+from onefleet.domain.ids import Instant, WorkId
+from onefleet.domain.work import Phase, Want, Work, WorkKind
+
+
+class Errands:
+    """to_ready: works that wait for others, all of which have ended or are not known. to_promise:
+    works whose tier promises something that was not promised to them yet. to_checkpoint: running
+    works whose newest image is old. promised: thousandths of devices that works are promised."""
+
+    def __init__(self, policy: Policy, works: Mapping[WorkId, Work]) -> None:
+        self.to_ready: dict[WorkId, None] = {}
+        self.to_promise: dict[WorkId, None] = {}
+        self.to_checkpoint: dict[WorkId, None] = {}
+        self.promised: dict[Bearer, int] = {}
+        self._policy = policy
+        self._works = works
+        self._dependents: dict[WorkId, dict[WorkId, None]] = {}
+
+    def enter(self, work: Work, now: Instant) -> None:
+        """The work is now like this."""
+        if _waits_for_others(work):
+            for other in work.terms.after:
+                self._dependents.setdefault(other, {})[work.id] = None
+            if not any(self._is_ahead(other) for other in work.terms.after):
+                self.to_ready[work.id] = None
+        if _wants_promise(work):
+            self.to_promise[work.id] = None
+        self._count(work, 1)
+        due = self.due(work)
+        if due is not None and due <= now:
+            self.to_checkpoint[work.id] = None
+
+    def leave(self, work: Work) -> None:
+        """The work is no more like this."""
+        if _waits_for_others(work):
+            for other in work.terms.after:
+                dependents = self._dependents[other]
+                del dependents[work.id]
+                if not dependents:
+                    del self._dependents[other]
+        self.to_ready.pop(work.id, None)
+        self.to_promise.pop(work.id, None)
+        self.to_checkpoint.pop(work.id, None)
+        self._count(work, -1)
+
+    def dependents(self, work_id: WorkId) -> tuple[WorkId, ...]:
+        """Works that wait for this one."""
+        return tuple(self._dependents.get(work_id, ()))
+
+    def due(self, work: Work) -> Instant | None:
+        """When an image of it should be made while it runs."""
+        return due_at(work, self._policy.node_mttf_ms, self._policy.save_cost)
+
+    def _is_ahead(self, work_id: WorkId) -> bool:
+        other = self._works.get(work_id)
+        return other is not None and other.phase is not Phase.ENDED
+
+    def _count(self, work: Work, sign: int) -> None:
+        if not bears_promise(work):
+            return
+        bearer, milli = promise_of(work)
+        left = self.promised.get(bearer, 0) + sign * milli
+        if left:
+            self.promised[bearer] = left
+        else:
+            self.promised.pop(bearer, None)
+
+
+def _waits_for_others(work: Work) -> bool:
+    return not work.ready and work.phase is Phase.PENDING and work.want is not Want.STOP
+
+
+def _wants_promise(work: Work) -> bool:
+    if work.promised or not work.ready or work.kind is WorkKind.REPLICA:
+        return False
+    return work.phase is not Phase.ENDED and work.want is Want.RUN

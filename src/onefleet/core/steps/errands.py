@@ -1,0 +1,72 @@
+"""What is done for works besides placing them: readied, promised, saved while they run."""
+
+from __future__ import annotations
+
+from onefleet.core.plan import Checkpoint, GivePromise, Ready, Stop
+from onefleet.core.promise import Bearer, promise_of, shortfall
+from onefleet.core.scratch import Scratch
+from onefleet.domain.work import Outcome, Work
+
+
+def ready(this: Scratch) -> None:
+    """Ready what everything that it comes after has succeeded; end what that cannot happen to."""
+    readied, ended = 0, 0
+    for work_id in sorted(this.index.roster.errands.to_ready):
+        work = this.works[work_id]
+        failed = _failed(this, work)
+        if failed:
+            this.decide(Stop(work_id, failed))
+            ended += 1
+        else:
+            this.decide(Ready(work_id))
+            readied += 1
+    text = f"{readied} works have seen what they come after succeed"
+    this.report("ready", text + (f", {ended} never will" if ended else ""))
+
+
+def _failed(this: Scratch, work: Work) -> str:
+    """Why it can never be readied; empty when it can."""
+    for other_id in work.terms.after:
+        other = this.works.get(other_id)
+        if other is None:
+            return f"{other_id}, which it comes after, is not known any more"
+        if other.outcome is not Outcome.SUCCEEDED:
+            outcome = other.outcome.value if other.outcome else other.phase.value
+            return f"{other_id}, which it comes after, {outcome}: {other.why_ended}"
+    return ""
+
+
+def promise(this: Scratch) -> None:
+    """Promise what fits beside what is promised already: higher tiers first, then by age."""
+    errands = this.index.roster.errands
+    waiting = [this.works[work_id] for work_id in errands.to_promise]
+    waiting.sort(key=lambda work: (work.tier.rank, work.submitted_at, work.id))
+    given = 0
+    hopeless: dict[tuple[Bearer, int], None] = {}  # what is promised only grows in a pass
+    for work in waiting:
+        key = promise_of(work)
+        if key in hopeless:
+            continue
+        if shortfall(this.index.book(), work, this.now) is None:
+            this.decide(GivePromise(work.id))
+            given += 1
+        else:
+            hopeless[key] = None
+    left = len(waiting) - given
+    text = f"{given} works were promised their device fraction"
+    this.report("promise", text + (f", {left} wait for that" if left else ""))
+
+
+def checkpoint(this: Scratch) -> None:
+    """Have images made of running works whose newest is old; one at a time on a node."""
+    ordered, later = 0, 0
+    for work_id in sorted(this.index.roster.errands.to_checkpoint):
+        nodes = dict.fromkeys(slot.node_id for slot in this.works[work_id].placement)
+        others = (hold.work for node in nodes for hold in this.index.fleet.works_on(node))
+        if any(other.making is not None for other in others):
+            later += 1
+        else:
+            this.decide(Checkpoint(work_id, "its newest image is older than its interval"))
+            ordered += 1
+    text = f"{ordered} images ordered of works that run on"
+    this.report("checkpoint", text + (f", {later} wait for others on their nodes" if later else ""))
