@@ -380,9 +380,7 @@ class CellWorker:
     def go_on(self) -> None:
         """End `stand_still`. Raises UpstreamFailed when it does not fit on its devices, and then
         it stands still as before, DeviceStateUnknown."""
-        self._devices.check_room()
-        self.freezer.thaw(self.processes)
-        self._devices.put_back()
+        self._devices.put_back(lambda: self.freezer.thaw(self.processes))
 
     def undo(self) -> None:
         """End a restored worker that has not been resumed: nothing has happened."""

@@ -13,7 +13,7 @@ import os
 import select
 import signal
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
 from onefleet.domain.errors import OnefleetError, Unsupported, UpstreamFailed
@@ -93,25 +93,25 @@ class HeldDevices:
             "driver": before.driver,
         }
 
-    def put_back(self) -> None:
-        """On the same devices as before. Raises DeviceStateUnknown when that fails."""
+    def put_back(self, thaw: Callable[[], None] | None = None) -> None:
+        """On the same devices as before. Raises DeviceStateUnknown when that fails.
+
+        thaw: for processes that stand still, and whose devices others may have used: called once
+        there is room for them. Raises UpstreamFailed, and leaves all as it is, when there is not: a
+        process for which there was too little memory once can never be put back.
+        """
         if self.taken is None:
+            if thaw is not None:
+                thaw()
             return
         with _Calls(self._cell, self._command) as calls:
+            if thaw is not None:
+                _check_room(calls.node(), self._gpus, self.taken["bytes"])
+                thaw()
             end = calls.carry_out(PutBack(self.taken["pids"]))
         if end.outcome is not Outcome.BACK:
             raise _unknown(end.why)
         self.taken = None
-
-    def check_room(self) -> None:
-        """Raise UpstreamFailed when what was taken off does not fit on its devices now.
-
-        To be asked before `put_back` where somebody else may have been on them: a process for
-        which there was too little memory once can never be put back.
-        """
-        if self.taken is not None:
-            with _Calls(self._cell, self._command) as calls:
-                _check_room(calls.node(), self._gpus, self.taken["bytes"])
 
     def bring(self, taken: dict[str, Any] | None) -> None:
         """Put a worker that was made from an image on its devices of now.
