@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from onefleet.cli.main import COMMANDS
-from onefleet.core.lifecycle import diagram
+from onefleet.core.lifecycle import diagram, moving_diagram
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -23,10 +23,11 @@ def test_the_command_reference_is_what_the_commands_say():
     assert written == reference(), "run: python -m onefleet.cli.reference > docs/cli.md"
 
 
-def test_the_diagram_of_phases_is_the_table():
-    drawn = re.search(r"```mermaid\n(.*?)```", (ROOT / "docs" / "phases.md").read_text(), re.S)
+@pytest.mark.parametrize(("page", "drawing"), [("phases", diagram), ("moving", moving_diagram)])
+def test_the_diagrams_are_the_table(page, drawing):
+    drawn = re.search(r"```mermaid\n(.*?)```", (ROOT / "docs" / f"{page}.md").read_text(), re.S)
     assert drawn is not None
-    assert drawn.group(1) == diagram()
+    assert drawn.group(1) == drawing()
 
 
 @pytest.mark.parametrize("name", NAMES)

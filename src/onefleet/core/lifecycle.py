@@ -227,6 +227,23 @@ def diagram() -> str:
     return "\n".join(lines) + "\n"
 
 
+#: The phases between which a job moves, and the events that are nobody's failure.
+_MOVING = (Phase.RUNNING, Phase.FROZEN, Phase.SAVING, Phase.SUSPENDED, Phase.RESTORING)
+_WELL = (
+    Froze, Thawed, Resized, CheckpointOrdered, Checkpointed, SaveOrdered, CutMade, Saved,
+    SaveFailed, Placed, Restored,
+)  # fmt: skip
+
+
+def moving_diagram() -> str:
+    """How a job moves, as a mermaid state diagram: the part of the table without ends and losses."""
+    lines = ["stateDiagram-v2"]
+    for (phase, event), targets in TRANSITIONS.items():
+        if phase in _MOVING and event in _WELL:
+            lines.extend(f"    {phase} --> {target}: {event.__name__}" for target in targets)
+    return "\n".join(lines) + "\n"
+
+
 def _illegal(work: Work, event: Event, why: str) -> IllegalTransition:
     name = type(event).__name__
     return IllegalTransition(f"{name} does not apply to {work.id} ({work.phase})", why=why)
