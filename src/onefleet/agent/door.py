@@ -151,7 +151,8 @@ class _Visit(BaseHTTPRequestHandler):
             if self.command != "GET":
                 return None
             if file:
-                return _Asked(name, path / file, self._send)
+                files = path if file == images.MANIFEST else Path(images.raw(str(path)))
+                return _Asked(name, files / file, self._send)
             return _Asked(name, path, self._listing if part else self._list)
         found = _LOG.fullmatch(self.path)
         if found and self.command == "GET":
@@ -166,8 +167,10 @@ class _Visit(BaseHTTPRequestHandler):
         """The manifest, and the files that it names if they are all there."""
         manifest = images.read(str(folder))
         raw = images.is_raw(str(folder), manifest)
-        names = (images.MANIFEST, *(manifest["files"] if raw else ()))
-        files = tuple(ImageFile(name=n, size=(folder / n).stat().st_size) for n in names)
+        sizes = {images.MANIFEST: (folder / images.MANIFEST).stat().st_size}
+        if raw:
+            sizes |= {name: int(entry["size"]) for name, entry in manifest["files"].items()}
+        files = tuple(ImageFile(name=name, size=size) for name, size in sizes.items())
         self._whole(msgspec.json.encode(ImageFiles(files=files, raw=raw)), "application/json")
 
     def _listing(self, folder: Path) -> None:
@@ -201,7 +204,8 @@ class _Visit(BaseHTTPRequestHandler):
         return ChunkStore(self.server.door.layout.chunks(WorkId(worker.rpartition(".")[0])))
 
     def _files(self, folder: Path) -> dict[str, Path]:
-        return {name: folder / name for name in images.read(str(folder))["files"]}
+        raw = Path(images.raw(str(folder)))
+        return {name: raw / name for name in images.read(str(folder))["files"]}
 
     def _send(self, path: Path) -> None:
         """The file, or the rest of it."""
