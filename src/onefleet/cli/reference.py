@@ -26,8 +26,9 @@ Exit codes: 0 ok, 1 failure, 2 usage, 3 not found, 4 permission, 5 conflict or q
 (it can never run), 7 unreachable, 124 timeout, 130 interrupted; `run --watch` returns the job's
 own code.
 
-Environment: `ONEFLEET_DATA_DIR`, `ONEFLEET_KEY`, `ONEFLEET_CRIU`, `XDG_DATA_HOME`, `HF_ENDPOINT`,
-`HF_TOKEN`, `NO_COLOR`, `FORCE_COLOR`, `CLICOLOR`, `TERM`, `COLUMNS`.
+Environment: `ONEFLEET_DATA_DIR`, `ONEFLEET_KEY`, `ONEFLEET_CRIU`, `ONEFLEET_IMAGE_SHARE` (a folder
+that outlives the machine, for saved images), `XDG_DATA_HOME`, `HF_ENDPOINT`, `HF_TOKEN`,
+`NO_COLOR`, `FORCE_COLOR`, `CLICOLOR`, `TERM`, `COLUMNS`.
 """
 
 
