@@ -236,7 +236,7 @@ _WELL = (
 
 
 def moving_diagram() -> str:
-    """How a job moves, as a mermaid state diagram: the part of the table without ends and losses."""
+    """How a job moves, as a mermaid state diagram: the table without ends and losses."""
     lines = ["stateDiagram-v2"]
     for (phase, event), targets in TRANSITIONS.items():
         if phase in _MOVING and event in _WELL:
