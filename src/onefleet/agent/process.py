@@ -40,17 +40,18 @@ from onefleet.agent.protocol import (
 )
 from onefleet.agent.share import Share
 from onefleet.agent.specs import PORT_FILE
+from onefleet.agent.warden import FAULTS, Warden
 from onefleet.agent.worker import Worker
 from onefleet.agent.worker_machine import WorkerMachine
 from onefleet.domain.errors import OnefleetError
 from onefleet.domain.fleet import Device
 from onefleet.domain.ids import Generation, Instant, NodeId
 from onefleet.domain.layout import Layout
-from onefleet.drivers.base import Driver, WorkerStatus
+from onefleet.drivers.base import Driver, WorkerState, WorkerStatus
 from onefleet.engines.catalog import engine
 from onefleet.engines.launch import read_port_file
 from onefleet.wire import internal
-from onefleet.wire.agent import NodeOrders, NodeReport, WorkerReport
+from onefleet.wire.agent import NodeOrders, NodeReport, Observed, WorkerReport
 from onefleet.wire.client import Client
 
 log = structlog.get_logger()
@@ -103,6 +104,7 @@ class Agent:
         self._rest = asyncio.Event()
         self._failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._hurry = False
+        self._warden = Warden(devices, _wall_clock, self._changed.set)
 
     async def run(self) -> None:
         """Adopt what is here, then go on until drained or cancelled."""
@@ -113,10 +115,8 @@ class Agent:
         for found in await self._crew.adopt():
             self._feed(found)
         await self._first_health()
-        loops = [
-            asyncio.create_task(work)
-            for work in (self._sync(), self._look(), self._crew.archivist.run())
-        ]
+        parts = (self._sync(), self._look(), self._crew.archivist.run(), self._warden.run())
+        loops = [asyncio.create_task(part) for part in parts]
         drain = asyncio.create_task(self._drain())
         try:
             done, _ = await asyncio.wait(
@@ -234,6 +234,8 @@ class Agent:
             return
         seen, status = await self._crew.status(worker.key, worker.ran)
         self._statuses[worker.key] = status
+        if worker.is_job and seen.state is WorkerState.ENDED and seen.exit_code is not None:
+            await self._warden.died(worker.key.work_id, worker.devices, seen.exit_code)
         self._feed(seen)
 
     async def _sync(self) -> None:
@@ -324,7 +326,8 @@ class Agent:
             workers=tuple(
                 self._worker_report(w) for w in self.machine.workers() if w.observed is not None
             ),
-            sent_at=Instant(time.time_ns() // 1_000_000),
+            cordons=self._warden.cordons(),
+            sent_at=_wall_clock(),
             region=self._spec.region,
             zone=self._spec.zone,
             address=self._door.address,
@@ -337,7 +340,12 @@ class Agent:
             status.memory_bytes if status else 0,
             status.cpu_ms if status else 0,
         )
-        return structs.replace(report, checkpoint_reason=self._crew.why_not_criu(worker.key))
+        report = structs.replace(report, checkpoint_reason=self._crew.why_not_criu(worker.key))
+        if report.observed is Observed.ENDED and report.exit_code in FAULTS:
+            why = self._warden.why_out(worker.devices)
+            if why:  # not the program's own failure
+                report = structs.replace(report, exit_code=None, reason=f"its device failed: {why}")
+        return report
 
 
 def node_id(name: str) -> NodeId:
@@ -406,3 +414,7 @@ async def _main(
 def _now() -> Instant:
     """Any clock that never goes back; leases are measured with it."""
     return Instant(time.monotonic_ns() // 1_000_000)
+
+
+def _wall_clock() -> Instant:
+    return Instant(time.time_ns() // 1_000_000)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 
 from onefleet.control import notes
 from onefleet.core import lifecycle
-from onefleet.domain.fleet import Node, NodeState
+from onefleet.domain.fleet import Cordon, Node, NodeState
 from onefleet.domain.gang import CUT_LIMIT_MS
 from onefleet.domain.ids import ImageId, Instant, WorkId
 from onefleet.domain.serving import Replica
@@ -87,6 +87,7 @@ def _node(known: Node | None, report: NodeReport, lease: Instant, now: Instant) 
             region=report.region,
             zone=report.zone,
             address=report.address,
+            cordons=_cordons((), report.cordons),
         )
     same = replace(
         known,
@@ -99,8 +100,20 @@ def _node(known: Node | None, report: NodeReport, lease: Instant, now: Instant) 
         region=report.region,
         zone=report.zone,
         address=report.address,
+        cordons=_cordons(known.cordons, report.cordons),
     )
     return None if same == known else replace(same, lease_expires_at=lease)
+
+
+def _cordons(known: tuple[Cordon, ...], found: tuple[Cordon, ...]) -> tuple[Cordon, ...]:
+    """A person's cordons stay; the agent's are as it says now, since when they first were."""
+    kept = {cordon.device_id: cordon for cordon in known if cordon.until is None}
+    before = {cordon.device_id: cordon for cordon in known}
+    for cordon in found:
+        old = before.get(cordon.device_id)
+        since = old.since if old is not None and old.reason == cordon.reason else cordon.since
+        kept.setdefault(cordon.device_id, replace(cordon, since=since))
+    return tuple(kept[device_id] for device_id in sorted(kept))
 
 
 def _kept(state: State, work: Work, report: NodeReport) -> Work:

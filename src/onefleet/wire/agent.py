@@ -20,7 +20,7 @@ from enum import StrEnum
 
 import msgspec
 
-from onefleet.domain.fleet import CheckpointMode, Device
+from onefleet.domain.fleet import CheckpointMode, Cordon, Device
 from onefleet.domain.ids import DeviceId, Generation, ImageId, Instant, NodeId, WorkId
 from onefleet.domain.work import WHOLE
 
@@ -179,7 +179,8 @@ class WorkerReport(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class NodeReport(msgspec.Struct, frozen=True, kw_only=True):
-    """What is true of one node now. address: as `Node.address`."""
+    """What is true of one node now. address: as `Node.address`. cordons: devices that its agent
+    found to be bad."""
 
     node_id: NodeId
     name: str
@@ -196,3 +197,4 @@ class NodeReport(msgspec.Struct, frozen=True, kw_only=True):
     region: str = ""
     zone: str = ""
     address: str = ""
+    cordons: tuple[Cordon, ...] = ()

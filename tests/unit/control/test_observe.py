@@ -5,14 +5,15 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import msgspec
 import pytest
-from tests.fleets import a_job, a_node, a_replica, placed, suspended
+from tests.fleets import START, a_job, a_node, a_replica, placed, suspended
 from tests.unit.control.states import NOW, a_report, a_state, a_worker, by_id
 
 from onefleet.control.observe import Seen, observe
 from onefleet.core import lifecycle
-from onefleet.domain.fleet import CheckpointMode, Node, NodeState
-from onefleet.domain.ids import Generation, Instant
+from onefleet.domain.fleet import CheckpointMode, Cordon, Node, NodeState
+from onefleet.domain.ids import DeviceId, Generation, Instant
 from onefleet.domain.serving import Replica
 from onefleet.domain.work import Outcome, Phase, Want, Work
 from onefleet.store.base import Commit, State
@@ -284,3 +285,24 @@ def test_reports_of_unknown_ended_and_pending_works_are_ignored() -> None:
             assert work_after(work, a_worker(work, saw, exit_code=1)) == work
     stranger = a_worker(a_job("job-9"), Observed.RUNNING)
     assert observed(a_state(), a_report("n1", [stranger])) == Commit(changes=[], notes=[])
+
+
+def test_an_agent_s_cordons_come_and_go_and_a_person_s_stay() -> None:
+    bad, by_hand = DeviceId("n1/cpu0"), Cordon(DeviceId("n1/cpu1"), "a person said so", START)
+
+    def after(node: Node, *found: Cordon) -> tuple[Cordon, ...]:
+        report = msgspec.structs.replace(a_report("n1", ()), cordons=found)
+        commit = observed(a_state(nodes=by_id(node)), report)
+        nodes = [c.record for c in commit.changes if isinstance(c.record, Node)]
+        return nodes[0].cordons if nodes else node.cordons
+
+    def out(at: int, until: int) -> Cordon:
+        return Cordon(bad, "2 x uncorrected", Instant(at), Instant(until))
+
+    node = a_node("n1", cordons=(by_hand,))
+    assert after(node, out(NOW, NOW + 9)) == (out(NOW, NOW + 9), by_hand)
+    held = replace(node, cordons=(out(NOW - 50, NOW + 9), by_hand))
+    assert after(held, out(NOW, NOW + 9)) == held.cordons, "the same news is none"
+    assert after(held, out(NOW, NOW + 99)) == (out(NOW - 50, NOW + 99), by_hand)
+    assert after(held) == (by_hand,)
+    assert after(node, replace(by_hand, until=Instant(NOW + 1))) == (by_hand,)
