@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from benchmarks import charts, failures, kueue, philly, single_pool, tables
+from benchmarks import charts, failures, kueue, openb, packing, philly, single_pool, tables
 from tests.trace_files import FORMATS
 
 from onefleet.sim.jobs.catalog import BASELINES
@@ -137,3 +137,28 @@ def test_a_report_names_the_command_that_made_it(tmp_path, monkeypatch, capsys):
     assert "by `python -m benchmarks.philly --trace t.csv.gz`." in page
     assert "| table |" in page
     assert "/some/where" not in page
+
+
+def test_openb_shows_a_policy_below_the_ceiling(capsys):
+    assert openb.main(["--seeds", "1", "--workers", "1", "--policy", "best-fit"]) == 0
+    text = capsys.readouterr().out
+    rows = rows_of(text)
+    assert "an imitation of the trace:" in text
+    assert 50 < number(rows["best-fit"][0]) <= number(rows["ceiling"][0]) <= 100
+    assert rows["best-fit"][2] == "", "what was published is of the trace, not of an imitation"
+
+
+def test_openb_takes_the_variant_from_the_file_name():
+    assert openb.variant(Path("x/openb_pod_list_gpuspec33.csv.gz")) == "gpuspec33"
+    assert openb.variant(None) == "imitation"
+    assert {policy.peer for policy in openb.POLICIES.values() if policy.peer} == (
+        set(openb.PUBLISHED["default"]) - {"GpuClustering"}
+    )
+
+
+def test_packing_shows_its_decisions_beside_their_budget(capsys):
+    assert packing.main(["--devices", "2048", "--decisions", "60"]) == 0
+    row = rows_of(capsys.readouterr().out)["2,048"]
+    times = [number(cell) for cell in row[1:5]]
+    assert times == sorted(times)
+    assert times[1] < number(row[5]) == 100

@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from heapq import nlargest, nsmallest
-from itertools import combinations
+from itertools import combinations, islice
 
 from onefleet.core.packing.packer import Host, Packer
 from onefleet.core.packing.space import MILLI, Ask, Space, Spot, fits, space_of
@@ -27,7 +27,7 @@ from onefleet.core.packing.space import MILLI, Ask, Space, Spot, fits, space_of
 NODES_TRIED = (24, 6)
 
 #: Sets of pieces tried in one search.
-TRIES_MAX = 256
+TRIES_MAX = 128
 
 #: Of one node: pieces looked at, pieces moved off at most, and sets of them tried.
 PIECES_TRIED = 16
@@ -134,6 +134,7 @@ class _Search:
     _done: list[tuple[Ask, Spot, bool]] = field(default_factory=list)
     _moved: dict[str, bool] = field(default_factory=dict)
     _short: dict[Ask, list[str]] = field(default_factory=dict)
+    _stuck: dict[Ask, bool] = field(default_factory=dict)
     _tries: int = 0
 
     def take(self, ask: Ask, spot: Spot) -> None:
@@ -196,14 +197,15 @@ class _Search:
         """The nodes that lacked least to fit the ask when first asked, the least first."""
         known = self._short.get(ask)
         if known is None:
+            many = 2 * NODES_TRIED[0]
             short = (
-                (lack, node)
+                (lack, nodes)
                 for space, nodes in self.packer.groups()
                 if (lack := _lack(space, ask)) is not None
-                for node in nodes
-                if node in self.pieces
             )
-            known = self._short[ask] = [node for _, node in nsmallest(2 * NODES_TRIED[0], short)]
+            found = nsmallest(many, short, key=lambda entry: (entry[0], entry[1][0]))
+            nodes = (node for _, group in found for node in group if node in self.pieces)
+            known = self._short[ask] = list(islice(nodes, many))
         return known
 
     def _sets_to_move(self, node: str, ask: Ask) -> list[tuple[Piece, ...]]:
@@ -213,7 +215,7 @@ class _Search:
         """
         spent = sum(move.cost for move in self.moves)
         movable = [
-            (self.packer.choose(piece.ask, (node,)) is None, piece.cost, piece.id, piece)
+            (self._is_stuck(piece.ask), piece.cost, piece.id, piece)
             for piece in self.pieces[node]
             if piece.cost is not None and piece.id not in self._moved
         ]
@@ -230,6 +232,13 @@ class _Search:
             if sets:
                 return [few for *_, few in nsmallest(SETS_TRIED, sets, key=lambda s: s[:3])]
         return []
+
+    def _is_stuck(self, ask: Ask) -> bool:
+        """Whether it fitted nowhere when first asked: such pieces move only in a chain."""
+        known = self._stuck.get(ask)
+        if known is None:
+            known = self._stuck[ask] = self.packer.choose(ask) is None
+        return known
 
     def _move_off(self, piece: Piece, node: str, links: int, avoid: tuple[str, ...]) -> bool:
         """Move the piece, and with it its whole gang, to other spots: none on the node."""
@@ -260,14 +269,17 @@ class _Search:
 
 def _lack(space: Space, ask: Ask) -> int | None:
     """How much more would have to be free there, in thousandths of what is asked; None: never."""
-    if ask.devices > len(space.free) or not ask.accepts(space.product):
+    free, devices, milli = space.free, ask.devices, ask.milli
+    if devices > len(free) or not ask.accepts(space.product):
         return None
     lack = 0
-    for part in space.free[: ask.devices]:
-        lack += max(ask.milli - part, 0)
-    for need, have in ((ask.cpu_milli, space.cpu_milli), (ask.memory, space.memory)):
-        if need > have:
-            lack += MILLI * (need - have) // need
+    for part in free[:devices]:
+        if part < milli:
+            lack += milli - part
+    if ask.cpu_milli > space.cpu_milli:
+        lack += MILLI * (ask.cpu_milli - space.cpu_milli) // ask.cpu_milli
+    if ask.memory > space.memory:
+        lack += MILLI * (ask.memory - space.memory) // ask.memory
     return lack
 
 
