@@ -29,6 +29,7 @@ from onefleet.drivers.device_checkpoint import DeviceStateUnknown
 from onefleet.drivers.device_cut import LockRules
 from onefleet.drivers.freezer import Freezer
 from onefleet.drivers.held_devices import HeldDevices
+from onefleet.drivers.intake import Intake
 from onefleet.drivers.launch import become_command, launch_error
 from onefleet.drivers.rights import Identity
 from onefleet.drivers.work_files import WorkFiles, cut
@@ -61,6 +62,7 @@ class CellWorker:
         self._leaves = self._stopped = self._took_off = False
         self._saved_devices: dict[str, Any] | None = None
         self._criu: criu_commands.Criu | None = None
+        self._intake: Intake | None = None
         self._order = order
         self._folder = folder
         self._files = own
@@ -180,16 +182,22 @@ class CellWorker:
                     leave_running,
                     self.freezer.group if frozen else "",
                 )
-                self._criu.wait_asked()
+                self._intake = Intake(partial, durable=memory is None)
+                self._criu.wait_asked(self._intake.step)
                 self._collect(target, cpu_before_ms, resident)
                 if at_once:
-                    self.manifest = image.commit(target, self.manifest)
+                    self._commit(target)
             except (OnefleetError, OSError) as error:
                 self._call_off(error, target)
                 raise
         except OSError as error:
             raise _disk_error(error, target) from error
         self._target, self._leaves, self._dumped_at = target, leave_running, began
+
+    def _commit(self, target: str) -> None:
+        assert self._intake is not None
+        self.manifest = image.commit(target, self.manifest, self._intake)
+        self._intake.close()
 
     def _call_off(self, error: Exception, target: str) -> None:
         """Nothing comes of this dump. Raises CriuKilled, DeviceStateUnknown, TimedOut."""
@@ -198,6 +206,8 @@ class CellWorker:
                 self._refuse()
         finally:
             self._criu = None
+            if self._intake is not None:
+                self._intake.close()
             image.discard(target)
             image.discard_partial(target)
         if not isinstance(error, criu_commands.CriuKilled | DeviceStateUnknown | TimedOut):
@@ -261,7 +271,7 @@ class CellWorker:
         frozen_ms = int((time.monotonic() - self._dumped_at) * 1000)
         if "files" not in self.manifest:
             try:
-                self.manifest = image.commit(self._target, self.manifest)
+                self._commit(self._target)
             except OSError as error:
                 image.discard_partial(self._target)
                 raise _disk_error(error, self._target) from error

@@ -10,6 +10,7 @@ import contextlib
 import os
 import select
 import signal
+import time
 from collections.abc import Callable
 from typing import NoReturn
 
@@ -25,6 +26,8 @@ CRIU_PIDS = 30_000
 CRIU_SPAN = 64
 #: A dump or restore that takes longer is broken, not slow: 600 s are 600 GB at the usual rate.
 LIMIT_S = 600.0
+#: Between looks at what criu has written so far.
+_LOOK_S = 0.01
 
 _SAME = ("--tcp-established", "--file-locks", "--link-remap", "--manage-cgroups=ignore", "-v2")
 _BOTH = (*_SAME, "--action-script", f"{OWN}/{HOOK}")
@@ -99,13 +102,15 @@ class Criu:
         self.pid = cell.run(body)
         os.close(here)
 
-    def wait_asked(self) -> None:
+    def wait_asked(self, meanwhile: Callable[[], bool] = lambda: False) -> None:
         """Until the hook asks. Raises UpstreamFailed, StorageFull with criu's own words when it
         ended without that (the worker runs on), CriuKilled, TimedOut (its state is unknown).
+
+        meanwhile: something to do until then, a piece a call; whether there may be more of it.
         """
         watch = os.pidfd_open(self.pid)
         try:
-            readable = select.select([self._asks, watch], [], [], LIMIT_S)[0]
+            readable = self._readable(watch, meanwhile)
         finally:
             os.close(watch)
         if not readable:
@@ -116,6 +121,14 @@ class Criu:
             return
         self.finish()
         raise CriuKilled(f"the {self._verb} did not ask", why="criu ended without calling its hook")
+
+    def _readable(self, watch: int, meanwhile: Callable[[], bool]) -> list[int]:
+        deadline = time.monotonic() + LIMIT_S
+        while (left := deadline - time.monotonic()) > 0:
+            wait_s = 0.0 if meanwhile() else min(_LOOK_S, left)
+            if readable := select.select([self._asks, watch], [], [], wait_s)[0]:
+                return readable
+        return []
 
     def answer(self, yes: bool) -> None:
         self.asked = False

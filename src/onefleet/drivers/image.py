@@ -37,6 +37,7 @@ import xxhash
 
 from onefleet.domain.errors import Conflict, NotFound, StorageFull, UpstreamFailed
 from onefleet.drivers import linux, recipe
+from onefleet.drivers.intake import Intake
 from onefleet.drivers.page_check import PAGES, PageCheck
 from onefleet.drivers.supervisor_files import sync_folder, write_json
 
@@ -105,12 +106,10 @@ def _free_memory(image: str) -> None:
         shutil.rmtree(memory, ignore_errors=True)
 
 
-def commit(image: str, facts: dict[str, Any]) -> dict[str, Any]:
+def commit(image: str, facts: dict[str, Any], intake: Intake | None = None) -> dict[str, Any]:
     """Make all files durable (in memory: as they are), write the manifest, give the image its name.
 
-    Raises OSError.
-
-    Returns the manifest.
+    intake: has followed some of the files. Returns the manifest. Raises OSError.
     """
     partial = image + PARTIAL
     folder, durable = raw(partial), is_durable(partial)
@@ -123,7 +122,9 @@ def commit(image: str, facts: dict[str, Any]) -> dict[str, Any]:
         for file in opened.values() if durable else ():
             linux.start_writing(file.fileno())
         for name, file in opened.items():
-            files[name] = {"size": os.fstat(file.fileno()).st_size, "xxh3": checksum(file)}
+            known = intake.checksum(name) if intake is not None else None
+            size = os.fstat(file.fileno()).st_size
+            files[name] = {"size": size, "xxh3": known or checksum(file)}
         for file in opened.values() if durable else ():
             os.fsync(file.fileno())
     manifest = {"format": FORMAT, **facts, "files": files}
