@@ -13,7 +13,7 @@ from typing import assert_never
 import structlog
 from msgspec import structs
 
-from onefleet.agent import accelerators, archivist, fetching, records
+from onefleet.agent import accelerators, archivist, fetching, memory_images, records
 from onefleet.agent.devices import nvidia_driver
 from onefleet.agent.protocol import (
     Act,
@@ -312,8 +312,9 @@ class Crew:
         await self._keep(record)
         (folder / records.IMAGES).mkdir(exist_ok=True)
         path = folder / records.IMAGES / act.image
+        memory = await self._room_in_memory(folder, act) if act.in_memory else None
         saved = await self._drivers[record.driver].save(
-            folder, path, hold=act.hold, leave_running=act.runs_on
+            folder, path, hold=act.hold, leave_running=act.runs_on, memory=memory
         )
         if not act.runs_on:
             await self._keep(structs.replace(record, image_bytes=saved.size_bytes))
@@ -324,6 +325,12 @@ class Crew:
             image_bytes=saved.size_bytes,
             lost_ms=saved.lost_ms,
             took_ms=saved.frozen_ms,
+        )
+
+    async def _room_in_memory(self, folder: Path, act: Save) -> Path | None:
+        status = await self._driver(act.key).status(folder)
+        return await asyncio.to_thread(
+            memory_images.place, self._layout, folder.name, act.image, status.memory_bytes
         )
 
     async def _finish(self, act: Finish) -> None:

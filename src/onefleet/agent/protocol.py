@@ -66,12 +66,14 @@ class Restore:
 @dataclass(frozen=True, slots=True)
 class Save:
     """Save its state and free its memory. hold: it stands still when it is saved, and Finish
-    follows. runs_on: it is not to be given up."""
+    follows. runs_on: it is not to be given up. in_memory: its image may take memory, if there is
+    room."""
 
     key: WorkerKey
     image: ImageId
     hold: bool = False
     runs_on: bool = False
+    in_memory: bool = False
     verb: Verb = Verb.SAVE
 
 
