@@ -62,6 +62,8 @@ def facts(index: Index) -> dict[str, Any]:
         "ready": roster.errands.to_ready,
         "promise": roster.errands.to_promise,
         "checkpoint": roster.errands.to_checkpoint,
+        "move": roster.errands.to_move,
+        "resize": roster.errands.to_resize,
         "promised": roster.errands.promised,
     }
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 from onefleet.core.scratch import Scratch
 from onefleet.core.steps.errands import checkpoint, promise, ready
 from onefleet.core.steps.losses import drop_images, fence
+from onefleet.core.steps.moves import move
 from onefleet.core.steps.owners import stop, suspend
 from onefleet.core.steps.queue import Placing
+from onefleet.core.steps.resize import resize
 from onefleet.core.steps.width import widen
 
 
@@ -19,9 +21,11 @@ def work_off(this: Scratch, *, thorough: bool = False) -> Placing:
     suspend(this)
     ready(this)
     promise(this)
+    move(this)
     placing = Placing(this, thorough)
     placing.order()
     placing.place()
     widen(this, placing.contended)
+    resize(this, placing.contended)
     checkpoint(this)
     return placing

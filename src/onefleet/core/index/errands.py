@@ -11,20 +11,29 @@ from collections.abc import Mapping
 from onefleet.core.checkpointing import due_at
 from onefleet.core.policy import Policy
 from onefleet.core.promise import Bearer, bears_promise, promise_of
-from onefleet.domain.ids import Instant, WorkId
+from onefleet.core.snapshot import devices_held
+from onefleet.domain.fleet import Node, NodeState
+from onefleet.domain.ids import Instant, NodeId, WorkId
 from onefleet.domain.work import Phase, Want, Work, WorkKind
 
 
 class Errands:
     """to_ready: works that wait for others, all of which have ended or are not known. to_promise:
     works whose tier promises something that was not promised to them yet. to_checkpoint: running
-    works whose newest image is old. promised: thousandths of devices that works are promised."""
+    works whose newest image is old. to_move: running jobs that shall be elsewhere. to_resize:
+    running elastic jobs that have not the width that they shall have. promised: thousandths of
+    devices that works are promised."""
 
-    def __init__(self, policy: Policy, works: Mapping[WorkId, Work]) -> None:
+    def __init__(
+        self, policy: Policy, works: Mapping[WorkId, Work], nodes: Mapping[NodeId, Node]
+    ) -> None:
         self.to_ready: dict[WorkId, None] = {}
         self.to_promise: dict[WorkId, None] = {}
         self.to_checkpoint: dict[WorkId, None] = {}
+        self.to_move: dict[WorkId, None] = {}
+        self.to_resize: dict[WorkId, None] = {}
         self.promised: dict[Bearer, int] = {}
+        self._nodes = nodes
         self._policy = policy
         self._works = works
         self._dependents: dict[WorkId, dict[WorkId, None]] = {}
@@ -38,6 +47,10 @@ class Errands:
                 self.to_ready[work.id] = None
         if _wants_promise(work):
             self.to_promise[work.id] = None
+        if _runs(work) and work.suspendable and (work.move_to or self._is_evicted(work)):
+            self.to_move[work.id] = None
+        if _runs(work) and work.demand.is_elastic and _has_another_width(work):
+            self.to_resize[work.id] = None
         self._count(work, 1)
         due = self.due(work)
         if due is not None and due <= now:
@@ -54,6 +67,8 @@ class Errands:
         self.to_ready.pop(work.id, None)
         self.to_promise.pop(work.id, None)
         self.to_checkpoint.pop(work.id, None)
+        self.to_move.pop(work.id, None)
+        self.to_resize.pop(work.id, None)
         self._count(work, -1)
 
     def dependents(self, work_id: WorkId) -> tuple[WorkId, ...]:
@@ -63,6 +78,18 @@ class Errands:
     def due(self, work: Work) -> Instant | None:
         """When an image of it should be made while it runs."""
         return due_at(work, self._policy.node_mttf_ms, self._policy.save_cost)
+
+    def _is_evicted(self, work: Work) -> bool:
+        """Whether its node is drained, or a device of it gets no work any more."""
+        for slot in work.placement:
+            node = self._nodes.get(slot.node_id)
+            if node is None:
+                continue
+            if node.state is NodeState.DRAINING:
+                return True
+            if any(cordon.device_id in slot.devices for cordon in node.cordons):
+                return True
+        return False
 
     def _is_ahead(self, work_id: WorkId) -> bool:
         other = self._works.get(work_id)
@@ -81,6 +108,15 @@ class Errands:
 
 def _waits_for_others(work: Work) -> bool:
     return not work.ready and work.phase is Phase.PENDING and work.want is not Want.STOP
+
+
+def _runs(work: Work) -> bool:
+    return work.kind is WorkKind.JOB and work.phase is Phase.RUNNING and work.want is Want.RUN
+
+
+def _has_another_width(work: Work) -> bool:
+    wanted = work.demand.most if work.width is None else work.width
+    return devices_held(work) != wanted
 
 
 def _wants_promise(work: Work) -> bool:

@@ -84,6 +84,13 @@ class Index:
                 self._count(record, 1)
                 self.fleet.put(record)
                 self._turn()
+                if isinstance(old, Node) and (old.state, old.cordons) == (
+                    record.state,
+                    record.cordons,
+                ):
+                    return
+                for hold in tuple(self.fleet.works_on(record.id)):
+                    self.roster.refresh(hold.work.id)
             case Tenant():
                 self.tenants[record.id] = record
             case Reservation():

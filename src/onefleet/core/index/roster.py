@@ -59,7 +59,7 @@ class Roster:
         self._policy = policy
         self._fleet = fleet
         self._spares = Spares(self)
-        self.errands = Errands(policy, self.works)
+        self.errands = Errands(policy, self.works, fleet.nodes)
         self._entries: dict[WorkId, _Entry] = {}
         self._claimants: dict[TenantId, dict[WorkId, None]] = {}
         self._covered: dict[TenantId, dict[WorkId, None]] = {}
@@ -331,10 +331,13 @@ class Spares:
 
 
 def wait_nodes(work: Work) -> tuple[NodeId, ...] | None:
-    """Where it must be placed, by rank: images lie on nodes. None: anywhere."""
+    """Where it must be placed, by rank: where it shall move to, else where its image lies. None:
+    anywhere."""
     if work.phase is not Phase.SUSPENDED or work.image is None:
         return None
-    return work.image.nodes
+    if len(work.move_to) == 1:
+        return work.move_to * work.demand.workers
+    return work.move_to or work.image.nodes
 
 
 def _ended(work: Work) -> tuple[Instant, WorkId]:

@@ -1,0 +1,63 @@
+"""What runs and shall be elsewhere: at its owner's wish, or because its node or device goes."""
+
+from __future__ import annotations
+
+from onefleet.core.capacity import Nodes
+from onefleet.core.plan import Move
+from onefleet.core.scratch import Scratch
+from onefleet.domain.fleet import NodeState
+from onefleet.domain.ids import NodeId
+from onefleet.domain.work import Work
+
+
+def move(this: Scratch) -> None:
+    """Save what shall be elsewhere, if it has a place there now; until then it runs where it is."""
+    this.index.settle()
+    moved, waiting = 0, 0
+    for work_id in sorted(this.index.roster.errands.to_move):
+        work = this.works[work_id]
+        if work.not_before > this.now:
+            continue
+        target = _target(this, work)
+        if target is None:
+            waiting += 1
+        else:
+            this.decide(Move(work_id, target, _why(this, work)))
+            moved += 1
+    text = f"{moved} works move to other nodes or devices"
+    this.report("move", text + (f", {waiting} have no place to move to" if waiting else ""))
+
+
+def _target(this: Scratch, work: Work) -> Nodes | None:
+    """The node of each rank where it fits now, and where its image can be had; else None."""
+    wish = work.move_to
+    nodes = None if not wish else wish * work.demand.workers if len(wish) == 1 else wish
+    if nodes is not None and not all(node in this.index.fleet.usable for node in nodes):
+        return None
+    fitting = this.capacity.fit(work.demand, nodes)
+    if fitting is None:
+        return None
+    homes = (slot.node_id for slot in work.placement)
+    moves = zip(homes, fitting, strict=True)
+    return fitting if all(a == b or _in_reach(this, a, b) for a, b in moves) else None
+
+
+def _in_reach(this: Scratch, home: NodeId, to: NodeId) -> bool:
+    """Whether the agent of one node can fetch images from the other's."""
+    ends = [this.index.fleet.nodes.get(node_id) for node_id in (home, to)]
+    return all(node is not None and node.address for node in ends)
+
+
+def _why(this: Scratch, work: Work) -> str:
+    if work.move_to:
+        return f"its owner wants it on {', '.join(dict.fromkeys(work.move_to))}"
+    for slot in work.placement:
+        node = this.index.fleet.nodes.get(slot.node_id)
+        if node is None:
+            continue
+        if node.state is NodeState.DRAINING:
+            return f"node {node.id} is drained"
+        for cordon in node.cordons:
+            if cordon.device_id in slot.devices:
+                return f"its device {cordon.device_id} is out of use: {cordon.reason}"
+    return "it shall be elsewhere"
