@@ -8,6 +8,7 @@ import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec import structs
 
 from onefleet.agent.protocol import (
     Act,
@@ -151,6 +152,13 @@ def test_saved_kept_and_brought_back() -> None:
     assert isinstance(restore, Restore) and restore.image == "i1"
     assert bench.done(restore) == [] and bench.seen() is Observed.RUNNING
     assert bench.orders(order(RUN, 2, "i1")) == []
+
+
+def test_where_files_may_lie_is_ordered() -> None:
+    for in_memory in (False, True):
+        ordered = structs.replace(order(SAVE, 1, "i1"), in_memory=in_memory)
+        (save,) = Bench().running().orders(ordered)
+        assert isinstance(save, Save) and save.in_memory is in_memory
 
 
 def test_a_save_that_fails_is_not_tried_again_before_a_run() -> None:
