@@ -24,6 +24,7 @@ check: $(VENV)/ready-dev
 
 bench: $(VENV)/ready-dev
 	$(BIN)/python -m benchmarks.gateway
+	$(BIN)/python -m benchmarks.checkpoint
 
 $(VENV)/ready: requirements.lock pyproject.toml
 	@$(PYTHON) scripts/setup.py $(VENV) requirements.lock
