@@ -64,6 +64,7 @@ def facts(index: Index) -> dict[str, Any]:
         "checkpoint": roster.errands.to_checkpoint,
         "move": roster.errands.to_move,
         "resize": roster.errands.to_resize,
+        "frozen": roster.errands.frozen,
         "promised": roster.errands.promised,
     }
 

@@ -74,7 +74,7 @@ def works(draw: st.DrawFn, name: str) -> Work:
         suspendable=not replica and draw(st.integers(0, 5)) > 0,
         submitted_at=Instant(draw(st.integers(0, 5))),
         phase_since=Instant(NOW - draw(st.sampled_from([0, 500, 5_000, 60_000]))),
-        want=draw(st.sampled_from([Want.RUN] * 8 + [Want.SUSPEND, Want.STOP])),
+        want=draw(st.sampled_from([Want.RUN] * 8 + [Want.SUSPEND, Want.FREEZE, Want.STOP])),
         promised=draw(st.sampled_from([True, True, False])),
         terms=Terms(checkpoint_every_ms=draw(st.sampled_from([None, 0, 10_000]))),
     )
@@ -111,10 +111,12 @@ def snapshots(draw: st.DrawFn) -> Snapshot:
                 lifecycle.Saved(draw_image(draw, work, nodes)),
                 since,
             )
-        elif goal.holds_devices and (slots := hand_out(work, free)):
+        elif goal.is_placed and (slots := hand_out(work, free)):
             work = lifecycle.apply(work, lifecycle.Placed(slots, restore=False), since)
             if goal is not Phase.STARTING:
                 work = lifecycle.apply(work, lifecycle.Started(), since)
+            if goal is Phase.FROZEN and work.kind is WorkKind.JOB:
+                work = lifecycle.apply(work, lifecycle.Froze("room"), since)
             if goal is Phase.SAVING and work.suspendable:
                 work = lifecycle.apply(work, lifecycle.SaveOrdered("room"), since)
             if goal is Phase.STOPPING:

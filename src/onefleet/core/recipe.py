@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from onefleet.core.scratch import Scratch
 from onefleet.core.steps.errands import checkpoint, promise, ready
+from onefleet.core.steps.frozen import thaw
 from onefleet.core.steps.losses import drop_images, fence
 from onefleet.core.steps.moves import move
 from onefleet.core.steps.owners import stop, suspend
@@ -25,6 +26,7 @@ def work_off(this: Scratch, *, thorough: bool = False) -> Placing:
     placing = Placing(this, thorough)
     placing.order()
     placing.place()
+    thaw(this)
     widen(this, placing.contended)
     resize(this, placing.contended)
     checkpoint(this)

@@ -7,10 +7,10 @@ from dataclasses import replace
 from tests.fleets import NOW, START, a_job, a_node, a_snapshot, after, placed, planned
 
 from onefleet.core import lifecycle
-from onefleet.core.plan import Move, Place, Resize
+from onefleet.core.plan import Freeze, Move, Place, Resize, Suspend, Thaw
 from onefleet.domain.fleet import Cordon, Node, NodeState
 from onefleet.domain.ids import DeviceId, Instant, NodeId
-from onefleet.domain.work import Image, Terms, Work
+from onefleet.domain.work import Image, Terms, Want, Work
 
 NEVER = Terms(checkpoint_every_ms=0)
 
@@ -100,3 +100,31 @@ def test_a_gang_is_dealt_to_fewer_devices_and_spread_out_again() -> None:
     assert resized(node("n1"), work=gang(3, "0", "0", "0", "0")) == [["0", "0", "1", "2"]]
     assert resized(node("n1"), work=gang(None, "0", "0", "1", "1")) == [["0", "1", "2", "3"]]
     assert resized(node("n1", 2), work=gang(None, "0", "0", "0", "0")) == [["0", "0", "1", "1"]]
+
+
+def frozen(want: Want = Want.RUN, since: Instant = NOW) -> Work:
+    return replace(lifecycle.apply(on_n1("0"), lifecycle.Froze("asked"), since), want=want)
+
+
+def kinds(*nodes: Node, works: tuple[Work, ...], now: Instant = NOW) -> list[type]:
+    return [type(d) for d in planned(a_snapshot(nodes, works), now=now).decisions]
+
+
+def test_what_its_owner_freezes_stands_still_and_goes_on_where_it_stands() -> None:
+    wish = replace(on_n1("0"), want=Want.FREEZE)
+    assert kinds(node("n1"), works=(wish,)) == [Freeze]
+    assert kinds(node("n1"), works=(frozen(Want.FREEZE),)) == []
+    (thawed,) = planned(a_snapshot([node("n1"), node("n2")], [frozen()])).decisions
+    assert isinstance(thawed, Thaw) and thawed.placement[0].node_id == "n1"
+    assert kinds(node("n1"), works=(frozen(Want.SUSPEND),)) == [Suspend]
+
+
+def test_what_stands_still_and_has_no_device_there_is_saved_after_a_while() -> None:
+    other = replace(placed(a_job("x", terms=NEVER), ("n1", "0")), suspendable=False)
+    works = (frozen(), other)
+    assert kinds(node("n1", 1), works=works) == []
+    later = Instant(NOW + 60_000)
+    lease = {"lease_expires_at": Instant(NOW + 10**6)}
+    assert kinds(node("n1", 1, **lease), works=works, now=later) == [Suspend]
+    gone = node("n1", state=NodeState.DRAINING)
+    assert kinds(gone, works=(frozen(),)) == [Suspend]

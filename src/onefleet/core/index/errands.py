@@ -21,7 +21,8 @@ class Errands:
     """to_ready: works that wait for others, all of which have ended or are not known. to_promise:
     works whose tier promises something that was not promised to them yet. to_checkpoint: running
     works whose newest image is old. to_move: running jobs that shall be elsewhere. to_resize:
-    running elastic jobs that have not the width that they shall have. promised: thousandths of
+    running elastic jobs that have not the width that they shall have. frozen: works that stand
+    still. promised: thousandths of
     devices that works are promised."""
 
     def __init__(
@@ -32,6 +33,7 @@ class Errands:
         self.to_checkpoint: dict[WorkId, None] = {}
         self.to_move: dict[WorkId, None] = {}
         self.to_resize: dict[WorkId, None] = {}
+        self.frozen: dict[WorkId, None] = {}
         self.promised: dict[Bearer, int] = {}
         self._nodes = nodes
         self._policy = policy
@@ -51,6 +53,8 @@ class Errands:
             self.to_move[work.id] = None
         if _runs(work) and work.demand.is_elastic and _has_another_width(work):
             self.to_resize[work.id] = None
+        if work.phase is Phase.FROZEN:
+            self.frozen[work.id] = None
         self._count(work, 1)
         due = self.due(work)
         if due is not None and due <= now:
@@ -69,6 +73,7 @@ class Errands:
         self.to_checkpoint.pop(work.id, None)
         self.to_move.pop(work.id, None)
         self.to_resize.pop(work.id, None)
+        self.frozen.pop(work.id, None)
         self._count(work, -1)
 
     def dependents(self, work_id: WorkId) -> tuple[WorkId, ...]:

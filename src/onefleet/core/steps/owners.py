@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from onefleet.core.plan import Stop, Suspend
+from onefleet.core.plan import Freeze, Stop, Suspend
 from onefleet.core.scratch import Scratch
+from onefleet.domain.work import Want, WorkKind
 
 
 def stop(this: Scratch) -> None:
@@ -15,14 +16,18 @@ def stop(this: Scratch) -> None:
 
 
 def suspend(this: Scratch) -> None:
-    """Suspend what its owner wants suspended."""
-    suspended, cannot = 0, 0
+    """Suspend or freeze what its owner wants so."""
+    suspended, frozen, cannot = 0, 0, 0
     for work_id in sorted(this.index.roster.to_pause):
         work = this.works[work_id]
-        if work.suspendable and work.not_before <= this.now:
+        if work.want is Want.FREEZE and work.kind is WorkKind.JOB:
+            this.decide(Freeze(work.id, "its owner wants it to stand still"))
+            frozen += 1
+        elif work.suspendable and work.not_before <= this.now and work.want is Want.SUSPEND:
             this.decide(Suspend(work.id, "its owner wants it suspended"))
             suspended += 1
         else:
             cannot += 1
     text = f"{suspended} works suspended for their owners"
+    text += f", {frozen} frozen" if frozen else ""
     this.report("suspend", text + (f", {cannot} cannot be saved now" if cannot else ""))
