@@ -54,6 +54,7 @@ COMMANDS: tuple[tuple[str, tuple[tuple[str, str, str], ...]], ...] = (
             ("why", "why:why", "Why a job or deployment is where it is: every blocker by name."),
             ("ledger", "ledger:ledger", "What jobs were promised, and how it is kept."),
             ("receipts", "receipts:receipts", "When a job had to give way, to whom, at what cost."),
+            ("whatif", "whatif:whatif", "The past with another policy, more devices, team walls."),
         ),
     ),
     (
