@@ -4,8 +4,8 @@ A worker's memory knows what it has written: how far a log has grown, which file
 image holds those of its files that changed since the worker was first started here: of its work
 folder, of its checkpoint folder, and its output. A restore leaves the folder alone if nothing has
 happened in it since that very image was made; else (on another machine, from an older image,
-after the worker ran on past the image) it brings every file to what it was in the image. Files
-that came later, and that the image knows nothing of, stay.
+after the worker ran on past the image) it brings every file to what it was then, and removes those
+that came later: a journal of tomorrow beside a database of today would be worse than neither.
 
 Beyond LIMIT_BYTES the files do not go along. Such an image can be restored only where it was made,
 and there, as nobody keeps the files' older contents, the growing ones are cut to their size.
@@ -14,10 +14,13 @@ and there, as nobody keeps the files' older contents, the growing ones are cut t
 from __future__ import annotations
 
 import contextlib
+import io
+import json
 import os
+import shutil
 import stat
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from onefleet.domain.errors import UpstreamFailed
 from onefleet.drivers.supervisor_files import (
@@ -30,6 +33,9 @@ from onefleet.drivers.supervisor_files import (
     write_json,
 )
 
+if TYPE_CHECKING:
+    import tarfile  # imported where it is needed: the supervisor starts without it
+
 ARCHIVE = "files.tar"
 #: They are copied while the worker stands still: a second or so.
 LIMIT_BYTES = 1 << 30
@@ -37,6 +43,8 @@ _WORK = "work"
 #: Of an output file, what goes along: its end. The rest of a longer one is a hole elsewhere.
 _TAIL_BYTES = 16 << 20
 _OUTPUTS = (STDOUT, STDERR)
+#: A list of all files there were, changed or not.
+_NAMES = "names"
 
 
 class WorkFiles:
@@ -51,15 +59,21 @@ class WorkFiles:
         """Begin to tell what changes here from what was here before. Raises OSError.
 
         To be called before the worker's first process runs, and again before any later one does:
-        its files are then those of no image any more.
+        its files are then those of no image any more, as it changes them.
         """
+        place = self._found()
+        if place["image"]:
+            self._keep({**place, "image": ""})
+
+    def _found(self) -> dict[str, Any]:
+        """What is known of this place; a new one from now on."""
         place = self._place()
         if not place:
             write_json(self._path, {})
             now = os.stat(self._path).st_ctime_ns
-            place = {"place": os.urandom(16).hex(), "since_ns": now, "image": "new"}
-        if place["image"]:
-            self._keep({**place, "image": ""})
+            place = {"place": os.urandom(16).hex(), "since_ns": now, "image": ""}
+            self._keep(place)
+        return place
 
     def belong_to(self, image_id: str) -> None:
         """The worker is saved: from here on the files are exactly those of this image."""
@@ -69,7 +83,8 @@ class WorkFiles:
         """Put the files into an image's folder; what its manifest says of them. Raises OSError."""
         place = self._place()
         since = int(place.get("since_ns", 0))
-        changed = [f for f in self._all() if os.lstat(f[1]).st_ctime_ns >= since]
+        everything = list(self._all())
+        changed = [f for f in everything if os.lstat(f[1]).st_ctime_ns >= since]
         size = sum(os.lstat(path).st_size for _, path in changed)
         outputs = {}
         for name in _OUTPUTS:
@@ -79,12 +94,16 @@ class WorkFiles:
         facts = {"place": place.get("place", ""), "count": len(changed), "bytes": size}
         if size > LIMIT_BYTES:
             return {**facts, "left": f"{len(changed)} files of {size} bytes"}
-        import tarfile  # here: the supervisor starts without it
+        import tarfile
 
         with tarfile.open(f"{folder}/{ARCHIVE}", "w") as tar:
+            names = json.dumps([name for name, _ in everything]).encode()
+            member = tarfile.TarInfo(_NAMES)
+            member.size = len(names)
+            tar.addfile(member, io.BytesIO(names))
             for name, path in changed:
                 with contextlib.suppress(FileNotFoundError):
-                    tar.add(path, name, recursive=False)
+                    _add(tar, name, path)
             for name, (first, end) in outputs.items():
                 with open(f"{self._folder}/{name}", "rb") as file:
                     file.seek(first)
@@ -98,10 +117,10 @@ class WorkFiles:
 
         facts: what `pack` said. Raises OSError, UpstreamFailed when the image does not have them.
         """
-        place = self._place()
-        if place.get("image") == image_id:
+        place = self._found()
+        if place["image"] == image_id:
             return False
-        here = facts["place"] == place.get("place")
+        here = facts["place"] == place["place"]
         if facts["left"]:
             if here:
                 return True
@@ -111,7 +130,7 @@ class WorkFiles:
                 f"{LIMIT_BYTES} bytes move with an image",
                 hint="restore it there, or have the job write less into its work folder",
             )
-        self._unpack(f"{image}/{ARCHIVE}")
+        self._unpack(f"{image}/{ARCHIVE}", int(place["since_ns"]))
         for name, (first, end) in facts["outputs"].items():
             self._bring_output(image, name, first, end, here)
         return True
@@ -120,23 +139,31 @@ class WorkFiles:
         """Whether the image was made in another folder than this."""
         return bool(facts["place"] != self._place().get("place"))
 
-    def _unpack(self, archive: str) -> None:
+    def _unpack(self, archive: str, since_ns: int) -> None:
         import tarfile
 
         roots = dict(self._roots)
         with tarfile.open(archive) as tar:
+            held = tar.extractfile(_NAMES)
+            assert held is not None, f"{_NAMES} is a regular file in the archive"
+            self._remove_later(set(json.loads(held.read())), since_ns)
             # As an attribute: Python before 3.11.4 has no argument for it. Our own, and checked.
             tar.extraction_filter = lambda member, _: member
             for member in tar:
                 kind, slash, rest = member.name.partition("/")
                 if not slash:
                     continue
-                target = f"{roots[kind]}/{rest}"
-                with contextlib.suppress(FileNotFoundError):
-                    if not stat.S_ISDIR(os.lstat(target).st_mode):
-                        os.unlink(target)
+                _clear(roots[kind], rest, member)
                 member.name = rest
                 tar.extract(member, roots[kind], numeric_owner=True)
+
+    def _remove_later(self, names: set[str], since_ns: int) -> None:
+        """Remove what the worker made here, and had not made then."""
+        for name, path in reversed(list(self._all())):  # what is in a folder before the folder
+            status = os.lstat(path)
+            if name not in names and status.st_ctime_ns >= since_ns:
+                with contextlib.suppress(OSError):  # a folder that still holds something else
+                    (os.rmdir if stat.S_ISDIR(status.st_mode) else os.unlink)(path)
 
     def _bring_output(self, image: str, name: str, first: int, end: int, here: bool) -> None:
         """Cut an output file to its size then; write it anew where it was never written."""
@@ -183,3 +210,35 @@ def cut(files: Sequence[Sequence[Any]], root: str) -> None:
         with contextlib.suppress(FileNotFoundError):
             if grows and os.stat(root + name).st_size > size:
                 os.truncate(root + name, size)
+
+
+def _add(tar: tarfile.TarFile, name: str, path: str) -> None:
+    member = tar.gettarinfo(path, name)
+    if member.islnk():  # a file with two names is two files elsewhere
+        member.type, member.size = b"0", os.stat(path).st_size
+    if not member.isreg():
+        tar.addfile(member)
+        return
+    with open(path, "rb") as file:
+        tar.addfile(member, file)
+
+
+def _clear(root: str, name: str, member: tarfile.TarInfo) -> None:
+    """Make way for a member of an archive: nothing of another kind has its name, and no link leads
+    elsewhere. A file is written in place: to a program that knows its number it is still the same.
+    """
+    parts = name.split("/")
+    for number in range(1, len(parts) + 1):
+        path = "/".join((root, *parts[:number]))
+        with contextlib.suppress(FileNotFoundError):
+            status = os.lstat(path)
+            inside = number < len(parts)
+            if stat.S_ISDIR(status.st_mode):
+                if not inside and not member.isdir():
+                    shutil.rmtree(path)
+            elif inside or not member.isreg() or not _is_one_file(status):
+                os.unlink(path)
+
+
+def _is_one_file(status: os.stat_result) -> bool:
+    return stat.S_ISREG(status.st_mode) and status.st_nlink == 1

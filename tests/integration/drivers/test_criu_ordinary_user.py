@@ -33,6 +33,11 @@ pytestmark = pytest.mark.criu
 _HERE = "tests/integration/drivers"
 _AS_A_USER = (
     "test_contract.py::test_stop_ends_it_and_may_be_called_again[criu]",
+    "test_contract_holds.py::test_a_frozen_worker_is_saved_like_any_other[criu]",
+    "test_contract_holds.py::test_a_frozen_worker_stands_and_goes_on[criu]",
+    "test_contract_holds.py::test_a_held_restore_moves_nothing_until_it_is_let_go[criu]",
+    "test_contract_holds.py::test_a_held_save_is_given_up_or_goes_on[criu]",
+    "test_contract_holds.py::test_a_checkpoint_leaves_it_running[criu]",
     "test_criu_failures.py::test_a_supervisor_killed_in_a_save_leaves_neither_process_nor_image",
     "test_criu_failures.py::test_criu_killed_in_the_middle_ends_the_worker_honestly",
     "test_criu_failures.py::test_torn_and_corrupt_images_are_told_and_stay_saved",
@@ -47,6 +52,9 @@ _AS_A_USER = (
     "test_criu_saves.py::test_sockets_locks_and_shared_memory_survive",
     "test_criu_saves.py::test_the_worker_sees_its_cell",
     "test_criu_saves.py::test_with_the_machines_network_it_is_saved_as_well",
+    "test_gang.py::test_a_checkpoint_leaves_the_gang_running_and_takes_it_back",
+    "test_gang.py::test_a_gang_goes_on_bit_by_bit",
+    "test_gang.py::test_one_rank_moves_while_the_other_waits",
     "test_supervisor.py::test_a_signal_is_told_by_its_exit_code[criu-11]",
     "test_supervisor.py::test_it_outlives_the_process_that_started_it[criu]",
     "test_supervisor.py::test_nothing_outlives_its_supervisor[criu]",
