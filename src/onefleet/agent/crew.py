@@ -41,10 +41,10 @@ from onefleet.agent.share import Share
 from onefleet.agent.specs import PORT_FILE, Specs
 from onefleet.domain.errors import InvalidRequest, OnefleetError, StorageFull
 from onefleet.domain.fleet import CheckpointMode, Device
-from onefleet.domain.ids import NO_GENERATION, DeviceId, Generation, ImageId
+from onefleet.domain.ids import NO_GENERATION, DeviceId, Generation, ImageId, Instant
 from onefleet.domain.layout import Layout
 from onefleet.drivers import image as images
-from onefleet.drivers import supervisor_files
+from onefleet.drivers import lease, supervisor_files
 from onefleet.drivers.base import Capability, Driver, WorkerState, WorkerStatus
 from onefleet.engines.catalog import engine
 from onefleet.wire.agent import Order, OrderVerb
@@ -133,6 +133,13 @@ class Crew:
             return ""
         held = self._specs.known(record.order.devices)
         return self._gpus.why_not(held, record.order.job.workers)
+
+    def renew(self, until: Instant) -> None:
+        """The jobs here may run until then, by the clock of `drivers.lease`."""
+        try:
+            lease.write(str(self._layout.lease), until)
+        except OSError as error:  # they will stand still; nothing else is safe
+            log.error("the lease cannot be written", reason=str(error))
 
     # --- what an agent before this one left ------------------------------------------------------
 

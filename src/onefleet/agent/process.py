@@ -47,6 +47,7 @@ from onefleet.domain.errors import OnefleetError
 from onefleet.domain.fleet import Device
 from onefleet.domain.ids import Generation, Instant, NodeId
 from onefleet.domain.layout import Layout
+from onefleet.drivers import lease
 from onefleet.drivers.base import Driver, WorkerState, WorkerStatus
 from onefleet.engines.catalog import engine
 from onefleet.engines.launch import read_port_file
@@ -146,6 +147,8 @@ class Agent:
 
     def _feed(self, event: Event) -> None:
         effects = self.machine.handle(event, _now())
+        if isinstance(event, OrdersReceived) and self.machine.lease_until is not None:
+            self._crew.renew(self.machine.lease_until)  # before anything is done under it
         for effect in effects:
             if isinstance(effect, Report):
                 self._changed.set()
@@ -412,8 +415,8 @@ async def _main(
 
 
 def _now() -> Instant:
-    """Any clock that never goes back; leases are measured with it."""
-    return Instant(time.monotonic_ns() // 1_000_000)
+    """The clock that leases are measured with: it never goes back, and does not sleep."""
+    return Instant(lease.now_ms())
 
 
 def _wall_clock() -> Instant:

@@ -66,6 +66,8 @@ class Specs:
             network=order.job.network if order.job else "host",
             gang=place,
             grace_ms=order.grace_ms,
+            hold_ms=gang.HOLD_MS,
+            lease=self._layout.lease if order.job else None,
             chunks=self._layout.chunks(key.work_id),
         )
 

@@ -7,9 +7,10 @@ the save, and a save during a start for the start.
 
 Fencing: an order of an older epoch than one seen is refused, and a process of an older epoch is
 ended before the new one starts. When the lease runs out unrenewed, the control plane may give a
-job to another node; so jobs are saved (ended where that fails) and stay so until orders come
-again. Replicas keep serving: two copies of a replica do no harm, and a pool whose control plane
-is away must still answer.
+job to another node; so jobs are saved a while before (ended where that fails) and stay so until
+orders come again; what still runs at its end is made to stand still by its supervisor, agent or
+not. Replicas keep serving: two copies of a replica do no harm, and a pool whose control plane is
+away must still answer.
 
 An image that was made without an order (its name begins with "own-") is reported like any other.
 If the next order still says RUN under the same epoch, the worker is brought back from it. The
@@ -50,6 +51,10 @@ from onefleet.domain.ids import NO_GENERATION, DeviceId, Instant, WorkId
 from onefleet.domain.work import WHOLE
 from onefleet.wire.agent import NodeOrders, Observed, Order, OrderVerb
 
+#: How long before the lease runs out jobs begin to be saved: as long as a program may take that
+#: saves itself, so that it is done in time.
+SAVE_AHEAD_MS = 10_000
+
 
 class WorkerMachine:
     """All workers of one node. `now` is any clock in milliseconds that never goes back."""
@@ -58,7 +63,8 @@ class WorkerMachine:
         self._workers: dict[WorkerKey, Worker] = {}
         self._ordered = False  # before the first orders, everything runs on
         self._draining = False
-        self._lease_until: Instant | None = None
+        self.lease_until: Instant | None = None  # jobs may run until then
+        self._fence_at: Instant | None = None
         self._fenced = False
         self.generation = NO_GENERATION
 
@@ -93,7 +99,7 @@ class WorkerMachine:
                 pass
             case _:
                 assert_never(event)
-        if self._lease_until is not None and now >= self._lease_until:
+        if self._fence_at is not None and now >= self._fence_at:
             self._fenced = True
         effects: list[Effect] = []
         for key in sorted(self._workers):
@@ -105,10 +111,10 @@ class WorkerMachine:
         return effects
 
     def next_deadline(self) -> Instant | None:
-        """When the lease runs out, or what failed is asked for again."""
+        """When jobs are saved for want of orders, or what failed is asked for again."""
         times = [w.not_before for w in self._workers.values() if w.doing is None]
-        if self._lease_until is not None and not self._fenced:
-            times.append(self._lease_until)
+        if self._fence_at is not None and not self._fenced:
+            times.append(self._fence_at)
         return min((t for t in times if t > 0), default=None)
 
     def check(self) -> None:
@@ -131,11 +137,6 @@ class WorkerMachine:
         """Nothing runs and nothing is under way."""
         return not any(w.alive or w.doing for w in self._workers.values())
 
-    @property
-    def lease_until(self) -> Instant | None:
-        """Until when jobs may run; None before the first orders."""
-        return self._lease_until
-
     # --- events --------------------------------------------------------------------------------
 
     def _take_orders(self, orders: NodeOrders, asked_at: Instant) -> None:
@@ -144,7 +145,8 @@ class WorkerMachine:
         self.generation = orders.generation
         self._ordered = True
         self._fenced = False
-        self._lease_until = Instant(asked_at + orders.lease_ms)
+        self.lease_until = Instant(asked_at + orders.lease_ms)
+        self._fence_at = Instant(self.lease_until - min(SAVE_AHEAD_MS, orders.lease_ms // 3))
         named = {}
         for order in orders.orders:
             named[WorkerKey(order.work_id, order.rank)] = order

@@ -76,6 +76,11 @@ class Layout:
         return self.chunk_stores / work_id
 
     @property
+    def lease(self) -> Path:
+        """Until when this node's jobs may run: see `drivers.lease`."""
+        return self.agent / "lease"
+
+    @property
     def criu(self) -> Path:
         """The managed copy of criu."""
         return self.root / "criu"

@@ -46,7 +46,7 @@ class WorkerSpec:
     its cell is then joined to those of the gang's other workers. grace_ms: how long a cooperative
     save may take. hold_ms: after which a hold ends by itself. ends_with: id of a process that the
     worker shall not outlive; 0: none. chunks: the store that its images may have been folded
-    into.
+    into. lease: the file that says until when it may run (`drivers.lease`); None: for ever.
     """
 
     folder: Path
@@ -61,6 +61,7 @@ class WorkerSpec:
     hold_ms: int = 600_000
     ends_with: int = 0
     chunks: Path | None = None
+    lease: Path | None = None
 
 
 class WorkerState(StrEnum):

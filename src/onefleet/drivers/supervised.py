@@ -203,6 +203,7 @@ class SupervisedDriver:
             "hold_ms": spec.hold_ms,
             "ends_with": spec.ends_with,
             "chunks": None if spec.chunks is None else str(spec.chunks.absolute()),
+            "lease": None if spec.lease is None else str(spec.lease.absolute()),
         }
 
     async def _command(

@@ -5,7 +5,8 @@ usage: python -m onefleet.drivers.supervisor FOLDER
 It reads the order in the folder, forks twice so that it is nobody's child, starts or restores the
 worker, answers one JSON line on stdout (of the process that was called), and then serves commands
 on a socket in the folder until the worker has ended or is saved. If it is killed, its worker's
-processes are killed with it: nothing ever runs unseen.
+processes are killed with it: nothing ever runs unseen. When the lease runs out under which a job
+runs here, it stands still until an agent that has a new one lets it go on.
 
 Kept to the standard library's light modules: it starts in some 50 ms and there is one a worker.
 """
@@ -28,6 +29,7 @@ from onefleet.drivers import cell_worker, image, keeper, linux, process_tree
 from onefleet.drivers import supervisor_files as files
 from onefleet.drivers.command_socket import Client, CommandSocket, line, refuse, send, told
 from onefleet.drivers.device_checkpoint import DeviceStateUnknown
+from onefleet.drivers.lease import Lease
 from onefleet.drivers.supervisor_saves import LOOK_S, Saves
 from onefleet.drivers.work_files import WorkFiles
 
@@ -61,6 +63,7 @@ class Supervisor:
         self._selector = selectors.DefaultSelector()
         self._finished = False
         self._saves = Saves(self, order, self._files)
+        self._lease = Lease(order.get("lease"))  # an older agent gives none
 
     def begin(self) -> dict[str, Any]:
         """Start or restore the worker; what to answer to whoever asked for it."""
@@ -118,14 +121,11 @@ class Supervisor:
         """Let the worker run that was prepared. Raises OnefleetError, OSError."""
         if self._order["driver"] != "criu":
             self.worker = keeper.Keeper(self._order, self._folder)
-            self._watch_news(self.worker)
+            self._selector.register(self.worker.descriptor, selectors.EVENT_READ)
         elif self._order["action"] == "restore":
             assert isinstance(self.worker, cell_worker.CellWorker)
             self.worker.resume()
         self.began_ns = time.time_ns()
-
-    def _watch_news(self, worker: keeper.Keeper) -> None:
-        self._selector.register(worker.descriptor, selectors.EVENT_READ)
 
     def undo(self) -> None:
         """End a worker that was prepared, and has not been let run."""
@@ -154,6 +154,8 @@ class Supervisor:
                 self.worker.poll()
             self._reap()
             self._advance()
+            if not self._finished and self._lease.left_s == 0:
+                self._mind_lease()
 
     def _watch_owner(self) -> int:
         """A descriptor that tells the end of the process that this worker shall not outlive."""
@@ -183,6 +185,9 @@ class Supervisor:
 
     def _timeout(self) -> float | None:
         deadlines = [d for d in (self._deadline, self._saves.deadline) if d is not None]
+        lease_s = self._lease.left_s
+        if lease_s is not None and self._runs:
+            deadlines.append(time.monotonic() + lease_s)
         if not deadlines:
             return None
         ended = self.worker is not None and self.worker.root_status is not None
@@ -211,6 +216,35 @@ class Supervisor:
             saves.look()
         elif saves.deadline is not None and time.monotonic() >= saves.deadline:
             saves.lapse()
+
+    @property
+    def _runs(self) -> bool:
+        worker = self.worker
+        return worker is not None and not worker.freezer.frozen and not self._saves.is_held
+
+    def _mind_lease(self) -> None:
+        """The control plane may believe by now that nothing runs here: see that nothing does.
+
+        What is being stopped, or asked to save itself and end, has no time for it any more. What
+        cannot be frozen is ended.
+        """
+        worker = self.worker
+        if worker is None or not self._runs:
+            return
+        if self._deadline is not None:
+            self._deadline = time.monotonic()
+        elif self._saves.ends_worker:
+            self._saves.deadline = time.monotonic()
+        else:
+            try:
+                if self.state["state"] == "running":
+                    self._turn(freeze=True)
+                    self.write(reason="it stands still: the lease of its node has run out")
+                else:
+                    worker.freezer.freeze(worker.processes)
+            except (OnefleetError, OSError):
+                if not self._finished:
+                    self._request_stop(0)
 
     def _leave(self) -> None:
         """The grace is over or not needed: end what is left, and write what became of it."""
@@ -311,7 +345,7 @@ class Supervisor:
         except DeviceStateUnknown as error:
             self._saves.distrust(error)
             raise
-        if state != self._going():
+        if (state == "frozen") is not worker.freezer.frozen:
             self.write_going()
 
     def _pin(self, cpus: list[int]) -> None:
@@ -353,14 +387,12 @@ class Supervisor:
 
     # State
 
-    def _going(self) -> str:
-        return "frozen" if self.worker is not None and self.worker.freezer.frozen else "running"
-
     def write_going(self, **changes: Any) -> None:
         """The worker has processes that run, or are frozen."""
         assert self.worker is not None
         root = self.worker.root
-        self.write(state=self._going(), pid=root, born=process_tree.born_at(root), **changes)
+        state = "frozen" if self.worker.freezer.frozen else "running"
+        self.write(state=state, pid=root, born=process_tree.born_at(root), **changes)
 
     def write(self, **changes: Any) -> None:
         """Change the state file. A full disk neither ends the worker nor hides its fate."""

@@ -267,6 +267,23 @@ def test_a_lease_that_runs_out_saves_the_job_until_orders_come(make: Callable[..
     bench.finish()
 
 
+def test_a_job_whose_agent_stays_dead_stands_still_and_the_next_agent_lets_it_go_on(
+    make: Callable[..., Bench],
+) -> None:
+    bench = make(lease_ms=6_000)
+    bench.control.order(count(bench))
+    bench.wait(Observed.RUNNING)
+    bench.kill()
+    until(lambda: '"state":"frozen"' in (bench.folder() / "state.json").read_text())
+    before = bench.stdout()
+    time.sleep(0.3)
+    assert bench.stdout() == before
+    bench.control.reports.clear()
+    bench.start()
+    bench.wait(Observed.RUNNING)
+    bench.finish()
+
+
 def test_an_engine_is_running_when_it_answers(bench: Bench) -> None:
     bench.control.order(engine(**{"start-ms": "300"}))
     bench.wait(Observed.STARTING)
