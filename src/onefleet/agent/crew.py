@@ -155,28 +155,9 @@ class Crew:
             status = None
             if folder in known:
                 _, status = await self.status(record.key, record.epoch)
-            found.append(self._adopted(folder, record, status))
+            found.append(_adopted(folder, record, status))
         self.archivist.hint()
         return found
-
-    def _adopted(self, folder: Path, record: Record, status: WorkerStatus | None) -> Adopted:
-        log.info("adopted", worker=folder.name, state=status.state if status else "only files")
-        return Adopted(
-            record.key,
-            is_job=record.order.job is not None,
-            epoch=record.epoch,
-            grace_ms=record.order.grace_ms,
-            state=status.state if status else None,
-            exit_code=status.exit_code if status else None,
-            reason=status.reason if status else "",
-            image=record.image,
-            images=records.images(folder),
-            image_bytes=status.image_bytes if status else record.image_bytes,
-            lost_ms=status.lost_ms if status else 0,
-            devices=record.order.devices,
-            milli=record.order.milli,
-            hold=record.hold,
-        )
 
     async def status(self, key: WorkerKey, epoch: Generation) -> tuple[StatusSeen, WorkerStatus]:
         """What is true of a worker now."""
@@ -386,3 +367,24 @@ class Crew:
         folder = self.folder(record.key)
         await asyncio.to_thread(records.write, folder, record)
         self._records[record.key] = record
+
+
+def _adopted(folder: Path, record: Record, status: WorkerStatus | None) -> Adopted:
+    """A worker that an agent before this one left, as the machine is told of it."""
+    log.info("adopted", worker=folder.name, state=status.state if status else "only files")
+    return Adopted(
+        record.key,
+        is_job=record.order.job is not None,
+        epoch=record.epoch,
+        grace_ms=record.order.grace_ms,
+        state=status.state if status else None,
+        exit_code=status.exit_code if status else None,
+        reason=status.reason if status else "",
+        image=record.image,
+        images=records.images(folder),
+        image_bytes=status.image_bytes if status else record.image_bytes,
+        lost_ms=status.lost_ms if status else 0,
+        devices=record.order.devices,
+        milli=record.order.milli,
+        hold=record.hold,
+    )
