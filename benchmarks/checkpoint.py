@@ -113,7 +113,11 @@ class Pool:
         (folder / "images").mkdir()
         python = (sys.executable, "-I", "-c")
         return WorkerSpec(
-            folder, (*python, *command), folder / "work", chunks=self.layout.chunks(work)
+            folder,
+            (*python, *command),
+            folder / "work",
+            ends_with=os.getpid(),
+            chunks=self.layout.chunks(work),
         )
 
     def tidy(self) -> dict[str, int]:

@@ -300,8 +300,13 @@ class Crew:
         await self._keep(record)
         (folder / records.IMAGES).mkdir(exist_ok=True)
         path = folder / records.IMAGES / act.image
-        memory = await self._room_in_memory(folder, act) if act.in_memory else None
-        saved = await self._drivers[record.driver].save(
+        driver, memory = self._drivers[record.driver], None
+        if act.in_memory:
+            took = (await driver.status(folder)).memory_bytes
+            memory = await asyncio.to_thread(
+                memory_images.place, self._layout, folder.name, act.image, took
+            )
+        saved = await driver.save(
             folder, path, hold=act.hold, leave_running=act.runs_on, memory=memory
         )
         if not act.runs_on:
@@ -313,12 +318,6 @@ class Crew:
             image_bytes=saved.size_bytes,
             lost_ms=saved.lost_ms,
             took_ms=saved.frozen_ms,
-        )
-
-    async def _room_in_memory(self, folder: Path, act: Save) -> Path | None:
-        status = await self._driver(act.key).status(folder)
-        return await asyncio.to_thread(
-            memory_images.place, self._layout, folder.name, act.image, status.memory_bytes
         )
 
     async def _finish(self, act: Finish) -> None:
