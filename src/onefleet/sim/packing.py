@@ -10,7 +10,8 @@ moved for it, and waits if that does not help.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from onefleet.core.packing import MILLI, Ask, Host, Packer, Spot
@@ -42,12 +43,16 @@ class Migration:
 
 @dataclass(frozen=True, slots=True)
 class Replayed:
-    """Shares in percent of the fleet's devices. cost: device-milliseconds that moves took."""
+    """Shares in percent of the fleet's devices. cost: device-milliseconds that moves took.
+
+    held: what was placed, by shape.
+    """
 
     at_full: float  # mean while arrivals round to 100 %
     at_end: float
     placed: int
     refused: int
+    held: Mapping[Ask, int]
     moves: int = 0
     cost: int = 0
 
@@ -143,6 +148,7 @@ def replay(
         100 * layout.size / capacity,
         layout.placed,
         len(layout.waiting),
+        layout.held,
         layout.moves,
         layout.cost,
     )
@@ -159,6 +165,7 @@ class _Layout:
     placed: int = 0
     moves: int = 0
     cost: int = 0
+    held: Counter[Ask] = field(default_factory=Counter)
     _by_node: dict[str, dict[str, Piece]] = field(default_factory=dict)
     _hopeless: dict[Ask, int] = field(default_factory=dict)  # and how much was placed then
 
@@ -170,6 +177,7 @@ class _Layout:
         )
         self.placed += 1
         self.size += ask.size
+        self.held[ask] += 1
         piece = Piece(f"pod-{self.placed:06d}", ask, (spot,), cost)
         self._by_node.setdefault(spot.node, {})[piece.id] = piece
 

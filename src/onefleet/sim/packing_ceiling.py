@@ -15,13 +15,16 @@ from typing import Any
 from onefleet.core.packing import MILLI, Ask, Host
 from onefleet.domain.errors import InternalError, InvalidRequest, Unsupported
 
+NONE: Mapping[Ask, int] = {}
+
 #: The largest number of ways to cut a device that is taken on.
 CUTS_MAX = 50_000
 
 
-def ceiling(hosts: Sequence[Host], asks: Iterable[Ask]) -> float:
+def ceiling(hosts: Sequence[Host], asks: Iterable[Ask], kept: Mapping[Ask, int] = NONE) -> float:
     """Device thousandths that could be held at most. hosts: empty.
 
+    kept: how many of the asks are among what is held, come what may: what moving alone can reach.
     Raises Unsupported without HiGHS, InvalidRequest for shares too many to enumerate.
     """
     try:
@@ -35,7 +38,7 @@ def ceiling(hosts: Sequence[Host], asks: Iterable[Ask]) -> float:
     highs: Any = highspy.Highs()  # type: ignore[no-untyped-call]
     highs.silent()
     highs.setOptionValue("threads", 1)
-    program = _Program(highs, hosts, Counter(asks))
+    program = _Program(highs, hosts, Counter(asks), kept)
     program.build()
     if program.columns == 0:
         return 0.0
@@ -48,8 +51,11 @@ def ceiling(hosts: Sequence[Host], asks: Iterable[Ask]) -> float:
 class _Program:
     """Columns: so much of an ask on a product; so many devices of a product cut in one way."""
 
-    def __init__(self, highs: Any, hosts: Sequence[Host], counts: Mapping[Ask, int]) -> None:
+    def __init__(
+        self, highs: Any, hosts: Sequence[Host], counts: Mapping[Ask, int], kept: Mapping[Ask, int]
+    ) -> None:
         self._highs = highs
+        self._kept = kept
         self._hosts: dict[str, list[Host]] = {}
         for host in hosts:
             self._hosts.setdefault(host.product, []).append(host)
@@ -80,17 +86,17 @@ class _Program:
             self._row({c: a.cpu_milli for a, c in on.items()}, sum(h.cpu_milli for h in hosts))
             self._row({c: a.memory for a, c in on.items()}, sum(h.memory for h in hosts))
         for ask, columns in placed.items():
-            self._row(dict.fromkeys(columns, 1), self._counts[ask])
+            self._row(dict.fromkeys(columns, 1), self._counts[ask], self._kept.get(ask, 0))
 
     def _column(self, value: float, most: float) -> int:
         self._highs.addCol(value, 0.0, float(most), 0, [], [])
         self.columns += 1
         return self.columns - 1
 
-    def _row(self, parts: Mapping[int, int], most: float) -> None:
+    def _row(self, parts: Mapping[int, int], most: float, least: float | None = None) -> None:
         some = {column: float(part) for column, part in parts.items() if part}
-        infinity = self._highs.inf
-        self._highs.addRow(-infinity, float(most), len(some), list(some), list(some.values()))
+        low = -self._highs.inf if least is None else float(least)
+        self._highs.addRow(low, float(most), len(some), list(some), list(some.values()))
 
 
 def _share(ask: Ask) -> int:
