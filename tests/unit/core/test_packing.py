@@ -109,16 +109,17 @@ def test_a_node_that_leaves_or_changes_is_seen() -> None:
     assert packer.choose(WHOLE) == Spot("a", (0,)), "avoiding once is forgotten"
 
 
-def test_a_gang_is_placed_whole_on_few_nodes_or_not_at_all() -> None:
+def test_a_gang_is_placed_on_one_node_where_it_can_and_whole_or_not_at_all() -> None:
     packer = Packer([host("a", 1000, 1000), host("b", 1000, 1000, 1000)])
-    spots = packer.choose_all(WHOLE, 3)
-    assert spots is not None
-    assert len({spot.node for spot in spots}) <= 2
-    assert len(set(spots)) == 3
+    assert packer.choose_all(WHOLE, 3) == tuple(Spot("b", (at,)) for at in range(3))
+    assert packer.choose_all(Ask(devices=2), 2) == (Spot("a", (0, 1)), Spot("b", (0, 1)))
     assert packer.choose_all(WHOLE, 6) is None
     five = packer.choose_all(WHOLE, 5)
     assert five is not None, "nothing was taken by choosing"
     assert len(set(five)) == 5
+    shares = packer.choose_all(SHARE, 4)
+    assert shares is not None
+    assert len({spot.node for spot in shares}) == 1
 
 
 def test_baselines_choose_as_their_names_say() -> None:

@@ -19,7 +19,7 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from heapq import heapify, heappop, heappush, heapreplace
 
 from onefleet.core.packing.mix import Mix
@@ -187,9 +187,14 @@ class Packer:
     def choose_all(self, ask: Ask, workers: int) -> tuple[Spot, ...] | None:
         """A place for each of so many equal workers, or None: whole or not at all. Takes nothing.
 
-        The second worker stays on the node of the first where that has room, so that a gang lies
-        on few nodes.
+        On one node where that has room for all; else each stays with the one before it if it can.
         """
+        if workers > 1 and ask.devices and ask.milli == MILLI:
+            together = self.choose(_times(ask, workers))
+            if together is not None:
+                each = range(0, ask.devices * workers, ask.devices)
+                devices = (together.devices[at : at + ask.devices] for at in each)
+                return tuple(Spot(together.node, some) for some in devices)
         taken: list[Spot] = []
         for _ in range(workers):
             spot = self.choose_on(taken[-1].node, ask) if taken else None
@@ -280,6 +285,16 @@ class Packer:
         del nodes[bisect_left(nodes, room.node)]
         if not nodes:
             del self._groups[space]
+
+
+def _times(ask: Ask, workers: int) -> Ask:
+    """What so many workers ask of one node together."""
+    return replace(
+        ask,
+        cpu_milli=ask.cpu_milli * workers,
+        memory=ask.memory * workers,
+        devices=ask.devices * workers,
+    )
 
 
 def _is_free(room: _Room, ask: Ask, spot: Spot) -> bool:
