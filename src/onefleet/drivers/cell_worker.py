@@ -46,7 +46,7 @@ class CellWorker:
     """The processes of one worker in its cell; same shape as `keeper.Keeper`.
 
     A restored one stands still until `resume`, a dumped one until `let_go`. manifest: of the last
-    dump; without files while these are not durable.
+    dump; without files while these are not durable. dumped_at: when that began (monotonic).
     """
 
     descriptor = -1  # all news comes as the end of children
@@ -57,7 +57,7 @@ class CellWorker:
         self.lost = ""
         self.root = 0
         self.manifest: dict[str, Any] = {}
-        self._dumped_at = 0.0
+        self.dumped_at = 0.0
         self._target = ""
         self._leaves = self._stopped = self._took_off = False
         self._saved_devices: dict[str, Any] | None = None
@@ -192,7 +192,7 @@ class CellWorker:
                 raise
         except OSError as error:
             raise _disk_error(error, target) from error
-        self._target, self._leaves, self._dumped_at = target, leave_running, began
+        self._target, self._leaves, self.dumped_at = target, leave_running, began
 
     def _commit(self, target: str) -> None:
         assert self._intake is not None
@@ -268,7 +268,7 @@ class CellWorker:
                     self._devices.put_back()
             except DeviceStateUnknown as error:
                 lost = error
-        frozen_ms = int((time.monotonic() - self._dumped_at) * 1000)
+        frozen_ms = int((time.monotonic() - self.dumped_at) * 1000)
         if "files" not in self.manifest:
             try:
                 self._commit(self._target)

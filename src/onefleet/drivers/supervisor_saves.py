@@ -161,12 +161,16 @@ class Saves:
         self.deadline = time.monotonic() + self._order["hold_ms"] / 1000
         worker = self._daemon.worker
         lives = worker is not None and worker.root_status is None
+        since = time.monotonic()
+        if isinstance(worker, CellWorker) and state == SAVE_HELD:
+            since = worker.dumped_at
         self._daemon.write(
             state=state,
             pid=worker.root if worker is not None and lives else None,
             born=process_tree.born_at(worker.root) if worker is not None and lives else 0,
             image=hold["image"],
             image_bytes=image.total_bytes(manifest),
+            frozen_ms=int((time.monotonic() - since) * 1000),
             lost_ms=manifest.get("lost_ms", 0),
             hold=hold,
         )
@@ -233,7 +237,8 @@ class Saves:
             return
         if commit:
             size = image.total_bytes(self._manifest)
-            self._daemon.write(checkpoint=answer["image"], image_bytes=size)
+            frozen_ms = self._manifest.get("frozen_ms", 0)
+            self._daemon.write(checkpoint=answer["image"], image_bytes=size, frozen_ms=frozen_ms)
         elif answer["answer"] is False:
             image.discard(answer["image"])
         self._goes_on(answer)

@@ -60,7 +60,8 @@ def test_a_gang_goes_on_bit_by_bit(gang: Gang, undisturbed: list[str]) -> None:
         await gang.start()
         for number in range(3):
             gang.goes_on(20)
-            await gang.save(f"image{number}")
+            saved = await gang.save(f"image{number}")
+            assert all(0 < one.frozen_ms < 60_000 for one in saved)
             assert set(await gang.states()) == {WorkerState.SAVED}
             await gang.restore(f"image{number}")
         gang.goes_on(5)
