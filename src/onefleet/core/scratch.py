@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 from onefleet.core.capacity import Capacity
 from onefleet.core.index import Index
-from onefleet.core.plan import Decision, StepReport, WorkDecision, applied
+from onefleet.core.plan import Decision, GivePromise, Ready, StepReport, WorkDecision, applied
 from onefleet.core.policy import Policy
 from onefleet.core.preemption import Victims
 from onefleet.domain.ids import Instant, NodeId, WorkId
@@ -21,7 +21,8 @@ class Scratch:
     """What the steps share.
 
     absent: works that wait for a lost node, and which. placed: works that this pass placed, with
-    the number of the decision and the work before it.
+    the number of the decision and the work before it. touched: works that this pass has decided
+    about, but for what goes with any other decision.
     """
 
     def __init__(self, index: Index, policy: Policy, now: Instant) -> None:
@@ -32,6 +33,7 @@ class Scratch:
         self.steps: list[StepReport] = []
         self.absent: dict[WorkId, NodeId] = {}
         self.placed: dict[WorkId, tuple[int, Work]] = {}
+        self.touched: dict[WorkId, None] = {}
         self.capacity = Capacity(index)
         self.victims = Victims(index, self.capacity, policy)
 
@@ -42,6 +44,8 @@ class Scratch:
 
     def decide(self, decision: WorkDecision) -> None:
         """Decide about a work, and see it done."""
+        if not isinstance(decision, Ready | GivePromise):
+            self.touched[decision.work_id] = None
         self.decisions.append(decision)
         self.index.put(applied(self.works[decision.work_id], decision, self.now))
 

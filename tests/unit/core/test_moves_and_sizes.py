@@ -128,3 +128,11 @@ def test_what_stands_still_and_has_no_device_there_is_saved_after_a_while() -> N
     assert kinds(node("n1", 1, **lease), works=works, now=later) == [Suspend]
     gone = node("n1", state=NodeState.DRAINING)
     assert kinds(gone, works=(frozen(),)) == [Suspend]
+
+
+def test_an_elastic_gang_that_goes_on_is_widened_in_the_pass_after() -> None:
+    still = lifecycle.apply(gang(None, "0", "1", "2", "3"), lifecycle.Froze("asked"), NOW)
+    snapshot = a_snapshot([node("n1")], [still])
+    first = planned(snapshot)
+    assert [type(d) for d in first.decisions] == [Thaw]
+    assert resized(node("n1"), work=after(snapshot, first).works["g"]) == [["0", "1", "2", "3"]]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from onefleet.core.plan import Checkpoint, GivePromise, Ready, Resize, Stop
+from onefleet.core.plan import Checkpoint, GivePromise, Ready, Stop
 from onefleet.core.promise import Bearer, promise_of, shortfall
 from onefleet.core.scratch import Scratch
 from onefleet.domain.work import Outcome, Work
@@ -60,9 +60,8 @@ def promise(this: Scratch) -> None:
 def checkpoint(this: Scratch) -> None:
     """Have images made of running works whose newest is old; one at a time on a node."""
     ordered, later = 0, 0
-    resized = dict.fromkeys(d.work_id for d in this.decisions if isinstance(d, Resize))
     for work_id in sorted(this.index.roster.errands.to_checkpoint):
-        if work_id in resized:
+        if work_id in this.touched:
             continue
         nodes = dict.fromkeys(slot.node_id for slot in this.works[work_id].placement)
         others = (hold.work for node in nodes for hold in this.index.fleet.works_on(node))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from onefleet.core.plan import Freeze, Suspend, Thaw
+from onefleet.core.plan import Suspend, Thaw
 from onefleet.core.scratch import Scratch
 from onefleet.domain.ids import NodeId
 from onefleet.domain.work import Want, Work
@@ -14,9 +14,8 @@ def thaw(this: Scratch) -> None:
     After the queue: what stands still has its memory, and waits for no more than devices.
     """
     thawed, saved = 0, 0
-    fresh = dict.fromkeys(d.work_id for d in this.decisions if isinstance(d, Freeze))
     for work_id in sorted(this.index.roster.errands.frozen):
-        if work_id in fresh:
+        if work_id in this.touched:
             continue
         work = this.works[work_id]
         if work.want is Want.RUN:

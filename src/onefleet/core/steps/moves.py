@@ -16,7 +16,7 @@ def move(this: Scratch) -> None:
     moved, waiting = 0, 0
     for work_id in sorted(this.index.roster.errands.to_move):
         work = this.works[work_id]
-        if work.not_before > this.now:
+        if work_id in this.touched or work.not_before > this.now:
             continue
         target = _target(this, work)
         if target is None:

@@ -23,6 +23,8 @@ def resize(this: Scratch, contended: Mapping[DeviceKind, Sequence[WorkId]]) -> N
     this.index.settle()
     narrower, wider = 0, 0
     for work_id in sorted(this.index.roster.errands.to_resize):
+        if work_id in this.touched:
+            continue
         work = this.works[work_id]
         held = devices_of(work)
         wanted = work.demand.most if work.width is None else work.width
