@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import os
+import uuid
 from pathlib import Path
 
 import pytest
 
 from onefleet.domain.errors import Conflict, NotFound, OnefleetError
+from onefleet.domain.gang import GangPlace
 from onefleet.drivers.base import WorkerState
 from onefleet.drivers.fake import FakeDriver, FakeFaults
 
@@ -249,6 +251,26 @@ def test_it_is_bound_to_other_cores_as_it_runs(bench: Bench) -> None:
     asyncio.run(scenario())
 
 
+def test_only_a_gangs_worker_is_connected_to_other_machines(bench: Bench) -> None:
+    async def scenario() -> None:
+        await started(bench)
+        with pytest.raises(Conflict):
+            await bench.driver.connect(bench.folder, "192.0.2.1", ["192.0.2.2"])
+        await bench.driver.stop(bench.folder, 0)
+        if bench.driver.name == "local":  # its workers have the machine's network
+            return
+        place = GangPlace(f"test-{uuid.uuid4().hex[:12]}", rank=0, workers=1)
+        bench.folder = bench.folder.with_name("w.1")
+        await started(bench, gang=place)
+        for _ in range(2):
+            await bench.driver.connect(bench.folder, "", [])  # there are none yet
+        await bench.driver.stop(bench.folder, 0)
+        with pytest.raises(Conflict):
+            await bench.driver.connect(bench.folder, "", [])
+
+    asyncio.run(scenario())
+
+
 def test_what_is_not_there_can_be_neither_held_nor_frozen(bench: Bench) -> None:
     async def scenario() -> None:
         driver = bench.driver
@@ -257,6 +279,7 @@ def test_what_is_not_there_can_be_neither_held_nor_frozen(bench: Bench) -> None:
             driver.freeze(bench.folder),
             driver.thaw(bench.folder),
             driver.pin(bench.folder, [0]),
+            driver.connect(bench.folder, "", []),
         ):
             with pytest.raises(NotFound):
                 await operation
