@@ -23,7 +23,7 @@ from onefleet.sim.jobs.teams import reservations, with_tiers
 from onefleet.sim.traces.philly import TraceJob
 from onefleet.wire.api import JobView, ReservationView, TenantView
 
-#: What going on from an image costs: measured here for processes of 2 GB, and of others at scale.
+#: What going on from an image is assumed to cost: in history, and in traces of large machines.
 HISTORY_PRICE = Price(restore_ms=1_000)
 TRACE_PRICE = Price(restore_ms=60_000)
 
