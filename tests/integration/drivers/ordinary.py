@@ -105,6 +105,8 @@ class OrdinaryUser:
             except (FileNotFoundError, ProcessLookupError):
                 continue
         shutil.rmtree(self.home)
+        # Where supervisors of one user meet, if the system gives the user no folder for that.
+        shutil.rmtree(f"/tmp/onefleet-gangs-{self.id}", ignore_errors=True)
 
     def _copy(self, source: Path, target: Path) -> None:
         if source.is_dir():
