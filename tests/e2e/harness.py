@@ -46,9 +46,7 @@ class Pool:
         folder.mkdir(parents=True, exist_ok=True)
         if not criu:
             return
-        with contextlib.suppress(OnefleetError, OSError):
-            make_criu()
-            (folder / "criu").symlink_to(criu_home())
+        borrow_criu(folder)
 
     def run(self, *words: str, code: int | None = 0, timeout_s: float = 180) -> str:
         """Run one command; return its stdout. `code` None: any exit code will do."""
@@ -83,8 +81,8 @@ class Pool:
         split = words.index("--") if "--" in words else len(words)
         return json.loads(self.run(*words[:split], "-o", "json", *words[split:]))
 
-    def up(self) -> None:
-        self.run("up", "--port", "0", "--detach")
+    def up(self, *words: str) -> None:
+        self.run("up", "--port", "0", "--detach", *words)
 
     def down(self) -> None:
         self.run("down")
@@ -146,8 +144,7 @@ class Pool:
 
     def processes(self) -> list[psutil.Process]:
         """Every live process that works in or for this pool's folder."""
-        mark = str(self.folder)
-        return [p for p in psutil.process_iter() if mark in " ".join(_cmdline(p))]
+        return processes_of(self.folder)
 
     def logs(self) -> str:
         """The end of each process's log, for a failure's report."""
@@ -157,6 +154,18 @@ class Pool:
         return "\n".join(tails)
 
 
+def borrow_criu(folder: Path) -> None:
+    """Give a data folder the tests' criu where this machine can have one."""
+    with contextlib.suppress(OnefleetError, OSError):
+        make_criu()
+        (folder / "criu").symlink_to(criu_home())
+
+
+def processes_of(folder: Path) -> list[psutil.Process]:
+    """Every live process that works in or for a data folder."""
+    return [p for p in psutil.process_iter() if str(folder) in " ".join(_cmdline(p))]
+
+
 def _cmdline(process: psutil.Process) -> list[str]:
     try:
         return process.cmdline()
@@ -164,16 +173,90 @@ def _cmdline(process: psutil.Process) -> list[str]:
         return []
 
 
+class Node:
+    """A further node of a pool on this machine: its folder, its key and, at times, its agent."""
+
+    def __init__(self, it: Pool, name: str, cpus: str, folder: Path) -> None:
+        self.folder = folder
+        self.name = name
+        self._pool = it
+        self._cpus = cpus
+        folder.mkdir(parents=True)
+        borrow_criu(folder)
+        made = it.json("key", "create", "--role", "node", "--name", name)
+        (folder / "key").write_text(made["key"])
+        self.agent: subprocess.Popen[bytes] | None = None
+
+    @property
+    def id(self) -> str:
+        return f"node-{self.name}"
+
+    def start(self) -> None:
+        """Start its agent, and wait until the pool counts it in."""
+        line = [
+            *(sys.executable, "-m", "onefleet.cli.main", "agent", "--name", self.name),
+            *("--join", self._pool.url, "--key-file", str(self.folder / "key")),
+            *("--data-dir", str(self.folder), "--cpus", self._cpus),
+        ]
+        with (self.folder / "agent.log").open("ab") as log:
+            self.agent = subprocess.Popen(
+                line, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+            )
+        until(f"{self.name} is ready", lambda: self.state() == "ready")
+
+    def state(self) -> str:
+        """What the pool says of it; empty while it does not know it."""
+        found = [n for n in self._pool.json("node", "list") if n["id"] == self.id]
+        return str(found[0]["state"]) if found else ""
+
+    def leave(self, number: int = signal.SIGTERM) -> int:
+        """End its agent, which saves its jobs first (but for SIGKILL); its exit code."""
+        assert self.agent is not None
+        self.agent.send_signal(number)
+        return self.agent.wait(120)
+
+    def die(self) -> None:
+        """End everything that runs on it at once, as if the machine had lost its power."""
+        for process in processes_of(self.folder):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        if self.agent is not None:
+            self.agent.wait(30)
+
+    def log(self) -> str:
+        return (self.folder / "agent.log").read_text(errors="replace")
+
+
 @contextlib.contextmanager
-def pool(folder: Path, *, criu: bool = True) -> Iterator[Pool]:
-    """A pool that is up inside the block and leaves no process behind."""
+def pool(folder: Path, *words: str, criu: bool = True) -> Iterator[Pool]:
+    """A pool that is up inside the block and leaves no process behind. words: further of `up`."""
     it = Pool(folder, criu=criu)
-    it.up()
+    it.up(*words)
     try:
         yield it
     finally:
         it.run("down", code=None)
-        left = it.processes()
-        for process in left:
-            process.kill()
-        assert [" ".join(_cmdline(p)) for p in left] == []
+        end_all(folder)
+
+
+@contextlib.contextmanager
+def node(it: Pool, name: str, cpus: str) -> Iterator[Node]:
+    """A further node of the pool inside the block; it leaves no process behind."""
+    found = Node(it, name, cpus, it.folder.parent / name)
+    try:
+        found.start()
+        yield found
+    finally:
+        if found.agent is not None and found.agent.poll() is None:
+            found.leave()
+        it.attempt("down", "--data-dir", str(found.folder))
+        end_all(found.folder)
+
+
+def end_all(folder: Path) -> None:
+    """Whatever is left in or for a folder is ended, and fails the test."""
+    left = processes_of(folder)
+    told = [" ".join(_cmdline(p)) for p in left]
+    for process in left:
+        process.kill()
+    assert told == []

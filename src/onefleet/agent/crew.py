@@ -38,7 +38,7 @@ from onefleet.agent.protocol import (
 )
 from onefleet.agent.records import Record
 from onefleet.agent.share import Share
-from onefleet.agent.specs import PORT_FILE, Specs
+from onefleet.agent.specs import PORT_FILE, GetCode, Specs, nothing_to_get
 from onefleet.domain.errors import InvalidRequest, OnefleetError, StorageFull
 from onefleet.domain.fleet import CheckpointMode, Device
 from onefleet.domain.ids import NO_GENERATION, DeviceId, Generation, ImageId, Instant
@@ -71,10 +71,11 @@ class Crew:
         drivers: Mapping[str, Driver],
         devices: Sequence[Device],
         share: Share | None = None,
+        get_code: GetCode = nothing_to_get,
     ) -> None:
         self._layout = layout
         self._drivers = drivers
-        self._specs = Specs(layout, devices)
+        self._specs = Specs(layout, devices, get_code)
         self._records: dict[WorkerKey, Record] = {}
         self._job_driver = "local"
         self.capability = Capability(CheckpointMode.NONE, "not tried yet", "")

@@ -17,6 +17,7 @@ from typing import Any, Protocol
 
 import structlog
 
+from onefleet.domain.errors import InvalidRequest
 from onefleet.domain.fleet import Device, DeviceKind
 from onefleet.domain.ids import DeviceId, NodeId
 
@@ -129,9 +130,43 @@ class SimulatedProbe:
         ]
 
 
-def default_probes() -> tuple[DeviceProbe, ...]:
-    """What a node looks for unless it is told otherwise."""
-    return (CpuProbe(), NvidiaProbe())
+@dataclass(frozen=True, slots=True)
+class Only:
+    """Some of the devices of another probe, by index: the rest is of other nodes here."""
+
+    probe: DeviceProbe
+    indices: tuple[int, ...]
+
+    @property
+    def name(self) -> str:
+        return self.probe.name
+
+    @property
+    def kind(self) -> DeviceKind:
+        return self.probe.kind
+
+    def discover(self, node_id: NodeId) -> Sequence[Device]:
+        """Those of the indices. Raises InvalidRequest when there is one that is not there."""
+        found = {device.index: device for device in self.probe.discover(node_id)}
+        if missing := [index for index in self.indices if index not in found]:
+            raise InvalidRequest(
+                f"this machine has no {self.kind} {', '.join(map(str, missing))}",
+                why=f"it has {', '.join(map(str, found)) or 'none'}",
+            )
+        return [found[index] for index in self.indices]
+
+
+def default_probes(
+    cpus: Sequence[int] | None = None, gpus: Sequence[int] | None = None
+) -> tuple[DeviceProbe, ...]:
+    """What a node looks for. cpus, gpus: those that it has; None: all of them."""
+    probes: list[DeviceProbe] = []
+    for probe, chosen in ((CpuProbe(), cpus), (NvidiaProbe(), gpus)):
+        if chosen is None:
+            probes.append(probe)
+        elif chosen:
+            probes.append(Only(probe, tuple(chosen)))
+    return tuple(probes)
 
 
 def discover(node_id: NodeId, probes: Sequence[DeviceProbe]) -> tuple[Device, ...]:

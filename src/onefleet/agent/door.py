@@ -42,7 +42,7 @@ CHUNKS_MAX = 1 << 16
 _NAME = r"([A-Za-z0-9][A-Za-z0-9._-]{0,199})"
 _IMAGE = re.compile(rf"/images/{_NAME}/(\d{{1,5}})/{_NAME}(?:/(files/{_NAME}|listing|chunks))?")
 _LOG = re.compile(rf"/logs/{_NAME}/(\d{{1,5}})/(stdout|stderr)")
-_RANGE = re.compile(r"bytes=(\d{1,18})-")
+_RANGE = re.compile(r"bytes=(?:(\d{1,18})-|-(\d{1,18}))")
 _STREAMS = {"stdout": supervisor_files.STDOUT, "stderr": supervisor_files.STDERR}
 
 
@@ -219,7 +219,9 @@ class _Visit(BaseHTTPRequestHandler):
                 raise NotFound(f"{path.name} is no file")
             size = about.st_size
             wanted = _RANGE.fullmatch(self.headers.get("range", ""))
-            start = min(int(wanted[1]), size) if wanted else 0
+            start = 0
+            if wanted:
+                start = max(size - int(wanted[2]), 0) if wanted[2] else min(int(wanted[1]), size)
             status = HTTPStatus.PARTIAL_CONTENT if wanted else HTTPStatus.OK
             kind = "application/octet-stream"
             self._head(status, size - start, kind, f"bytes {start}-/{size}")

@@ -23,10 +23,11 @@ from pathlib import Path
 import structlog
 from msgspec import structs
 
-from onefleet.agent import readiness
+from onefleet.agent import readiness, records
 from onefleet.agent.crew import Crew
 from onefleet.agent.devices import CpuMeter, DeviceProbe, default_probes, discover, memory_bytes
 from onefleet.agent.door import Door
+from onefleet.agent.link import Link, local
 from onefleet.agent.protocol import (
     Act,
     Drain,
@@ -43,17 +44,15 @@ from onefleet.agent.specs import PORT_FILE
 from onefleet.agent.warden import FAULTS, Warden
 from onefleet.agent.worker import Worker
 from onefleet.agent.worker_machine import WorkerMachine
-from onefleet.domain.errors import OnefleetError
-from onefleet.domain.fleet import Device
-from onefleet.domain.ids import Generation, Instant, NodeId
+from onefleet.domain.errors import Conflict, Forbidden, OnefleetError, Unauthenticated
+from onefleet.domain.fleet import Device, DeviceKind
+from onefleet.domain.ids import Generation, Instant
 from onefleet.domain.layout import Layout
 from onefleet.drivers import lease
 from onefleet.drivers.base import Driver, WorkerState, WorkerStatus
 from onefleet.engines.catalog import engine
 from onefleet.engines.launch import read_port_file
-from onefleet.wire import internal
-from onefleet.wire.agent import NodeOrders, NodeReport, Observed, WorkerReport
-from onefleet.wire.client import Client
+from onefleet.wire.agent import NodeOrders, NodeReport, Observed, WorkerReport, node_id
 
 log = structlog.get_logger()
 
@@ -88,13 +87,14 @@ class Agent:
     """One node's agent. Made and run on one event loop."""
 
     def __init__(
-        self, spec: NodeSpec, crew: Crew, client: Client, devices: Sequence[Device], door: Door
+        self, spec: NodeSpec, crew: Crew, link: Link, devices: Sequence[Device], door: Door
     ):
         self.machine = WorkerMachine()
         self._spec = spec
         self._door = door
+        self._identity = records.identity(door.layout)
         self._crew = crew
-        self._client = client
+        self._link = link
         self._devices = tuple(devices)
         self._meter = CpuMeter()
         self._statuses: dict[WorkerKey, WorkerStatus] = {}
@@ -126,7 +126,7 @@ class Agent:
             for task in done:
                 task.result()
         finally:
-            self._client.abort()
+            self._link.abort()
             watches = [task for _, task in self._watches.values()]
             for task in (*loops, drain, *watches):
                 task.cancel()
@@ -248,6 +248,8 @@ class Agent:
             asked_at = _now()
             try:
                 orders = await self._call(self._report(SYNC_WAIT_MS))
+            except (Conflict, Forbidden, Unauthenticated):
+                raise  # it is not wanted
             except OnefleetError as error:
                 if failures == 0:
                     log.warning("the control plane does not answer", reason=error.what)
@@ -270,9 +272,7 @@ class Agent:
 
     async def _call(self, report: NodeReport) -> NodeOrders | None:
         """The orders, or None when there was news first and the call was broken off."""
-        call = asyncio.create_task(
-            asyncio.to_thread(self._client.post, "/internal/agent/sync", report, NodeOrders)
-        )
+        call = asyncio.create_task(asyncio.to_thread(self._link.sync, report))
         changed = asyncio.create_task(self._changed.wait())
         try:
             await asyncio.wait((call, changed), return_when=asyncio.FIRST_COMPLETED)
@@ -280,7 +280,7 @@ class Agent:
                 return call.result()
             await asyncio.sleep(GATHER_S)
             while not call.done():
-                self._client.abort()
+                self._link.abort()
                 await asyncio.wait((call,), timeout=GATHER_S)
             with suppress(OnefleetError):
                 return call.result()
@@ -288,7 +288,7 @@ class Agent:
         finally:
             changed.cancel()
             if not call.done():
-                self._client.abort()
+                self._link.abort()
                 call.cancel()
 
     async def _drain(self) -> None:
@@ -303,9 +303,7 @@ class Agent:
                 log.error("could not be ended", worker=self._crew.folder(worker.key).name)
         with suppress(OnefleetError, TimeoutError):
             async with asyncio.timeout(FAREWELL_S):
-                await asyncio.to_thread(
-                    self._client.post, "/internal/agent/sync", self._report(0), NodeOrders
-                )
+                await asyncio.to_thread(self._link.sync, self._report(0))
         if not await self._crew.quiet(QUIET_LIMIT_S):
             log.error("a supervisor is left", after_s=QUIET_LIMIT_S)
         log.info("drained")
@@ -313,7 +311,7 @@ class Agent:
     # --- the report ------------------------------------------------------------------------------
 
     def _report(self, wait_ms: int) -> NodeReport:
-        total, free = memory_bytes()
+        total, free = _memory(self._devices)
         capability = self._crew.capability
         return NodeReport(
             node_id=node_id(self._spec.name),
@@ -334,6 +332,7 @@ class Agent:
             region=self._spec.region,
             zone=self._spec.zone,
             address=self._door.address,
+            identity=self._identity,
         )
 
     def _worker_report(self, worker: Worker) -> WorkerReport:
@@ -351,29 +350,30 @@ class Agent:
         return report
 
 
-def node_id(name: str) -> NodeId:
-    """A node keeps its id over restarts: it is made of its name."""
-    return NodeId(f"node-{name}")
-
-
 def run(
     layout: Layout,
     spec: NodeSpec,
     drivers: Mapping[str, Driver],
     probes: Sequence[DeviceProbe] | None = None,
     image_share: Path | None = None,
+    *,
+    link: Link | None = None,
+    drains: bool = False,
 ) -> None:
-    """Be the agent of this node until SIGTERM (workers run on) or SIGUSR1 (drain)."""
+    """Be the agent of this node until SIGTERM (workers run on) or SIGUSR1 (drain).
+
+    link: None on the pool's own machine. drains: SIGTERM drains as well.
+    Raises Conflict when another agent of this name is in the pool, Forbidden for a wrong key.
+    """
     layout.agent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    address = internal.read(layout.internal_file)
-    client = Client(address.url, internal_token=address.token, timeout_s=SYNC_WAIT_MS / 1000 + 10)
+    link = link or local(layout, SYNC_WAIT_MS)
     devices = discover(node_id(spec.name), default_probes() if probes is None else probes)
     share = None if image_share is None else Share(image_share, layout, spec.name)
-    crew = Crew(layout, drivers, devices, share)
+    crew = Crew(layout, drivers, devices, share, link.get_code)
     door = Door(layout, spec.host, spec.port)
     try:
         with suppress(asyncio.CancelledError):
-            asyncio.run(_main(spec, crew, client, devices, door))
+            asyncio.run(_main(spec, crew, link, devices, door, drains))
     finally:
         door.close()
 
@@ -402,16 +402,23 @@ async def _sweep(crew: Crew) -> bool:
 
 
 async def _main(
-    spec: NodeSpec, crew: Crew, client: Client, devices: Sequence[Device], door: Door
+    spec: NodeSpec, crew: Crew, link: Link, devices: Sequence[Device], door: Door, drains: bool
 ) -> None:
-    agent = Agent(spec, crew, client, devices, door)
+    agent = Agent(spec, crew, link, devices, door)
     loop = asyncio.get_running_loop()
     task = asyncio.current_task()
     assert task is not None
-    loop.add_signal_handler(signal.SIGTERM, task.cancel)
-    loop.add_signal_handler(signal.SIGINT, task.cancel)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, agent.drain if drains else task.cancel)
     loop.add_signal_handler(signal.SIGUSR1, agent.drain)
     await agent.run()
+
+
+def _memory(devices: Sequence[Device]) -> tuple[int, int]:
+    """(total, free) memory of the node: what goes with its cores, if others have the rest."""
+    total, free = memory_bytes()
+    mine = sum(d.memory_bytes for d in devices if d.kind is DeviceKind.CPU and not d.simulated)
+    return (min(mine, total), min(mine, free)) if mine else (total, free)
 
 
 def _now() -> Instant:

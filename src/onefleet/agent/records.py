@@ -8,6 +8,7 @@ output stays for a while, for its owner.
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,6 +28,7 @@ log = structlog.get_logger()
 #: The record's name; drivers have files of their own beside it.
 RECORD = "agent.json"
 PROOF = "capability.json"
+IDENTITY = "identity"
 IMAGES = "images"
 WORK = "work"
 CHECKPOINT = "checkpoint"
@@ -104,6 +106,16 @@ def recall_proof(layout: Layout) -> tuple[Capability | None, Capability | None]:
     except (OSError, msgspec.DecodeError):
         return None, None
     return (proof.capability, proof.gpus) if proof.boot == _boot() else (None, None)
+
+
+def identity(layout: Layout) -> str:
+    """What tells this data folder from others; made by chance when it is first asked for."""
+    path = layout.agent / IDENTITY
+    try:
+        return path.read_text(encoding="ascii").strip()
+    except FileNotFoundError:
+        path.write_text(secrets.token_hex(16), encoding="ascii")
+    return path.read_text(encoding="ascii").strip()
 
 
 def _boot() -> str:

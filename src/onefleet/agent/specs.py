@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from onefleet.agent import accelerators, records
@@ -28,11 +28,22 @@ JOB_INHERITS = ("HOME", "LANG", "LC_ALL", "LOGNAME", "PATH", "SHELL", "TMPDIR", 
 PORT_FILE = "port"
 
 
+#: Sees to it that a package of code is in this data folder.
+GetCode = Callable[[Layout, Digest], None]
+
+
+def nothing_to_get(layout: Layout, digest: Digest) -> None:
+    """Where the pool keeps code in this very folder."""
+
+
 class Specs:
     """Of one node."""
 
-    def __init__(self, layout: Layout, devices: Sequence[Device]) -> None:
+    def __init__(
+        self, layout: Layout, devices: Sequence[Device], get_code: GetCode = nothing_to_get
+    ) -> None:
         self._layout = layout
+        self._get_code = get_code
         self._devices = {device.id: device for device in devices}
 
     def of(self, key: WorkerKey, order: Order, driver: str) -> WorkerSpec:
@@ -45,7 +56,9 @@ class Specs:
         if not work.is_dir():
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             if order.job is not None and order.job.code is not None:
-                code.unpack(self._layout, Digest(order.job.code), work)
+                digest = Digest(order.job.code)
+                self._get_code(self._layout, digest)
+                code.unpack(self._layout, digest, work)
             else:
                 work.mkdir()
         held = self.held(order.devices)

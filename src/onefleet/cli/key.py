@@ -22,10 +22,11 @@ def key() -> None:
 @click.option("--name", default="", help="A note to yourself.")
 @click.option(
     "--role",
-    type=click.Choice(("admin", "member", "caller")),
+    type=click.Choice(("admin", "member", "caller", "node")),
     default="member",
     show_default=True,
-    help="caller: the /v1 API only. member: its tenant's jobs and deployments. admin: the pool.",
+    help="caller: the /v1 API only. member: its tenant's jobs and deployments. admin: the pool. "
+    "node: the agent of another machine, of the name --name.",
 )
 @acting
 def create(act: Acting, tenant: str, name: str, role: str) -> None:

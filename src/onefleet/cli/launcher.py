@@ -332,14 +332,17 @@ def _code(code: int) -> str:
     return f"exit code {code}" if code >= 0 else f"signal {-code}"
 
 
-def pool_children(layout: Layout, node_name: str) -> tuple[ChildSpec, ...]:
-    """The three processes of a pool. They are stopped in reverse: first the agent drains."""
+def pool_children(layout: Layout, cpus: str) -> tuple[ChildSpec, ...]:
+    """The three processes of a pool. They are stopped in reverse: first the agent drains.
+
+    cpus: the list of cores that the agent has; empty: all.
+    """
     return (
         ChildSpec("control", _entry("control", layout), listener="control"),
         ChildSpec("gateway", _entry("gateway", layout), listener="public"),
         ChildSpec(
             "agent",
-            (*_entry("agent", layout), f"--node={node_name}"),
+            (*_entry("agent", layout), f"--cpus={cpus}"),
             drains=True,
         ),
     )
@@ -378,8 +381,10 @@ def _stored_key(path: Path) -> str:
         return ""
 
 
-def start(layout: Layout, port: int, say: Say, on_ready: Callable[[str], None]) -> None:
-    """Run a whole pool until it is told to stop."""
-    Launcher(
-        layout, port, pool_children(layout, "local"), sweep_command(layout), pool_ready, say
-    ).run(on_ready)
+def start(
+    layout: Layout, port: int, say: Say, on_ready: Callable[[str], None], cpus: str = ""
+) -> None:
+    """Run a whole pool until it is told to stop. cpus: as of `pool_children`."""
+    Launcher(layout, port, pool_children(layout, cpus), sweep_command(layout), pool_ready, say).run(
+        on_ready
+    )

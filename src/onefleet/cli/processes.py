@@ -24,9 +24,6 @@ from onefleet.domain.layout import Layout
 if TYPE_CHECKING:
     from starlette.routing import BaseRoute
 
-#: One machine is one node; its name makes its id.
-DEFAULT_NODE = "local"
-
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Be the named process until told to end. Returns its exit code."""
@@ -35,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--data-dir", required=True)
     parser.add_argument("--fd", type=int, default=-1)
     parser.add_argument("--port", type=int, default=0)
-    parser.add_argument("--node", default=DEFAULT_NODE)
+    parser.add_argument("--cpus", default="")
     chosen = parser.parse_args(arguments)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())  # the launcher's own mask is inherited
     if chosen.name != "launcher":
@@ -91,12 +88,17 @@ def _gateway(layout: Layout, chosen: argparse.Namespace) -> int:
 
 
 def _agent(layout: Layout, chosen: argparse.Namespace) -> int:
+    from onefleet.agent.devices import default_probes
     from onefleet.agent.process import NodeSpec, run
+    from onefleet.cli.indices import Indices
     from onefleet.drivers.catalog import create_drivers
+    from onefleet.wire.agent import LOCAL_NODE
 
     given = settings()
     drivers = create_drivers(layout, given.criu)
-    run(layout, NodeSpec(chosen.node), drivers, image_share=given.image_share)
+    cpus = Indices().convert(chosen.cpus, None, None) if chosen.cpus else None
+    probes = default_probes(cpus)
+    run(layout, NodeSpec(LOCAL_NODE), drivers, probes, given.image_share)
     return 0
 
 
@@ -131,7 +133,7 @@ def _launcher(layout: Layout, chosen: argparse.Namespace) -> int:
 
     os.set_inheritable(chosen.fd, False)
     try:
-        start(layout, chosen.port, say, on_ready)
+        start(layout, chosen.port, say, on_ready, chosen.cpus)
     except OnefleetError as error:
         log.error(error.lines())
         detail = {

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from onefleet.cli.boundary import debug_option, program, say
+from onefleet.cli.indices import Indices, spelled
 from onefleet.config import DEFAULT_PORT, child_environment, settings
 
 if TYPE_CHECKING:
@@ -22,10 +23,22 @@ if TYPE_CHECKING:
 @click.command()
 @click.option("--port", type=int, default=DEFAULT_PORT, show_default=True, help="0: any free one.")
 @click.option("--data-dir", metavar="DIR", help="Where the pool keeps everything.")
+@click.option(
+    "--cpus",
+    type=Indices(),
+    metavar="LIST",
+    help="The cores that the pool has here, as 0,2-3; the rest is for others, or further nodes.",
+)
 @click.option("--detach", is_flag=True, help="Return once it is ready; it runs on.")
 @click.option("--quiet", "-q", is_flag=True, help="Leave out what to do next.")
 @debug_option
-def up(port: int, data_dir: str | None, detach: bool, quiet: bool) -> None:
+def up(
+    port: int,
+    data_dir: str | None,
+    cpus: tuple[int, ...] | None,
+    detach: bool,
+    quiet: bool,
+) -> None:
     """Start the pool on this machine: gateway, control plane and agent.
 
     Without --detach it keeps running until Ctrl-C, which saves the jobs and ends every process.
@@ -38,14 +51,14 @@ def up(port: int, data_dir: str | None, detach: bool, quiet: bool) -> None:
             say(_next_steps(f"{program()} down" if detach else "Ctrl-C"))
 
     if detach:
-        _detached(layout, port, ready)
+        _detached(layout, port, spelled(cpus), ready)
         return
     from onefleet.cli.launcher import start
 
-    start(layout, port, say, ready)
+    start(layout, port, say, ready, spelled(cpus))
 
 
-def _detached(layout: Layout, port: int, ready: Callable[[str], None]) -> None:
+def _detached(layout: Layout, port: int, cpus: str, ready: Callable[[str], None]) -> None:
     """Start the launcher as a daemon; relay what it says until it is ready or fails."""
     from onefleet.cli import pool_folder
 
@@ -54,7 +67,7 @@ def _detached(layout: Layout, port: int, ready: Callable[[str], None]) -> None:
         subprocess.Popen(
             (
                 sys.executable, "-m", "onefleet.cli.processes", "launcher",
-                f"--data-dir={layout.root}", f"--port={port}", f"--fd={writer}",
+                f"--data-dir={layout.root}", f"--port={port}", f"--fd={writer}", f"--cpus={cpus}",
             ),
             stdin=subprocess.DEVNULL,
             stdout=log,

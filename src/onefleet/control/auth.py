@@ -27,6 +27,7 @@ class Permission(Enum):
     MEMBER = "member"  # a member sees its tenant's things, an admin everything
     ADMIN = "admin"
     INTERNAL = "internal"  # the pool's own processes
+    NODE = "node"  # agents of machines that have joined
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,12 +96,12 @@ def must_have(permission: Permission, caller: Caller) -> None:
     allowed = {
         Permission.MEMBER: (Role.ADMIN, Role.MEMBER),
         Permission.ADMIN: (Role.ADMIN,),
+        Permission.NODE: (Role.NODE,),
     }.get(permission, ())
     if caller.role not in allowed:
         raise Forbidden(
             f"a key of role {caller.role} may not do this; it needs role {permission.value}",
-            hint="ask an administrator for a key: onefleet key create --role "
-            + ("admin" if permission is Permission.ADMIN else "member"),
+            hint=f"ask an administrator for a key: onefleet key create --role {permission.value}",
         )
 
 

@@ -55,6 +55,10 @@ class OrderBook:
         self._newest: Orders | None = None
         self._known: dict[NodeId, NodeOrders] = {}
 
+    def ticket(self, node_id: NodeId, name: str) -> str:
+        """Opens what has this name at the node's door, for the control plane itself."""
+        return ticket(door_key(self._secret, node_id), name)
+
     def of(self, state: State, node_id: NodeId) -> NodeOrders:
         """The node's orders; their generation is that of the state that last changed them."""
         if self._newest is None or self._newest.generation != state.generation:

@@ -18,6 +18,7 @@ from onefleet.control.api import (
     ledger,
     logs,
     model,
+    nodes,
     reading,
     reservations,
     tenants,
@@ -40,7 +41,8 @@ class ApiRoute:
     status: int = 200
 
 
-_MEMBER, _ADMIN, _INTERNAL = Permission.MEMBER, Permission.ADMIN, Permission.INTERNAL
+_MEMBER, _ADMIN = Permission.MEMBER, Permission.ADMIN
+_INTERNAL, _NODE = Permission.INTERNAL, Permission.NODE
 
 ROUTES: tuple[ApiRoute, ...] = (
     ApiRoute("GET", "/api/v1/status", _MEMBER, reading.status),
@@ -88,7 +90,9 @@ ROUTES: tuple[ApiRoute, ...] = (
     ApiRoute("GET", "/api/v1/usage", _MEMBER, reading.usage),
     ApiRoute("GET", "/api/v1/events", _MEMBER, reading.events),
     ApiRoute("GET", "/api/v1/plan", _ADMIN, reading.last_plan),
-    ApiRoute("POST", "/internal/agent/sync", _INTERNAL, internal.agent_sync),
+    ApiRoute("POST", "/api/v1/node/sync", _NODE, nodes.node_sync),
+    ApiRoute("GET", "/api/v1/node/code/{digest}", _NODE, nodes.node_code),
+    ApiRoute("POST", "/internal/agent/sync", _INTERNAL, nodes.agent_sync),
     ApiRoute("POST", "/internal/gateway/sync", _INTERNAL, internal.gateway_sync),
     ApiRoute("GET", "/health", Permission.OPEN, reading.health),
     ApiRoute("GET", "/ready", Permission.OPEN, reading.ready),

@@ -398,6 +398,7 @@ def _placed(work: Work, event: Placed, now: Instant) -> Work:
         "",
         epoch=Generation(work.epoch + 1),
         placement=event.placement,
+        ran_on=tuple(slot.node_id for slot in event.placement),
         attempts=work.attempts + (0 if event.restore else 1),
         made=0,
         move_to=(),

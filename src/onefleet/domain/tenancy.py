@@ -58,11 +58,12 @@ class Reservation:
 
 
 class Role(StrEnum):
-    """What a key permits. Each role has the permissions of those below it."""
+    """What a key permits. Each role but the last has the permissions of those below it."""
 
     ADMIN = "admin"  # the pool: tenants, keys, models, nodes
     MEMBER = "member"  # its tenant's deployments and jobs
     CALLER = "caller"  # the /v1 API only
+    NODE = "node"  # a node's agent: the node that the key is named after, and nothing else
 
 
 @dataclass(frozen=True, slots=True)

@@ -224,6 +224,7 @@ class Work:
     failures: of the pool's tries (start, save, restore) in a row; not_before: the next try waits.
     ready: what it comes after has succeeded. promised: its tier's promise holds; until it does, the
     work goes before what has no promise and after what has one.
+    ran_on: the nodes of its newest placement, by rank, which outlasts that.
     accounted_until: how far its ledger goes. hours, receipts: the newest ones, oldest first.
     served_ms: device-milliseconds that it has had.
     reason: why it is in this phase, in a person's words. why_ended: for ended work, a full line.
@@ -263,6 +264,7 @@ class Work:
     move_to: tuple[NodeId, ...] = ()
     ready: bool = True
     promised: bool = True
+    ran_on: tuple[NodeId, ...] = ()
     accounted_until: Instant = EPOCH
     served_ms: int = 0
     hours: tuple[Hour, ...] = ()

@@ -24,6 +24,14 @@ from onefleet.domain.fleet import CheckpointMode, Cordon, Device
 from onefleet.domain.ids import DeviceId, Generation, ImageId, Instant, NodeId, WorkId
 from onefleet.domain.work import WHOLE
 
+#: The name of the node that the pool's own machine is.
+LOCAL_NODE = "local"
+
+
+def node_id(name: str) -> NodeId:
+    """A node keeps its id over restarts: it is made of its name."""
+    return NodeId(f"node-{name}")
+
 
 class OrderVerb(StrEnum):
     """What the agent shall bring about for one worker; each is idempotent."""
@@ -181,7 +189,8 @@ class WorkerReport(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class NodeReport(msgspec.Struct, frozen=True, kw_only=True):
-    """What is true of one node now. address: as `Node.address`. cordons: devices that its agent
+    """What is true of one node now. address: as `Node.address`. identity: of its data folder, by
+    chance; two agents of one name are told apart by it. cordons: devices that its agent
     found to be bad."""
 
     node_id: NodeId
@@ -199,4 +208,5 @@ class NodeReport(msgspec.Struct, frozen=True, kw_only=True):
     region: str = ""
     zone: str = ""
     address: str = ""
+    identity: str = ""
     cordons: tuple[Cordon, ...] = ()

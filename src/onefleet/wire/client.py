@@ -30,6 +30,8 @@ BACKOFF_S = (0.1, 0.3)
 #: The largest answer that is read whole, and the longest line of a stream.
 ANSWER_BYTES_MAX = 256 << 20
 LINE_BYTES_MAX = 16 << 20
+#: Read at a time of an answer that goes into a file.
+PIECE_BYTES = 1 << 20
 
 
 class Client:
@@ -97,6 +99,20 @@ class Client:
         headers = {"content-type": "application/octet-stream", "content-length": str(size)}
         with self._exchange("POST", path, file, headers) as response:
             return _decode(_read(response), type_)
+
+    def download(self, path: str, into: IO[bytes]) -> None:
+        """GET an answer's bytes as they are, into a file."""
+        import http.client
+
+        with self._exchange("GET", path, None, {}) as response:
+            while True:
+                try:
+                    chunk = response.read(PIECE_BYTES)
+                except (OSError, http.client.HTTPException) as error:
+                    raise self._lost(error) from error
+                if not chunk:
+                    return
+                into.write(chunk)
 
     def lines(self, method: str, path: str, body: Body = None) -> Iterator[bytes]:
         """Yield the lines of a streamed answer as they arrive, without their line ends.

@@ -30,15 +30,16 @@ from onefleet.wire.api import (
     WhyView,
 )
 
-ROLES = ("admin", "member", "caller", "nobody", "revoked", "internal")
+ROLES = ("admin", "member", "caller", "node", "nobody", "revoked", "internal")
 
 #: What each kind of caller is answered, before anything of the call itself is looked at.
 REFUSED = {
     Permission.OPEN: {},
-    Permission.MEMBER: {"caller": 403, "nobody": 401, "revoked": 401, "internal": 401},
+    Permission.MEMBER: {"caller": 403, "node": 403, "nobody": 401, "revoked": 401, "internal": 401},
     Permission.ADMIN: {
         "member": 403,
         "caller": 403,
+        "node": 403,
         "nobody": 401,
         "revoked": 401,
         "internal": 401,
@@ -47,8 +48,17 @@ REFUSED = {
         "admin": 401,
         "member": 401,
         "caller": 401,
+        "node": 401,
         "nobody": 401,
         "revoked": 401,
+    },
+    Permission.NODE: {
+        "admin": 403,
+        "member": 403,
+        "caller": 403,
+        "nobody": 401,
+        "revoked": 401,
+        "internal": 401,
     },
 }
 
@@ -65,7 +75,8 @@ class Callers:
         api.post("/api/v1/models", NewModel(source="simulated:m", name="m"), ModelView)
 
         def key(role: str, tenant: str = "red") -> KeyView:
-            return api.post("/api/v1/keys", NewKey(tenant=tenant, role=role), KeyView)
+            new = NewKey(tenant=tenant, role=role, name="n7" if role == "node" else "")
+            return api.post("/api/v1/keys", new, KeyView)
 
         revoked = key("admin")
         api.delete(f"/api/v1/keys/{revoked.id}", KeyView)
@@ -74,6 +85,7 @@ class Callers:
             "member": key("member").key,
             "blue": key("member", "blue").key,
             "caller": key("caller").key,
+            "node": key("node").key,
             "revoked": revoked.key,
             "nobody": None,
         }

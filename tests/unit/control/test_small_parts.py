@@ -110,8 +110,13 @@ def test_roles_and_permissions() -> None:
             return False
         return True
 
-    table = [[allowed(role, p) for p in (P.MEMBER, P.ADMIN, P.INTERNAL)] for role in Role]
-    assert table == [[True, True, False], [True, False, False], [False, False, False]]
+    table = {role: [p for p in P if allowed(role, p)] for role in Role}
+    assert table == {
+        Role.ADMIN: [P.MEMBER, P.ADMIN],
+        Role.MEMBER: [P.MEMBER],
+        Role.CALLER: [],
+        Role.NODE: [P.NODE],
+    }
 
 
 def test_the_internal_token_counts_from_this_machine_only() -> None:

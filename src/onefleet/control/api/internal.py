@@ -1,52 +1,22 @@
-"""The calls of the pool's own processes: a node's agent and a gateway."""
+"""The call of the pool's own gateway."""
 
 from __future__ import annotations
 
 from onefleet.control.call import Call
-from onefleet.control.observe import observe
 from onefleet.control.pool import Pool
-from onefleet.domain.errors import InvalidRequest
 from onefleet.domain.events import Usage
 from onefleet.domain.ids import Instant
 from onefleet.store.base import Commit, State
-from onefleet.wire.agent import NodeOrders, NodeReport
 from onefleet.wire.gateway import GatewayReport, RouteTable, UsageReport
 
-#: The largest report: a node of hundreds of workers, a gateway of thousands of keys.
+#: The largest report: a gateway of thousands of keys.
 REPORT_BYTES_MAX = 16 << 20
-#: The longest that an agent's or a gateway's call is held: well within an agent's lease.
+#: The longest that its call is held.
 WAIT_MS_MAX = 10_000
 #: Gateways whose usage batches are told from repeated ones.
 GATEWAYS_MAX = 64
 
 _MARK = "usage/"
-
-
-async def agent_sync(call: Call) -> NodeOrders:
-    """Take a node's report; answer its orders, at once when it has not seen them."""
-    report = await call.body(NodeReport, REPORT_BYTES_MAX)
-    if not 0 < len(report.node_id) <= 200:
-        raise InvalidRequest("the report names no node", param="node_id")
-    pool = call.pool
-    lease = pool.sightings.renew(report.node_id, pool.clock.now())
-
-    def decide(state: State, now: Instant) -> tuple[Commit, None]:
-        seen = pool.sightings.see(report, state, now)
-        return observe(state, report, seen, lease, now), None
-
-    await pool.change(decide)
-    turn = pool.take_turn(f"agent/{report.node_id}")
-    until = pool.clock.now() + min(report.wait_ms, WAIT_MS_MAX)
-    async with pool.changed.held():
-        while True:
-            version = pool.changed.version
-            orders = pool.orders.of(await pool.store.read(), report.node_id)
-            now = pool.clock.now()
-            if orders.generation != report.seen or now >= until or not pool.has_turn(turn):
-                pool.sightings.renew(report.node_id, now)
-                pool.sightings.told(orders, now)
-                return orders
-            await pool.changed.wait(version, until - now)
 
 
 async def gateway_sync(call: Call) -> RouteTable:

@@ -6,6 +6,7 @@ Each says what its owner wants; the next pass of the planner, or the job's agent
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from onefleet.control import notes, views
 from onefleet.control.api.existing import find_job, find_node
@@ -47,7 +48,8 @@ async def migrate_job(call: Call) -> JobView:
             return lifecycle.MoveWanted(())
         node = find_node(state, wanted)
         _must_be_saveable(job, work)
-        if not usable(node, now):
+        lease = call.pool.sightings.lease_of(node.id)  # the record has it as of its last change
+        if not usable(replace(node, lease_expires_at=lease), now):
             raise Infeasible(
                 f'job "{job.name}" ({job.id}) cannot move to {node.name}',
                 why=f"the node is {node.state}, or its lease ran out",

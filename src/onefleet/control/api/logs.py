@@ -1,21 +1,39 @@
-"""What a job printed: read from its worker's files, which outlive its processes."""
+"""What a job printed: read from its worker's files, which outlive its processes.
+
+They are on the node where it ran last; if that is not the pool's own machine, its agent is asked.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import http.client
+import re
+from dataclasses import dataclass
+from http import HTTPStatus
 from pathlib import Path
+from typing import Protocol
 
 from onefleet.control.api.existing import find_job
 from onefleet.control.call import Call
-from onefleet.domain.work import Phase
+from onefleet.control.pool import Pool
+from onefleet.domain.errors import Unreachable
+from onefleet.domain.work import Phase, Work
+from onefleet.store.base import State
+from onefleet.wire.agent import LOCAL_NODE, node_id
 from onefleet.wire.api import LogChunk
+from onefleet.wire.tickets import log_name
+from onefleet.wire.transfer import TICKET_HEADER, log_path
 
 #: The most of a log that one call answers.
 CHUNK_BYTES_MAX = 256 << 10
 WAIT_MS_MAX = 25_000
 #: How often a log that is waited for is looked at.
 LOOK_MS = 100
+REMOTE_LOOK_MS = 500
+#: How long another node may take to answer.
+REMOTE_LIMIT_S = 10.0
 
+_SPANS = re.compile(r"bytes (\d+)-/(\d+)")
 _STREAMS = {"stdout": "stdout", "stderr": "stderr"}
 
 
@@ -35,28 +53,92 @@ async def job_logs(call: Call) -> LogChunk:
             state = await pool.store.read()
             job = find_job(state, call.caller, call.path("id"))
             ended = state.works[job.id].phase is Phase.ENDED
-            path = pool.layout.worker(job.id, 0) / stream
-            offset, raw, whole = await asyncio.to_thread(_read, path, offset)
+            place = _place(pool, state, state.works[job.id], stream)
+            offset, raw, whole = await asyncio.to_thread(place.read, offset)
             left_ms = until - pool.clock.now()
             if raw or ended or left_ms <= 0 or pool.closing:
                 text, used = _text(raw, last=ended and whole)
                 return LogChunk(
                     text=text, offset=offset, next_offset=offset + used, ended=ended and whole
                 )
-            await pool.changed.wait(version, min(LOOK_MS, left_ms))
+            await pool.changed.wait(version, min(place.look_ms, left_ms))
 
 
-def _read(path: Path, offset: int) -> tuple[int, bytes, bool]:
-    """Where it was read from, what is there, and whether that is up to the end."""
-    try:
-        with path.open("rb") as file:
-            size = file.seek(0, 2)
-            start = max(0, size + offset) if offset < 0 else offset
-            file.seek(start)
-            raw = file.read(CHUNK_BYTES_MAX)
+class _Log(Protocol):
+    """Where a log is. look_ms: how often it is looked at, if it is waited for."""
+
+    @property
+    def look_ms(self) -> int: ...
+
+    def read(self, offset: int) -> tuple[int, bytes, bool]:
+        """Where it was read from, what is there, and whether that is up to the end."""
+        ...
+
+
+def _place(pool: Pool, state: State, work: Work, stream: str) -> _Log:
+    ran_on = work.ran_on[0] if work.ran_on else node_id(LOCAL_NODE)
+    node = state.nodes.get(ran_on)
+    if ran_on == node_id(LOCAL_NODE) or node is None or not node.address:
+        return _File(pool.layout.worker(work.id, 0) / stream)
+    return _Remote(
+        node.name,
+        node.address,
+        log_path(work.id, 0, stream),
+        pool.orders.ticket(ran_on, log_name(work.id, 0)),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _File:
+    path: Path
+    look_ms: int = LOOK_MS
+
+    def read(self, offset: int) -> tuple[int, bytes, bool]:
+        try:
+            with self.path.open("rb") as file:
+                size = file.seek(0, 2)
+                start = max(0, size + offset) if offset < 0 else offset
+                file.seek(start)
+                raw = file.read(CHUNK_BYTES_MAX)
+                return start, raw, start + len(raw) >= size
+        except FileNotFoundError:
+            return max(0, offset), b"", True
+
+
+@dataclass(frozen=True, slots=True)
+class _Remote:
+    """On another machine, behind the door of its agent."""
+
+    node: str
+    address: str
+    path: str
+    ticket: str
+    look_ms: int = REMOTE_LOOK_MS
+
+    def read(self, offset: int) -> tuple[int, bytes, bool]:
+        host, _, port = self.address.rpartition(":")
+        spans = f"bytes={offset}-" if offset >= 0 else f"bytes={offset}"
+        connection = http.client.HTTPConnection(host, int(port), timeout=REMOTE_LIMIT_S)
+        try:
+            headers = {TICKET_HEADER: self.ticket, "range": spans}
+            connection.request("GET", self.path, headers=headers)
+            answer = connection.getresponse()
+            if answer.status == HTTPStatus.NOT_FOUND:
+                return max(0, offset), b"", True
+            place = _SPANS.fullmatch(answer.headers.get("content-range", ""))
+            if place is None:
+                raise http.client.HTTPException(f"it gives {answer.status}")
+            raw = answer.read(CHUNK_BYTES_MAX)
+            start, size = int(place[1]), int(place[2])
             return start, raw, start + len(raw) >= size
-    except FileNotFoundError:
-        return max(0, offset), b"", True
+        except (OSError, http.client.HTTPException) as error:
+            raise Unreachable(
+                f"node {self.node}, where the job printed this, does not answer",
+                why=str(error) or type(error).__name__,
+                hint="onefleet node list",
+            ) from error
+        finally:
+            connection.close()
 
 
 def _text(raw: bytes, last: bool) -> tuple[str, int]:

@@ -10,11 +10,12 @@ from onefleet.control.api.existing import must_exist
 from onefleet.control.api.reservations import RESERVED_MAX, must_be_free
 from onefleet.control.auth import digest_of, last_admin
 from onefleet.control.call import Call, good_name, good_text, one_of, within
-from onefleet.domain.errors import Conflict, NotFound, QuotaExceeded
+from onefleet.domain.errors import Conflict, InvalidRequest, NotFound, QuotaExceeded
 from onefleet.domain.fleet import DeviceKind
 from onefleet.domain.ids import Instant, KeyId, ReservationId, TenantId
 from onefleet.domain.tenancy import ApiKey, Reservation, Role, Tenant
 from onefleet.store.base import Commit, Note, Put, State
+from onefleet.wire.agent import LOCAL_NODE
 from onefleet.wire.api import KeyView, NewKey, NewTenant, Page, TenantView
 
 TENANTS_MAX = 10_000
@@ -98,6 +99,10 @@ async def create_key(call: Call) -> KeyView:
     new = await call.body(NewKey)
     role = one_of(Role, new.role, "role")
     name = good_text(new.name, 100, "name")
+    if role is Role.NODE and good_name(name, "name") == LOCAL_NODE:
+        raise InvalidRequest(
+            f'"{LOCAL_NODE}" is the pool\'s own machine', hint="choose another name", param="name"
+        )
     text = new_key_text()
 
     def decide(state: State, now: Instant) -> tuple[Commit, KeyView]:

@@ -27,6 +27,7 @@ _ADDED: tuple[tuple[str, str, str | int | bool | None], ...] = (
     ("works", "move_to", "[]"),
     ("works", "ready", True),
     ("works", "promised", True),
+    ("works", "ran_on", "[]"),
     ("works", "accounted_until", 0),
     ("works", "served_ms", 0),
     ("works", "hours", "[]"),

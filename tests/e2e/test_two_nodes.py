@@ -1,0 +1,106 @@
+"""Two nodes on one machine: jobs move between them, and outlive them, with not a bit changed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.e2e.harness import Node, Pool, node, pool, until
+
+pytestmark = pytest.mark.e2e
+
+STEPS = 3_000
+CORES = sorted(os.sched_getaffinity(0))
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Pool, Node]]:
+    """A pool on one core of this machine, and a further node on another."""
+    if len(CORES) < 2:
+        pytest.skip("this machine has one core")
+    folder = tmp_path_factory.mktemp("two")
+    with pool(folder / "pool", "--cpus", str(CORES[0])) as it, node(it, "n2", str(CORES[1])) as n2:
+        yield it, n2
+
+
+def place(it: Pool, job: str) -> str:
+    """The node that a running job is on."""
+    found = it.job(job)
+    return str(found["node"]) if found["phase"] == "running" else ""
+
+
+def runs(it: Pool, job: str) -> str:
+    return str(until(f"{job} runs", lambda: place(it, job)))
+
+
+def check(it: Pool, job: str, undisturbed: dict[int, str]) -> dict[str, Any]:
+    ended = it.finished(job)
+    assert (ended["outcome"], ended["attempts"]) == ("succeeded", 1), ended
+    assert it.printed_once(job, STEPS)
+    assert it.digest(job) == undisturbed[STEPS]
+    return ended
+
+
+def test_each_has_its_own_devices(two: tuple[Pool, Node]) -> None:
+    it, _ = two
+    devices = {device["id"] for device in it.json("device", "list")}
+    assert devices == {f"node-local/cpu{CORES[0]}", f"node-n2/cpu{CORES[1]}"}
+
+
+def test_a_job_moves_there_and_back(two: tuple[Pool, Node], undisturbed: dict[int, str]) -> None:
+    it, _ = two
+    job = it.submit(steps=STEPS, name="moves")
+    printed = 0
+    for _ in range(2):
+        other = {"node-local": "node-n2", "node-n2": "node-local"}[runs(it, job)]
+        it.run("migrate", job, "--to", other, "--wait")
+        assert place(it, job) == other or it.job(job)["phase"] == "ended"
+        so_far, printed = printed, len(it.run("logs", job).splitlines())
+        assert printed > so_far  # what it printed is read from wherever it is
+    assert check(it, job, undisturbed)["lost_ms"] == 0
+
+
+def test_a_node_that_leaves_saves_its_job_and_goes_on_with_it(
+    two: tuple[Pool, Node], undisturbed: dict[int, str]
+) -> None:
+    it, n2 = two
+    job = it.submit(steps=STEPS, name="leaves")
+    if runs(it, job) != n2.id:
+        it.run("migrate", job, "--to", n2.id, "--wait")
+    assert n2.leave() == 0 and "its jobs are saved" in n2.log()
+    n2.start()
+    assert check(it, job, undisturbed)["lost_ms"] == 0
+
+
+def test_a_killed_agent_finds_its_job_again(
+    two: tuple[Pool, Node], undisturbed: dict[int, str]
+) -> None:
+    it, n2 = two
+    job = it.submit(steps=STEPS, name="adopted")
+    if runs(it, job) != n2.id:
+        it.run("migrate", job, "--to", n2.id, "--wait")
+    n2.leave(9)
+    n2.start()
+    ended = check(it, job, undisturbed)
+    assert ended["lost_ms"] == 0
+
+
+def test_who_has_the_wrong_key_or_a_name_that_is_taken_is_told(
+    two: tuple[Pool, Node], tmp_path: Path
+) -> None:
+    it, n2 = two
+    common = ("agent", "--join", it.url)
+    other = Pool(tmp_path / "other", criu=False)
+    wrong = other.attempt(*common, "--name", "n3", "--key-file", str(n2.folder / "key"))
+    assert wrong.returncode == 4 and 'this key is of node "n2"' in wrong.stderr
+    taken = other.attempt(*common, "--name", "n2", "--key-file", str(n2.folder / "key"))
+    assert taken.returncode == 5 and 'a node "n2" already' in taken.stderr
+    (tmp_path / "bad").write_text("of-nothing")
+    bad = other.attempt(*common, "--name", "n2", "--key-file", str(tmp_path / "bad"))
+    assert bad.returncode == 4 and "not good" in bad.stderr
+    reserved = it.attempt("key", "create", "--role", "node", "--name", "local")
+    assert reserved.returncode == 2 and "own machine" in reserved.stderr
