@@ -23,7 +23,7 @@ from .gangs import Gang
 pytestmark = [
     pytest.mark.criu,
     pytest.mark.timeout(600),
-    pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="there is no torch here"),
+    pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="PyTorch is not here"),
 ]
 NEEDS_ROOT = pytest.mark.skipif(
     rights().user_namespace, reason="what it saves is a limit of ordinary users"
