@@ -119,6 +119,13 @@ def test_what_its_owner_freezes_stands_still_and_goes_on_where_it_stands() -> No
     assert kinds(node("n1"), works=(frozen(Want.SUSPEND),)) == [Suspend]
 
 
+def test_what_shall_stand_still_on_a_drained_node_is_saved_at_once() -> None:
+    wish = replace(on_n1("0"), want=Want.FREEZE)
+    assert kinds(node("n1", state=NodeState.DRAINING), works=(wish,)) == [Suspend]
+    kept = replace(wish, suspendable=False)
+    assert kinds(node("n1", state=NodeState.DRAINING), works=(kept,)) == [Freeze]
+
+
 def test_what_stands_still_and_has_no_device_there_is_saved_after_a_while() -> None:
     other = replace(placed(a_job("x", terms=NEVER), ("n1", "0")), suspendable=False)
     works = (frozen(), other)

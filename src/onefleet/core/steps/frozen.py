@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from onefleet.core.plan import Suspend, Thaw
 from onefleet.core.scratch import Scratch
+from onefleet.domain.fleet import NodeState
 from onefleet.domain.ids import NodeId
 from onefleet.domain.work import Want, Work
 
@@ -37,12 +38,18 @@ def _why_saved(this: Scratch, work: Work) -> str:
     """Why it is better saved than left where it stands; empty when it is not."""
     if work.want is Want.SUSPEND:
         return "its owner wants it suspended"
-    if not _usable(this, tuple(slot.node_id for slot in work.placement)):
-        return "the node on which it stands still is not in use"
+    if is_drained(this, work):
+        return "the node on which it stands still is drained"
     stood_ms = this.now - work.phase_since
     if work.want is Want.RUN and stood_ms >= this.policy.freeze_ms:
         return f"it has stood still for {stood_ms} ms, and could go on elsewhere"
     return ""
+
+
+def is_drained(this: Scratch, work: Work) -> bool:
+    """Whether a node that it is on is to be left."""
+    nodes = (this.index.fleet.nodes.get(slot.node_id) for slot in work.placement)
+    return any(node is not None and node.state is NodeState.DRAINING for node in nodes)
 
 
 def _usable(this: Scratch, nodes: tuple[NodeId, ...]) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from onefleet.core.plan import Freeze, Stop, Suspend
 from onefleet.core.scratch import Scratch
+from onefleet.core.steps.frozen import is_drained
 from onefleet.domain.work import Want, WorkKind
 
 
@@ -20,12 +21,16 @@ def suspend(this: Scratch) -> None:
     suspended, frozen, cannot = 0, 0, 0
     for work_id in sorted(this.index.roster.to_pause):
         work = this.works[work_id]
-        if work.want is Want.FREEZE and work.kind is WorkKind.JOB:
-            this.decide(Freeze(work.id, "its owner wants it to stand still"))
-            frozen += 1
-        elif work.suspendable and work.not_before <= this.now and work.want is Want.SUSPEND:
+        can_save = work.suspendable and work.not_before <= this.now
+        if work.want is Want.SUSPEND and can_save:
             this.decide(Suspend(work.id, "its owner wants it suspended"))
             suspended += 1
+        elif work.want is Want.FREEZE and can_save and is_drained(this, work):
+            this.decide(Suspend(work.id, "its owner wants it to stand still, its node is drained"))
+            suspended += 1
+        elif work.want is Want.FREEZE and work.kind is WorkKind.JOB:
+            this.decide(Freeze(work.id, "its owner wants it to stand still"))
+            frozen += 1
         else:
             cannot += 1
     text = f"{suspended} works suspended for their owners"
