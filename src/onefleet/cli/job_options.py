@@ -86,7 +86,7 @@ _OPTIONS = (
         "--checkpoint-every",
         type=Length(),
         metavar="TIME",
-        help="Between saves while it runs; 0: none. Default: chosen from cost and failures.",
+        help="Between saves while it runs, 10s or more; 0: none. Default: from cost and failures.",
     ),
 )
 

@@ -1,4 +1,4 @@
-"""``onefleet receipts``: each time that a job had to give way, to whom, and what it cost."""
+"""``onefleet receipts``: each time that a job had to give way, or was lost, and what it cost."""
 
 from __future__ import annotations
 
@@ -14,6 +14,6 @@ from onefleet.wire.client import segment
 @click.argument("job")
 @reading
 def receipts(view: Reading, job: str) -> None:
-    """Each time that a job had to give way: to whom, why, what it lost, when it ran again."""
+    """Each time that a job had to give way or was lost: to whom, why, at what cost, till when."""
     path = f"/api/v1/jobs/{segment(job)}/receipts"
     view.many(RECEIPT, lambda: view.pool.get(path, Page[ReceiptView]).data)

@@ -92,5 +92,6 @@ def due_at(work: Work, node_mttf_ms: int, cost: SaveCost) -> Instant | None:
     if interval is None:
         return None
     saved_ms = 0 if work.image is None else work.image.ran_ms
-    unsaved_ms = max(progress_ms(work) - saved_ms, 0)  # before this stretch of running
+    # When this stretch of running began; less than nothing when the image was made in it.
+    unsaved_ms = progress_ms(work) - saved_ms
     return Instant(max(work.phase_since + interval - unsaved_ms, work.not_before))

@@ -364,7 +364,7 @@ def _must_stay(work: Work, event: Event, placement: tuple[Slot, ...]) -> None:
 
 
 def _receipt(work: Work, now: Instant, by: WorkId | None, reason: str) -> Work:
-    """Note that it has to give way, unless its owner wants it to, or it has given way already."""
+    """Note that it gives way, or is lost, unless its owner wants that, or it holds nothing."""
     if work.want is not Want.RUN or not _has_devices(work):
         return work
     held = len({device for slot in work.placement for device in slot.devices})
@@ -372,15 +372,20 @@ def _receipt(work: Work, now: Instant, by: WorkId | None, reason: str) -> Work:
     return replace(work, receipts=receipts[-RECEIPTS_KEPT:])
 
 
+def _is_open(receipts: tuple[Receipt, ...]) -> bool:
+    """Whether it has not run since the last one."""
+    return bool(receipts) and receipts[-1].back_at is None
+
+
 def _back(receipts: tuple[Receipt, ...], now: Instant) -> tuple[Receipt, ...]:
-    if not receipts or receipts[-1].back_at is not None:
+    if not _is_open(receipts):
         return receipts
     return (*receipts[:-1], replace(receipts[-1], back_at=now))
 
 
 def _cost(receipts: tuple[Receipt, ...], lost_ms: int) -> tuple[Receipt, ...]:
     """Enter what was thrown away into the receipt that is open."""
-    if not receipts or receipts[-1].back_at is not None or not lost_ms:
+    if not _is_open(receipts) or not lost_ms:
         return receipts
     last = receipts[-1]
     return (*receipts[:-1], replace(last, lost_ms=last.lost_ms + lost_ms))
@@ -467,7 +472,8 @@ def _lost(work: Work, now: Instant, reason: str) -> Work:
         return _end(work, now, Outcome.CANCELLED, None, reason)
     if work.kind is WorkKind.REPLICA:
         return _failed_once(_enter(work, Phase.PENDING, now, reason), now)
-    return _fall_back(work, now, reason, LOSSES_MAX)
+    noted = work if _is_open(work.receipts) else _receipt(work, now, None, reason)
+    return _fall_back(noted, now, reason, LOSSES_MAX)
 
 
 def _fall_back(work: Work, now: Instant, reason: str, tries_max: int) -> Work:

@@ -18,7 +18,7 @@ from onefleet.core.checkpointing import (
     due_at,
     interval_ms,
 )
-from onefleet.core.lifecycle import CheckpointOrdered, apply
+from onefleet.core.lifecycle import Checkpointed, CheckpointOrdered, apply
 from onefleet.domain.ids import ImageId, Instant, NodeId
 from onefleet.domain.work import Image, Phase, Terms, Want, Work
 
@@ -94,3 +94,14 @@ def test_the_time_since_the_last_image_counts_over_suspends() -> None:
     assert due_at(behind, CALM, COST) == NOW + 15_000
     failed = replace(behind, not_before=Instant(NOW + 20_000))
     assert due_at(failed, CALM, COST) == NOW + 20_000
+
+
+def test_the_next_image_is_due_an_interval_after_the_last_one_of_the_same_stretch() -> None:
+    work = running(terms=Terms(checkpoint_every_ms=60_000), ran_ms=5_000)
+    for number in range(1, 4):
+        due = due_at(work, CALM, COST)
+        assert due is not None and due == NOW + 60_000 * number - 5_000
+        ordered = apply(work, CheckpointOrdered(), due)
+        assert ordered.making is not None
+        image = Image(ordered.making.id, (NodeId("n1"),), 1, Instant(due + 900))
+        work = apply(ordered, Checkpointed(image), Instant(due + 900))

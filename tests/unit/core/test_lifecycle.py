@@ -301,6 +301,15 @@ def test_a_receipt_says_who_needed_the_devices_and_when_it_ran_again() -> None:
     assert owner.receipts == ()
 
 
+def test_a_loss_has_a_receipt_of_its_own_or_is_part_of_the_one_that_is_open() -> None:
+    lost = apply(running(), Lost("node n1 is lost"), later(4_000))
+    (receipt,) = lost.receipts
+    assert receipt == Receipt(later(4_000), None, "node n1 is lost", 1, 4_000)
+    saving = apply(running(), SaveOrdered("makes room", WorkId("hot")), later(1_000))
+    (receipt,) = apply(saving, Lost("node n1 is lost"), later(1_500)).receipts
+    assert receipt == Receipt(later(1_000), WorkId("hot"), "makes room", 1, 1_000)
+
+
 def test_a_resize_changes_the_devices_and_nothing_else() -> None:
     work = running(devices_max=2)
     wide = tuple(replace(s, devices=(*s.devices, DeviceId("n1/cpu1"))) for s in work.placement)
