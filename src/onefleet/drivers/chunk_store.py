@@ -17,6 +17,7 @@ import fcntl
 import os
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from itertools import islice
 from pathlib import Path
 
 import xxhash
@@ -30,14 +31,14 @@ from onefleet.drivers.recipe import CHUNK, ZEROS, Recipe, Run, Runs
 ZERO_DIGEST = packs.digest_of(bytes(CHUNK))
 _LOCK = "lock"
 _READ = 1 << 20
-#: Frames that a thread takes at a time, and threads at most: more do not make memory faster.
+#: Stretches that a thread takes at a time, and threads at most: more do not make memory faster.
 _BLOCK = 32
 _THREADS_MAX = 8
 #: Frames kept in memory by whoever reads an image in its own order.
 _FRAMES_KEPT = 64
 
-#: One piece of a frame and where it goes: file number, offset there, first chunk, chunks.
-_Piece = tuple[int, int, int, int]
+#: What lies side by side in a file: file number, offset there, and the runs.
+_Stretch = tuple[int, int, list[Run]]
 
 
 class ChunkStore:
@@ -394,35 +395,30 @@ def _contents(
 
 
 def _fill(found: Recipe, opened: Sequence[Pack], files: Sequence[int]) -> None:
-    """Write all chunks to their places. Frames are the unit: each is decompressed once."""
-    frames: dict[tuple[int, int], list[_Piece]] = {}
-    for file, offset, run in found.places():
-        if run.pack == ZEROS:
-            continue
-        first, left = run.first, run.chunks
-        while left:
-            frame, within = divmod(first, FRAME)
-            count = min(left, FRAME - within)
-            frames.setdefault((run.pack, frame), []).append((file, offset, within, count))
-            first, left, offset = first + count, left - count, offset + count * CHUNK
-    keys = sorted(frames)
-    blocks = iter([keys[at : at + _BLOCK] for at in range(0, len(keys), _BLOCK)])
+    """Write all chunks to their places, many at a time: a call costs as much as copying a page.
+
+    Images are stored in their own order, so that a frame is used up soon after it is first needed.
+    """
+    stretches = _stretches(found)
+    taking = threading.Lock()
     failed: list[Exception] = []
 
+    def next_block() -> list[_Stretch]:
+        with taking:
+            return list(islice(stretches, _BLOCK))
+
     def work() -> None:
+        cache: dict[tuple[int, int], bytes] = {}
         try:
-            for block in blocks:
-                if failed:
-                    return
-                for key in block:
-                    view = memoryview(opened[key[0]].frame(key[1]))
-                    for file, offset, within, count in frames[key]:
-                        piece = view[within * CHUNK : (within + count) * CHUNK]
-                        _write_all(files[file], piece, offset)
+            while not failed and (block := next_block()):
+                for file, offset, runs in block:
+                    pieces = [piece for run in runs for piece in _contents(run, opened, cache)]
+                    _write_all(files[file], pieces, offset)
         except (OnefleetError, OSError) as error:
             failed.append(error)
 
-    count = min(_THREADS_MAX, len(os.sched_getaffinity(0)), -(-len(keys) // _BLOCK))
+    blocks = found.size_bytes // (_BLOCK * FRAME * CHUNK) + 1
+    count = min(_THREADS_MAX, len(os.sched_getaffinity(0)), blocks)
     threads = [threading.Thread(target=work) for _ in range(count)]
     for thread in threads:
         thread.start()
@@ -432,7 +428,28 @@ def _fill(found: Recipe, opened: Sequence[Pack], files: Sequence[int]) -> None:
         raise failed[0]
 
 
-def _write_all(descriptor: int, view: memoryview, offset: int) -> None:
-    while view:
-        written = os.pwrite(descriptor, view, offset)
-        view, offset = view[written:], offset + written
+def _stretches(found: Recipe) -> Iterator[_Stretch]:
+    """What lies side by side in a file, without zeros, cut into pieces of a frame's size."""
+    file, offset, size = -1, 0, 0
+    runs: list[Run] = []
+    for number, at, run in found.places():
+        first, left = run.first, run.chunks if run.pack != ZEROS else 0
+        while left:
+            if size == FRAME or (number, at) != (file, offset + size * CHUNK):
+                if runs:
+                    yield file, offset, runs
+                file, offset, size, runs = number, at, 0, []
+            count = min(left, FRAME - size)
+            runs.append(Run(run.pack, first, count))
+            first, left = first + count, left - count
+            at, size = at + count * CHUNK, size + count
+    if runs:
+        yield file, offset, runs
+
+
+def _write_all(descriptor: int, pieces: list[bytes | memoryview], offset: int) -> None:
+    written = os.pwritev(descriptor, pieces, offset)
+    if written < sum(map(len, pieces)):  # a nearly full disk, say: the next try tells
+        view = memoryview(b"".join(pieces))
+        while written < len(view):
+            written += os.pwrite(descriptor, view[written:], offset + written)

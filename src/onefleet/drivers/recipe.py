@@ -76,16 +76,21 @@ class Recipe:
     def places(self) -> Iterator[tuple[int, int, Run]]:
         """Each file's runs as (file number, offset in the file, run), cut where files end."""
         runs = iter(self.runs)
-        run = Run(ZEROS, 0, 0)
+        left: Run | None = None
         for number, (_, size) in enumerate(self.files):
             done, chunks = 0, chunks_of(size)
             while done < chunks:
-                if run.chunks == 0:
-                    run = next(runs)
-                take = min(run.chunks, chunks - done)
-                yield number, done * CHUNK, Run(run.pack, run.first, take)
-                run = Run(run.pack, run.first + take, run.chunks - take)
-                done += take
+                run = left or next(runs)
+                room = chunks - done
+                run, left = (run, None) if run.chunks <= room else _cut(run, room)
+                yield number, done * CHUNK, run
+                done += run.chunks
+
+
+def _cut(run: Run, chunks: int) -> tuple[Run, Run]:
+    """So many of its chunks, and the rest."""
+    rest = Run(run.pack, run.first + chunks, run.chunks - chunks)
+    return Run(run.pack, run.first, chunks), rest
 
 
 def chunks_of(size: int) -> int:

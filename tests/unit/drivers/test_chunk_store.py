@@ -347,6 +347,24 @@ def full_after(monkeypatch: pytest.MonkeyPatch, calls: int, name: str = "fsync")
     monkeypatch.setattr(os, name, fail)
 
 
+@pytest.mark.parametrize("least", [1, CHUNK, 3 * CHUNK + 7])
+def test_what_the_disk_takes_in_parts_is_written_whole(
+    tmp_path: Path, store: ChunkStore, monkeypatch: pytest.MonkeyPatch, least: int
+) -> None:
+    """Kept pages lie between new ones, so that a stretch of the file comes from two packs."""
+    before, after = list(range(1, 200)), [n + 500 * (n % 5 == 0) for n in range(1, 200)]
+    for at, numbers in enumerate((before, after)):
+        fold(store, make(tmp_path / str(at), a=pages(*numbers)))
+    image.drop_raw(str(tmp_path / "1"))
+    real = os.pwritev
+
+    def some(descriptor: int, buffers: list[bytes], offset: int) -> int:
+        return real(descriptor, [b"".join(buffers)[:least]], offset)
+
+    monkeypatch.setattr(os, "pwritev", some)
+    assert put_together(store, tmp_path / "1") == {"a": pages(*after)}
+
+
 @pytest.mark.parametrize("calls", range(4))
 def test_a_full_disk_in_a_fold_leaves_the_image_usable(
     tmp_path: Path, store: ChunkStore, monkeypatch: pytest.MonkeyPatch, calls: int
@@ -371,7 +389,7 @@ def test_a_full_disk_in_a_restore_is_told_and_harms_nothing(
     fold(store, target)
     image.drop_raw(str(target))
     with monkeypatch.context() as patch:
-        full_after(patch, 3, "pwrite")
+        full_after(patch, 3, "pwritev")
         with pytest.raises(StorageFull, match="no space left") as caught:
             put_together(store, target)
     assert str(399 * CHUNK) in caught.value.why
