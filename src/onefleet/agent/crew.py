@@ -338,6 +338,10 @@ class Crew:
             structs.replace(record, order=structs.replace(record.order, devices=devices))
         )
 
+    async def pause(self, key: WorkerKey, limit_ms: int) -> None:
+        """Let it wait for its turn, as `Driver.pause`. Raises OnefleetError."""
+        await self._driver(key).pause(self.folder(key), limit_ms)
+
     async def _fetch(self, act: Fetch) -> Done:
         """Some of an image; from the beginning on it is known to whom it belongs."""
         order, folder = act.order, self.folder(act.key)

@@ -41,6 +41,7 @@ from onefleet.agent.protocol import (
 )
 from onefleet.agent.share import Share
 from onefleet.agent.specs import PORT_FILE
+from onefleet.agent.turn_taker import TurnTaker
 from onefleet.agent.warden import FAULTS, Warden
 from onefleet.agent.worker import Worker
 from onefleet.agent.worker_machine import WorkerMachine
@@ -106,6 +107,7 @@ class Agent:
         self._failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._hurry = False
         self._warden = Warden(devices, _wall_clock, self._changed.set)
+        self._turns = TurnTaker(crew.pause, devices, _now, self._spawn)
 
     async def run(self) -> None:
         """Adopt what is here, then go on until drained or cancelled."""
@@ -116,7 +118,8 @@ class Agent:
         for found in await self._crew.adopt():
             self._feed(found)
         await self._first_health()
-        parts = (self._sync(), self._look(), self._crew.archivist.run(), self._warden.run())
+        own = self._sync(), self._look()
+        parts = (*own, self._crew.archivist.run(), self._warden.run(), self._turns.run())
         loops = [asyncio.create_task(part) for part in parts]
         drain = asyncio.create_task(self._drain())
         try:
@@ -157,6 +160,7 @@ class Agent:
                     effect = Stop(effect.key, 0)
                 self._spawn_act(effect)
         self._tend_watches()
+        self._turns.see(self.machine.workers())
         if self.machine.at_rest:
             self._rest.set()
         else:
@@ -181,6 +185,7 @@ class Agent:
             self._failed.set_exception(error)
 
     async def _perform(self, act: Act, answered: bool) -> None:
+        await self._turns.settled(act.key)
         done = await self._crew.perform(act)
         if answered:
             self._feed(done)
@@ -240,6 +245,7 @@ class Agent:
         if worker.is_job and seen.state is WorkerState.ENDED and seen.exit_code is not None:
             await self._warden.died(worker.key.work_id, worker.devices, seen.exit_code)
         self._feed(seen)
+        await self._turns.measure(worker.key, status)
 
     async def _sync(self) -> None:
         failures = 0
@@ -342,7 +348,11 @@ class Agent:
             status.memory_bytes if status else 0,
             status.cpu_ms if status else 0,
         )
-        report = structs.replace(report, checkpoint_reason=self._crew.why_not_criu(worker.key))
+        report = structs.replace(
+            report,
+            checkpoint_reason=self._crew.why_not_criu(worker.key),
+            turns=self._turns.takers(worker.key),
+        )
         if report.observed is Observed.ENDED and report.exit_code in FAULTS:
             why = self._warden.why_out(worker.devices)
             if why:  # not the program's own failure

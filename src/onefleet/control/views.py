@@ -192,6 +192,7 @@ def replica_view(replica: Replica, scene: Scene) -> ReplicaView:
 def job_view(job: Job, scene: Scene) -> JobView:
     work = scene.state.works[job.id]
     mode, why_not = _checkpoint(work, scene)
+    turns = _turns_of(work, scene)
     ran_ms = ran_until(work, scene.now)
     lasted_ms = (work.ended_at or scene.now) - work.submitted_at
     return JobView(
@@ -202,7 +203,7 @@ def job_view(job: Job, scene: Scene) -> JobView:
         command=job.command,
         want=work.want,
         phase=work.phase,
-        reason=scene.told(work.reason or _blocked(work, scene)),
+        reason=scene.told(work.reason or _blocked(work, scene) or turns_text(turns)),
         node=_node_of(work),
         devices=_devices_of(work),
         devices_min=work.demand.least,
@@ -232,7 +233,20 @@ def job_view(job: Job, scene: Scene) -> JobView:
         kept_permille=fraction_permille(work, scene.now, HOURS_KEPT * HOUR_MS),
         unsaved_ms=_unsaved_ms(work, scene.now),
         saved_at=work.image.saved_at if work.image else None,
+        turns=turns,
     )
+
+
+def _turns_of(work: Work, scene: Scene) -> int:
+    report = scene.sightings.worker(work, 0)
+    runs = work.phase is Phase.RUNNING and report is not None and report.epoch == work.epoch
+    return report.turns if report is not None and runs else 0
+
+
+def turns_text(turns: int) -> str:
+    """That a job takes turns, in a person's words; empty when it does not."""
+    others = "1 other job" if turns == 2 else f"{turns - 1} other jobs"
+    return f"takes turns on its core with {others}" if turns else ""
 
 
 def _unsaved_ms(work: Work, now: Instant) -> int:

@@ -1,16 +1,13 @@
-"""Workers that share one place take turns on it: a device, or the cores of one worker.
+"""Workers that share one place take turns on it: one of them is on it at a time.
 
-A gang of more workers than it has devices keeps its world size: several workers share a device,
-and one of them is on it at a time. How a worker is taken off and put on again is the shell's
-affair (device memory saved and brought back, processes frozen and thawed); the machine says who
-and when:
+How a worker is taken off and put on again is the shell's affair (processes stand still and go on,
+device memory is saved and brought back); the machine says who and when:
 
     FREE --Run--> COMING --Running--> HOLDING --Yield--> LEAVING --Yielded--> FREE
 
 Turns go round in the order in which the waiting gave the place up, so nobody starves. A turn lasts
-for a slice, which is long against what a switch costs here, as measured; it ends early when its
-worker can do nothing before another has run (a step's boundary: it waits for a peer). When all
-of them wait for somebody elsewhere, handing the place on helps nobody: such turns grow to slices.
+for a slice, which is long against what a switch costs here, as measured. Who has a larger share of
+the place than another has turns that are longer by as much.
 """
 
 from __future__ import annotations
@@ -25,8 +22,6 @@ from onefleet.domain.ids import EPOCH, Instant, Millis
 
 WorkerT = TypeVar("WorkerT", bound=Hashable)
 
-#: Turns in which nothing was done double their length this often at most.
-_DOUBLINGS_MAX = 20
 #: Rounds of failures after which the pause between them grows no further.
 _ROUNDS_MAX = 8
 
@@ -35,12 +30,15 @@ _ROUNDS_MAX = 8
 class TurnRules:
     """slice_ms: the least. cost_factor: a slice is at least this many times what a switch takes.
 
-    20 leaves 95 % of the time to the workers. failures_max: failed switches of one worker in a row
-    after which it is reported. retry_ms: the pause after a round in which nobody could be put on.
+    20 leaves 95 % of the time to the workers. longer_max: how many slices the turn of a large share
+    lasts at most, for nobody is to wait for ever. failures_max: failed switches of one worker in a
+    row after which it is reported. retry_ms: the pause after a round in which nobody could be put
+    on.
     """
 
     slice_ms: int = 250
     cost_factor: int = 20
+    longer_max: int = 20
     failures_max: int = 3
     retry_ms: int = 1_000
 
@@ -61,11 +59,13 @@ class Stage(StrEnum):
 class Joined(Generic[WorkerT]):
     """A worker shares the place from now on. runs: it is on it already, and nobody else is.
 
-    One that does not run stands still: frozen, or saved.
+    One that does not run stands still: frozen, or saved. share: how much of the place is its own,
+    beside what is the others'.
     """
 
     worker: WorkerT
     runs: bool = False
+    share: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,17 +73,6 @@ class Left(Generic[WorkerT]):
     """It has ended or gone elsewhere, and is not on the place any more."""
 
     worker: WorkerT
-
-
-@dataclass(frozen=True, slots=True)
-class Blocked(Generic[WorkerT]):
-    """It is on the place, but waits for somebody. May be said again for as long as that is true.
-
-    worked: it has done something in this turn.
-    """
-
-    worker: WorkerT
-    worked: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,16 +108,6 @@ class RunFailed(Generic[WorkerT]):
 
 
 @dataclass(frozen=True, slots=True)
-class Paused:
-    """Start no more switches: all of the workers are to be saved together."""
-
-
-@dataclass(frozen=True, slots=True)
-class Continued:
-    """Go on. Whoever is on the place gets a whole slice."""
-
-
-@dataclass(frozen=True, slots=True)
 class Tick:
     """`next_deadline` has come."""
 
@@ -136,13 +115,10 @@ class Tick:
 Event = (
     Joined[WorkerT]
     | Left[WorkerT]
-    | Blocked[WorkerT]
     | Yielded[WorkerT]
     | YieldFailed[WorkerT]
     | Running[WorkerT]
     | RunFailed[WorkerT]
-    | Paused
-    | Continued
     | Tick
 )
 
@@ -191,13 +167,12 @@ class Turns(Generic[WorkerT]):
         self._holder: WorkerT | None = None
         self._stage = Stage.FREE
         self._began = EPOCH  # of the holder's turn
-        self._idle_turns = 0  # in a row, in which nothing was done
         self._yield_ms: Millis | None = None  # of the switch that is under way
         self._failures: dict[WorkerT, int] = {}  # in a row, by worker
         self._misses = 0  # runs that failed since one succeeded, in this round
         self._rounds = 0  # of them
         self._retry_at = EPOCH
-        self._paused = False
+        self._shares: dict[WorkerT, int] = {}
 
     @property
     def stage(self) -> Stage:
@@ -225,21 +200,22 @@ class Turns(Generic[WorkerT]):
 
     @property
     def slice_ms(self) -> Millis:
-        """How long a turn lasts that is not ended early."""
-        return Millis(max(self._rules.slice_ms, self._rules.cost_factor * self._cost))
+        """How long the holder's turn lasts; where nobody has it, that of the smallest share."""
+        slice_ms = max(self._rules.slice_ms, self._rules.cost_factor * self._cost)
+        if self._holder is None:
+            return Millis(slice_ms)
+        least, share = min(self._shares.values()), self._shares[self._holder]
+        return Millis(min(slice_ms * share // least, slice_ms * self._rules.longer_max))
 
     def handle(self, event: Event[WorkerT], now: Instant) -> list[Effect[WorkerT]]:
         """Take one event; return what is to be done."""
         told: list[Effect[WorkerT]] = []
-        over = False  # the turn is to end before its slice does
         match event:
-            case Joined(worker=worker, runs=runs):
+            case Joined(worker=worker, runs=runs, share=share):
                 self._join(worker, runs, now)
+                self._shares[worker] = share
             case Left(worker=worker):
                 self._leave(worker)
-            case Blocked(worker=worker, worked=worked):
-                if self._is(worker, Stage.HOLDING) and self._queue and not self._paused:
-                    over = self._hands_on(worker, worked, now)
             case Yielded(worker=worker, took_ms=took_ms):
                 if self._is(worker, Stage.LEAVING):
                     self._yield_ms = took_ms
@@ -257,21 +233,15 @@ class Turns(Generic[WorkerT]):
                     self._give_up(worker)
                     self._miss(now)
                     told = self._failed(worker, why)
-            case Paused():
-                self._paused = True
-            case Continued():
-                self._paused = False
-                if self._stage is Stage.HOLDING:
-                    self._hold(now)
             case Tick():
                 pass
             case _:
                 assert_never(event)
-        return told + self._decide(over, now)
+        return told + self._decide(now)
 
     def next_deadline(self) -> Instant | None:
         """When a Tick is due; None: nothing happens without another event."""
-        if self._paused or not self._queue:
+        if not self._queue:
             return None
         match self._stage:
             case Stage.HOLDING:
@@ -289,6 +259,7 @@ class Turns(Generic[WorkerT]):
         assert len(set(self._queue)) == len(self._queue), "nobody waits twice"
         known = {*self._queue, self._holder}
         assert all(worker in known for worker in self._failures), "nothing is kept of who left"
+        assert self._shares.keys() == known - {None}, "everybody has a share"
 
     # --- what the events mean ----------------------------------------------------------------
 
@@ -306,25 +277,12 @@ class Turns(Generic[WorkerT]):
 
     def _leave(self, worker: WorkerT) -> None:
         self._failures.pop(worker, None)
+        self._shares.pop(worker, None)
         if worker == self._holder:
             self._vacate()
             self._yield_ms = None  # half a switch measures nothing
         elif worker in self._queue:
             self._queue.remove(worker)
-
-    def _hands_on(self, worker: WorkerT, worked: bool, now: Instant) -> bool:
-        """Whether its turn is over now that it has nothing to do."""
-        if self._failures.get(worker):
-            return False  # it could not be taken off a moment ago: the slice's end is the next try
-        if worked:
-            self._idle_turns = 0
-            return True
-        rounds = self._idle_turns // (len(self._queue) + 1)
-        patience = max(self._cost, 1) << min(rounds, _DOUBLINGS_MAX) if rounds else 0
-        if now - self._began < min(patience, self.slice_ms):
-            return False  # so many turns have helped nobody
-        self._idle_turns += 1
-        return True
 
     def _arrive(self, worker: WorkerT, took_ms: Millis, now: Instant) -> None:
         self._failures.pop(worker, None)
@@ -362,14 +320,12 @@ class Turns(Generic[WorkerT]):
         self._vacate()
         self._queue.append(worker)
 
-    def _decide(self, over: bool, now: Instant) -> list[Effect[WorkerT]]:
-        if self._paused or not self._queue:
+    def _decide(self, now: Instant) -> list[Effect[WorkerT]]:
+        if not self._queue:
             return []
         if self._stage is Stage.HOLDING and self._holder is not None:
-            if not over:
-                if now - self._began < self.slice_ms:
-                    return []
-                self._idle_turns = 0
+            if now - self._began < self.slice_ms:
+                return []
             self._stage = Stage.LEAVING
             return [Yield(self._holder)]
         if self._stage is Stage.FREE and now >= self._retry_at:

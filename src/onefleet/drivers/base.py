@@ -190,6 +190,15 @@ class Driver(Protocol):
         """
         ...
 
+    async def pause(self, folder: Path, limit_ms: int) -> None:
+        """Let a running worker wait for its turn: it stands still, what it has on devices stays.
+
+        It is RUNNING all the while, and goes on by itself after limit_ms, or when anything else is
+        asked of it. Asked again, it waits for limit_ms from then on; 0: it goes on. Raises Conflict
+        for a worker that is not RUNNING, TimedOut when it does not stand still soon.
+        """
+        ...
+
     async def pin(self, folder: Path, cpus: Sequence[int]) -> None:
         """Bind all its threads to these cores, in any state in which it has some.
 

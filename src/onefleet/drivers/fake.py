@@ -85,6 +85,7 @@ class FakeDriver:
         self._images: dict[Path, Path] = {}
         self._holds: dict[Path, _Hold] = {}
         self.pinned: dict[Path, tuple[int, ...]] = {}
+        self.paused: dict[Path, int] = {}
         self.places: dict[Path, GangPlace] = {}
         self._next_pid = _FIRST_PID
 
@@ -194,6 +195,14 @@ class FakeDriver:
     async def thaw(self, folder: Path) -> None:
         """See Driver.thaw."""
         await self._turn(folder, "thaw", WorkerState.FROZEN, WorkerState.RUNNING)
+
+    async def pause(self, folder: Path, limit_ms: int) -> None:
+        """See Driver.pause."""
+        state = self._known(folder).state
+        if state is not WorkerState.RUNNING:
+            raise Conflict(f"the worker in {folder} cannot wait", why=f"it is {state}")
+        await self._operate("pause")
+        self.paused[folder] = limit_ms
 
     async def _turn(
         self, folder: Path, operation: str, before: WorkerState, after: WorkerState

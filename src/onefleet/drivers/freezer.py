@@ -44,7 +44,7 @@ class Freezer:
             with open(f"{self.group}/cgroup.procs", "w", encoding="ascii") as file:
                 file.write("0")
 
-    def freeze(self, pids: Callable[[], Sequence[int]]) -> None:
+    def freeze(self, pids: Callable[[], Sequence[int]], limit_s: float = _LIMIT_S) -> None:
         """Return when all of `pids` stand still. Raises OSError, TimedOut (then all go on)."""
         if self.frozen:
             return
@@ -53,12 +53,12 @@ class Freezer:
             self._stop(pids)
             return
         self._write(1)
-        deadline = time.monotonic() + _LIMIT_S
+        deadline = time.monotonic() + limit_s
         while "frozen 1" not in _text(f"{self.group}/cgroup.events"):
             if time.monotonic() > deadline:
                 self.thaw(pids)
                 why = "one of its processes waits for a device that does not answer"
-                raise TimedOut(f"the worker did not stand still within {_LIMIT_S:.0f} s", why=why)
+                raise TimedOut(f"the worker did not stand still within {limit_s:.0f} s", why=why)
             time.sleep(_PAUSE_S / 10)
 
     def thaw(self, pids: Callable[[], Sequence[int]]) -> None:

@@ -68,6 +68,19 @@ def born_at(pid: int) -> int:
     return 0 if fields[:1] in ([], ["Z"]) else int(fields[19])
 
 
+def core_time_ms(pids: list[int]) -> tuple[int, int]:
+    """What the threads have used of the processor, and how long they were ready for it while others
+    had it. (0, 0) where the kernel does not count it (CONFIG_SCHED_INFO).
+    """
+    used_ns = kept_ns = 0
+    for pid in pids:
+        for thread in threads(pid):
+            with contextlib.suppress(*_GONE):
+                used, kept, _ = _text(f"/proc/{pid}/task/{thread}/schedstat").split()
+                used_ns, kept_ns = used_ns + int(used), kept_ns + int(kept)
+    return used_ns // 1_000_000, kept_ns // 1_000_000
+
+
 def memory_bytes(pids: list[int]) -> int:
     """Resident memory that is the processes' own (anonymous and shared, not mapped files)."""
     total = 0

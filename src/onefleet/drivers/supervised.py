@@ -118,6 +118,15 @@ class SupervisedDriver:
         """See Driver.thaw."""
         await self._tell(folder, {"op": "thaw"})
 
+    async def pause(self, folder: Path, limit_ms: int) -> None:
+        """See Driver.pause. It is short work, done often: the state file is not looked at."""
+        self._require(folder)
+        answer = await self._ask(folder, {"op": "pause", "limit_ms": limit_ms}, _ANSWER_LIMIT_S)
+        if answer is None:
+            raise errors.Conflict(f"the worker in {folder} has no processes")
+        if not answer["ok"]:
+            raise _raised(answer["error"])
+
     async def pin(self, folder: Path, cpus: Sequence[int]) -> None:
         """See Driver.pin."""
         await self._tell(folder, {"op": "pin", "cpus": list(cpus)})

@@ -30,6 +30,7 @@ from onefleet.drivers import supervisor_files as files
 from onefleet.drivers.command_socket import Client, CommandSocket, line, refuse, send, told
 from onefleet.drivers.device_checkpoint import DeviceStateUnknown
 from onefleet.drivers.lease import Lease
+from onefleet.drivers.pauses import Pauses
 from onefleet.drivers.supervisor_saves import LOOK_S, Saves
 from onefleet.drivers.work_files import WorkFiles
 
@@ -63,6 +64,7 @@ class Supervisor:
         self._selector = selectors.DefaultSelector()
         self._finished = False
         self._saves = Saves(self, order, self._files)
+        self._pauses = Pauses(self)
         self._lease = Lease(order.get("lease"))  # an older agent gives none
 
     def begin(self) -> dict[str, Any]:
@@ -153,6 +155,7 @@ class Supervisor:
             if self.worker is not None:
                 self.worker.poll()
             self._reap()
+            self._pauses.look()
             self._advance()
             if not self._finished and self._lease.left_s == 0:
                 self._mind_lease()
@@ -184,7 +187,8 @@ class Supervisor:
             self.worker.reaped(pid, status, int(seconds * 1000))
 
     def _timeout(self) -> float | None:
-        deadlines = [d for d in (self._deadline, self._saves.deadline) if d is not None]
+        known = (self._deadline, self._saves.deadline, self._pauses.deadline)
+        deadlines = [d for d in known if d is not None]
         lease_s = self._lease.left_s
         if lease_s is not None and self._runs:
             deadlines.append(time.monotonic() + lease_s)
@@ -302,6 +306,8 @@ class Supervisor:
 
     def _obey(self, command: dict[str, Any], client: Client) -> None:
         try:
+            if command["op"] != "pause":
+                self._pauses.end()
             match command["op"]:
                 case "stop":
                     self._waiting.append(client)
@@ -315,6 +321,9 @@ class Supervisor:
                     self._saves.finish(bool(command["commit"]), client)
                 case "freeze" | "thaw":
                     self._turn(freeze=command["op"] == "freeze")
+                    send(client, {"ok": True})
+                case "pause":
+                    self._pauses.begin(int(command["limit_ms"]))
                     send(client, {"ok": True})
                 case "pin":
                     self._pin([int(cpu) for cpu in command["cpus"]])
@@ -380,6 +389,7 @@ class Supervisor:
             self._end(_KILLED, "stopped on request")
             return
         self.write(state="stopping")
+        self._pauses.end()
         if not held:
             if worker.freezer.frozen:
                 worker.freezer.thaw(worker.processes)

@@ -293,7 +293,7 @@ class JobView(msgspec.Struct, frozen=True, kw_only=True):
     devices_min, devices_max: of the whole job; width: devices that its owner scaled it to.
     promised_permille: what its tier promises, 0 for nothing or not yet; kept_permille: what it got
     of it over the last day. unsaved_ms: run time that a failure now would lose. moving_to: nodes
-    that it is on its way to.
+    that it is on its way to. turns: how many jobs take turns on its core, it included; 0: none do.
     """
 
     id: str
@@ -332,6 +332,7 @@ class JobView(msgspec.Struct, frozen=True, kw_only=True):
     kept_permille: int = 1_000
     unsaved_ms: int = 0
     saved_at: int | None = None
+    turns: int = 0
 
 
 class HourView(msgspec.Struct, frozen=True, kw_only=True):

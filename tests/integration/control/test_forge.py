@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
+import msgspec
 import pytest
 from tests.integration.control.rig import Control, FakeNode
 
@@ -63,6 +64,28 @@ def test_a_gang_says_how_many_devices_it_can_do_with(control: Control) -> None:
     ):
         with pytest.raises(CallerError):
             submit(api, "wrong", **fields)
+
+
+def test_jobs_that_share_a_core_say_that_they_take_turns(control: Control) -> None:
+    api, node = control.admin(), FakeNode(control, devices=1)
+    jobs = [submit(api, name, device_milli=500) for name in ("half", "rest")]
+    names = {job.id for job in jobs}
+    node.until("both run", lambda: {key[0] for key in node.workers} == names)
+    alone = api.get(f"/api/v1/jobs/{jobs[0].id}", JobView)
+    assert (alone.turns, alone.reason, alone.devices) == (0, "", ("node-1/cpu0",))
+    for key, report in list(node.workers.items()):
+        node.workers[key] = msgspec.structs.replace(report, turns=2)
+    node.sync()
+    for job in jobs:
+        seen = api.get(f"/api/v1/jobs/{job.id}", JobView)
+        told = "takes turns on its core with 1 other job"
+        assert (seen.phase, seen.turns, seen.reason) == ("running", 2, told)
+        summary = f"{job.id} runs on node-1/cpu0, and {told}"
+        where = f"/api/v1/why/{job.id}"
+        node.until("why says so", lambda w=where, s=summary: api.get(w, WhyView).summary == s)
+    verb(api, jobs[0], "suspend")
+    node.until("it is saved", lambda: control.job(jobs[0].id).phase == "suspended")
+    assert control.job(jobs[0].id).turns == 0
 
 
 def test_an_array_is_submitted_whole_and_others_wait_for_all_of_it(control: Control) -> None:

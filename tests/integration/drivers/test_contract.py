@@ -131,6 +131,27 @@ def test_save_frees_it_and_restore_brings_it_back(bench) -> None:
     asyncio.run(scenario())
 
 
+def test_who_waits_for_its_turn_is_running_and_nobody_else_can_be_told_to(bench) -> None:
+    async def scenario() -> None:
+        driver = bench.driver
+        with pytest.raises(NotFound):
+            await driver.pause(bench.folder, 1_000)
+        await driver.start(bench.spec(UNTIL_TOLD))
+        for limit_ms in (60_000, 60_000, 0, 0):
+            await driver.pause(bench.folder, limit_ms)
+            assert (await driver.status(bench.folder)).state is WorkerState.RUNNING
+        await driver.freeze(bench.folder)
+        with pytest.raises(Conflict):
+            await driver.pause(bench.folder, 0)
+        await driver.thaw(bench.folder)
+        await driver.pause(bench.folder, 60_000)
+        await driver.stop(bench.folder, 0)
+        with pytest.raises(Conflict):
+            await driver.pause(bench.folder, 1_000)
+
+    asyncio.run(scenario())
+
+
 def test_what_is_not_there_is_not_found(bench) -> None:
     async def scenario() -> None:
         driver = bench.driver

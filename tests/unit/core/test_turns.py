@@ -5,12 +5,9 @@ from __future__ import annotations
 import pytest
 
 from onefleet.core.turns import (
-    Blocked,
-    Continued,
     Event,
     Joined,
     Left,
-    Paused,
     Run,
     RunFailed,
     Running,
@@ -46,7 +43,7 @@ def test_a_worker_alone_is_never_disturbed() -> None:
     assert told(machine, 0, Joined("a")) == [Run("a")]
     assert told(machine, 5, Running("a", Millis(5))) == []
     assert machine.next_deadline() is None
-    assert told(machine, 99_999, Tick(), Blocked("a", worked=True)) == []
+    assert told(machine, 99_999, Tick()) == []
 
 
 def test_a_slice_ends_with_a_switch_of_two_answered_steps() -> None:
@@ -69,23 +66,18 @@ def test_a_slice_is_long_against_what_a_switch_costs() -> None:
     assert machine.switch_ms == 125
 
 
-def test_a_worker_that_waits_for_a_peer_hands_on_at_once() -> None:
-    machine = two()
-    assert told(machine, 30, Blocked("a", worked=True)) == [Yield("a")]
-
-
-def test_handing_on_that_helps_nobody_takes_longer_each_round() -> None:
-    machine = two(switch_ms=10)
-    waited = []
-    for turn in range(24):
-        holder, now = machine.holder, turn * 100_000
-        told(machine, now, Paused(), Continued())  # its turn begins now
-        at = next(at for at in range(300) if told(machine, now + at, Blocked(holder, worked=False)))
-        waited.append(at)
-        other = machine.waiting[0]
-        told(machine, now + at, Yielded(holder, Millis(5)), Running(other, Millis(5)))
-    assert waited[:8] == [0, 0, 20, 20, 40, 40, 80, 80]
-    assert waited[-1] == machine.slice_ms == 250
+def test_turns_are_as_long_as_the_shares_are_large() -> None:
+    machine: Turns[str] = Turns(TurnRules(longer_max=4))
+    told(machine, 0, Joined("small", runs=True, share=100), Joined("large", share=300))
+    assert machine.slice_ms == 250
+    told(machine, 250, Tick(), Yielded("small", Millis(0)), Running("large", Millis(0)))
+    assert machine.next_deadline() == 250 + 750
+    told(machine, 300, Joined("tiny", share=10))
+    assert machine.slice_ms == 1_000, "nobody waits for ever"
+    told(machine, 400, Left("tiny"))
+    assert machine.slice_ms == 750
+    told(machine, 500, Left("small"))
+    assert (machine.slice_ms, machine.next_deadline()) == (250, None)
 
 
 def test_who_cannot_be_taken_off_runs_on_and_is_reported_once() -> None:
@@ -96,7 +88,7 @@ def test_who_cannot_be_taken_off_runs_on_and_is_reported_once() -> None:
         assert told(machine, now, Tick()) == [Yield("a")]
         effects += told(machine, now, YieldFailed("a", "it maps the other device"))
         assert (machine.holder, machine.stage) == ("a", Stage.HOLDING)
-        assert told(machine, now, Blocked("a", worked=True)) == []  # not again at once
+        assert told(machine, now, Tick()) == []  # not again at once
     assert effects == [Stuck("a", 3, "it maps the other device")]
 
 
@@ -133,13 +125,3 @@ def test_who_leaves_makes_room(when: str) -> None:
         assert machine.holder == "c"
     else:
         assert told(machine, 251, Left("a")) == [Run("b")]
-
-
-def test_no_switch_begins_while_all_are_saved_together() -> None:
-    machine = two()
-    told(machine, 250, Tick())
-    assert told(machine, 251, Paused(), Yielded("a", Millis(1))) == []
-    assert machine.is_quiet
-    assert machine.next_deadline() is None
-    assert told(machine, 900, Tick()) == []
-    assert told(machine, 901, Continued()) == [Run("b")]

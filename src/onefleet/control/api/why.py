@@ -58,11 +58,12 @@ async def _why_job(
     work = state.works[job.id]
     told = explain(work, blockers)
     scene = call.pool.scene(state, call.caller)
+    turns = views.turns_text(views.job_view(job, scene).turns)
     return WhyView(
         id=job.id,
         name=job.name,
         phase=work.phase,
-        summary=scene.told(told.summary),
+        summary=scene.told(told.summary) + (f", and {turns}" if turns else ""),
         blockers=tuple(_blocker_view(b, scene) for b in told.blockers),
         history=await _history(call, state, (job.id,)),
         forecast=await _forecast(call, state, work, scene),
