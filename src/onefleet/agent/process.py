@@ -18,6 +18,7 @@ import time
 from collections.abc import Coroutine, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import structlog
@@ -106,7 +107,13 @@ class Agent:
         self._rest = asyncio.Event()
         self._failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._hurry = False
-        self._warden = Warden(devices, _wall_clock, self._changed.set)
+        self._warden = Warden(
+            devices,
+            _wall_clock,
+            self._changed.set,
+            remembered=records.recall_health(door.layout),
+            remember=partial(records.remember_health, door.layout),
+        )
         self._turns = TurnTaker(crew.pause, devices, _now, self._spawn)
 
     async def run(self) -> None:

@@ -17,6 +17,7 @@ import msgspec
 import structlog
 
 from onefleet.agent.protocol import Hold, WorkerKey
+from onefleet.core.health import Remembered
 from onefleet.domain.ids import Generation, ImageId, WorkId
 from onefleet.domain.layout import Layout
 from onefleet.drivers import image
@@ -28,6 +29,7 @@ log = structlog.get_logger()
 #: The record's name; drivers have files of their own beside it.
 RECORD = "agent.json"
 PROOF = "capability.json"
+HEALTH = "health.json"
 IDENTITY = "identity"
 IMAGES = "images"
 WORK = "work"
@@ -61,13 +63,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
 
 def write(folder: Path, record: Record) -> None:
     """Replace the record as a whole and make it durable. Raises OSError."""
-    temporary = folder / f".{RECORD}.new"
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with open(descriptor, "wb") as file:
-        file.write(msgspec.json.encode(record))
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, folder / RECORD)
+    _replace(folder / RECORD, msgspec.json.encode(record))
 
 
 def read(folder: Path) -> Record | None:
@@ -90,11 +86,8 @@ class _Proof(msgspec.Struct, frozen=True):
 def remember_proof(layout: Layout, capability: Capability, gpus: Capability) -> None:
     """Keep what was proved, so that the next agent need not wait for the proof; where there is
     no room for that, the next one proves it again."""
-    path = layout.agent / PROOF
-    temporary = path.with_name(f".{PROOF}.new")
     try:
-        temporary.write_bytes(msgspec.json.encode(_Proof(_boot(), capability, gpus)))
-        temporary.replace(path)
+        _replace(layout.agent / PROOF, msgspec.json.encode(_Proof(_boot(), capability, gpus)))
     except OSError as error:
         log.warning("the proof is not kept", reason=str(error))
 
@@ -108,6 +101,27 @@ def recall_proof(layout: Layout) -> tuple[Capability | None, Capability | None]:
     return (proof.capability, proof.gpus) if proof.boot == _boot() else (None, None)
 
 
+def remember_health(layout: Layout, devices: Sequence[Remembered]) -> None:
+    """Keep which devices are not to be trusted, for the next agent; where there is no room for
+    that, it learns it anew."""
+    try:
+        _replace(layout.agent / HEALTH, msgspec.json.encode(devices))
+    except OSError as error:
+        log.error("it is not kept which devices are out of use", reason=str(error))
+
+
+def recall_health(layout: Layout) -> tuple[Remembered, ...]:
+    """What an earlier agent knew; nothing where that cannot be read."""
+    try:
+        raw = (layout.agent / HEALTH).read_bytes()
+        return msgspec.json.decode(raw, type=tuple[Remembered, ...])
+    except FileNotFoundError:
+        return ()
+    except (msgspec.DecodeError, OSError) as error:
+        log.error("it cannot be read which devices were out of use", reason=str(error))
+        return ()
+
+
 def identity(layout: Layout) -> str:
     """What tells this data folder from others; made by chance when it is first asked for."""
     path = layout.agent / IDENTITY
@@ -116,6 +130,17 @@ def identity(layout: Layout) -> str:
     except FileNotFoundError:
         path.write_text(secrets.token_hex(16), encoding="ascii")
     return path.read_text(encoding="ascii").strip()
+
+
+def _replace(path: Path, content: bytes) -> None:
+    """Write the file as a whole, durably. Raises OSError."""
+    temporary = path.with_name(f".{path.name}.new")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with open(descriptor, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
 
 
 def _boot() -> str:

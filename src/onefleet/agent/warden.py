@@ -21,6 +21,7 @@ from onefleet.core.health import (
     Event,
     Health,
     HealthPolicy,
+    Remembered,
     TakeOut,
     Tick,
     WorkDied,
@@ -40,7 +41,8 @@ FAULTS = {
 
 
 class Warden:
-    """One node's. clock: milliseconds since 1970. changed: called when devices go out or back."""
+    """One node's. clock: milliseconds since 1970. changed: called when devices go out or back.
+    remembered: what an earlier one gave to `remember`, that the pool's next agent knows it."""
 
     def __init__(
         self,
@@ -49,9 +51,12 @@ class Warden:
         changed: Callable[[], None],
         sources: Sequence[HealthSource] | None = None,
         policy: HealthPolicy | None = None,
+        remembered: Sequence[Remembered] = (),
+        remember: Callable[[Sequence[Remembered]], None] | None = None,
     ) -> None:
         self._devices = {device.id: device for device in devices}
-        self._health = Health(policy or HealthPolicy(), tuple(self._devices))
+        self._health = Health(policy or HealthPolicy(), tuple(self._devices), remembered)
+        self._remember = remember
         self._clock = clock
         self._changed = changed
         self._sources = default_sources() if sources is None else tuple(sources)
@@ -98,14 +103,19 @@ class Warden:
             match effect:
                 case TakeOut(name, reason, _):
                     log.warning("a device is taken out", device=name, reason=reason)
-                    self._changed()
+                    self._stands_otherwise()
                 case BurnIn(name):
                     task = asyncio.create_task(self._burn_in(self._devices[name]))
                     self._tests.add(task)
                     task.add_done_callback(self._tests.discard)
                 case BringBack(name):
                     log.info("a device is used again", device=name)
-                    self._changed()
+                    self._stands_otherwise()
+
+    def _stands_otherwise(self) -> None:
+        if self._remember is not None:
+            self._remember(self._health.remembered())
+        self._changed()
 
     async def _burn_in(self, device: Device) -> None:
         self._feed(BurntIn(device.id, await burn_in(device)))

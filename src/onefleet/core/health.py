@@ -118,6 +118,18 @@ class BringBack:
 Effect = TakeOut | BurnIn | BringBack
 
 
+@dataclass(frozen=True, slots=True)
+class Remembered:
+    """What outlives the machine's process of a device that was ever out. reason: empty when it is
+    good again. until, last_word: by the clock of `handle`."""
+
+    device_id: DeviceId
+    reason: str
+    until: Instant
+    times_out: int
+    last_word: Instant
+
+
 @dataclass(slots=True)
 class _Record:
     """What is known of one device. counters: name -> the last value. soft: (when, how many)."""
@@ -135,9 +147,20 @@ class _Record:
 class Health:
     """The devices of one node; a `Machine` (core/machine.py)."""
 
-    def __init__(self, policy: HealthPolicy, device_ids: Sequence[DeviceId]) -> None:
+    def __init__(
+        self,
+        policy: HealthPolicy,
+        device_ids: Sequence[DeviceId],
+        remembered: Sequence[Remembered] = (),
+    ) -> None:
+        """remembered: of the devices of an earlier one. A burn-in that it began is done again."""
         self._policy = policy
         self._records = {device_id: _Record() for device_id in sorted(device_ids)}
+        for known in remembered:
+            if (record := self._records.get(known.device_id)) is not None:
+                record.standing = Standing.OUT if known.reason else Standing.GOOD
+                record.reason, record.until = known.reason, known.until
+                record.times_out, record.last_word = known.times_out, known.last_word
 
     def handle(self, event: Event, now: Instant) -> Sequence[Effect]:
         """Take one event; return what is to be done, in order. Unknown devices are ignored."""
@@ -180,6 +203,14 @@ class Health:
             for device_id, record in self._records.items()
             if record.standing is not Standing.GOOD
         ]
+
+    def remembered(self) -> tuple[Remembered, ...]:
+        """What a later machine is to know of its devices."""
+        return tuple(
+            Remembered(name, record.reason, record.until, record.times_out, record.last_word)
+            for name, record in self._records.items()
+            if record.times_out
+        )
 
     # --- what speaks against a device -----------------------------------------------------------
 

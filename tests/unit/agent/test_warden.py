@@ -5,15 +5,19 @@ from __future__ import annotations
 import asyncio
 import signal
 from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
 
 import pytest
 
+from onefleet.agent import records
 from onefleet.agent import warden as wardens
 from onefleet.agent.counters import Finding
 from onefleet.agent.warden import Warden
 from onefleet.core.health import Counted, HealthPolicy, ProbeFailed
 from onefleet.domain.fleet import Device, DeviceKind
 from onefleet.domain.ids import DeviceId, Instant, WorkId
+from onefleet.domain.layout import Layout
 
 A = Device(DeviceId("n1/cpu0"), DeviceKind.CPU, 0, "test core", 1 << 30)
 B = Device(DeviceId("n1/cpu1"), DeviceKind.CPU, 1, "test core", 1 << 30)
@@ -33,10 +37,20 @@ class Source:
 
 
 class Scene:
-    def __init__(self) -> None:
+    def __init__(self, layout: Layout | None = None) -> None:
         self.now, self.changes, self.source = Instant(1_000), 0, Source()
+        self.layout = layout
+        self.boot()
+
+    def boot(self) -> None:
+        """An agent starts."""
         policy = HealthPolicy(deaths_max=2, out_ms=500, test_ms=10_000)
-        self.warden = Warden([A, B], lambda: self.now, self.change, [self.source], policy)
+        known = self.layout and {
+            "remembered": records.recall_health(self.layout),
+            "remember": partial(records.remember_health, self.layout),
+        }
+        clock = lambda: self.now  # noqa: E731
+        self.warden = Warden([A, B], clock, self.change, [self.source], policy, **(known or {}))
 
     def change(self) -> None:
         self.changes += 1
@@ -73,6 +87,58 @@ def test_a_fatal_error_takes_a_device_out_and_a_burn_in_brings_it_back(
         await asyncio.sleep(0)
         await asyncio.sleep(0)
         assert scene.out() == [] and scene.warden.why_out([A.id]) == ""
+
+    asyncio.run(main())
+
+
+def test_the_next_agent_knows_what_is_out_and_how_often_it_was(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    async def main() -> None:
+        layout = Layout(tmp_path)
+        layout.agent.mkdir(parents=True)
+        scene, verdicts = Scene(layout), ["", ""]
+        tests = asyncio.Event()
+
+        async def burn_in(device: Device) -> str:
+            tests.set()
+            return verdicts.pop(0)
+
+        async def tested() -> None:
+            await scene.warden.look()
+            await tests.wait()
+            await asyncio.sleep(0)
+            tests.clear()
+
+        monkeypatch.setattr(wardens, "burn_in", burn_in)
+
+        async def goes_out() -> None:
+            for value in (0, 1):
+                scene.source.says = [Counted(A.id, "uncorrected", value, fatal=True)]
+                await scene.warden.look()
+
+        await goes_out()
+        scene.boot()
+        assert scene.out() == [A.id] and scene.warden.cordons()[0].until == 1_500
+        assert scene.warden.why_out([A.id]) == "n1/cpu0: 1 x uncorrected"
+        scene.now = Instant(1_499)
+        await scene.warden.look()
+        assert scene.out() == [A.id]
+        scene.now = Instant(1_500)
+        await tested()
+        assert scene.out() == []
+        scene.boot()
+        assert scene.out() == []
+        await goes_out()
+        scene.boot()
+        assert scene.warden.cordons()[0].until == 1_500 + 2 * 500, "it is the second time"
+
+        (layout.agent / records.HEALTH).write_bytes(b"torn")
+        scene.boot()
+        assert scene.out() == []
+        monkeypatch.setattr(records, "_replace", lambda *_: (_ for _ in ()).throw(OSError(28, "x")))
+        await goes_out()
+        assert scene.out() == [A.id], "a full disk does not keep it in use"
 
     asyncio.run(main())
 
