@@ -16,15 +16,17 @@ WAIT_MS = 1_000
 
 @dataclass
 class LogReader:
-    """Reads a job's two streams from where it left off."""
+    """Reads the two streams of one of a job's workers from where it left off."""
 
     pool: Client
     job: str
+    rank: int = 0
     offsets: dict[str, int] = field(default_factory=lambda: dict.fromkeys(STREAMS, 0))
 
     def read(self, stream: str, wait_ms: int = 0) -> LogChunk:
         """The next piece of one stream; empty text when there is none within wait_ms."""
         query = f"stream={stream}&offset={self.offsets[stream]}&wait_ms={wait_ms}"
+        query += f"&rank={self.rank}"
         chunk = self.pool.get(f"/api/v1/jobs/{segment(self.job)}/logs?{query}", LogChunk)
         self.offsets[stream] = chunk.next_offset
         return chunk

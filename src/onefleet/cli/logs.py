@@ -21,15 +21,16 @@ from onefleet.cli.plain_yaml import dump
 )
 @click.option("--stream", type=click.Choice((*STREAMS, "both")), default="both", show_default=True)
 @click.option("--tail", type=click.IntRange(0), metavar="N", help="Only the last N lines so far.")
+@click.option("--rank", type=click.IntRange(0), default=0, show_default=True, help="Of a gang.")
 @reading
-def logs(view: Reading, job: str, on: bool, stream: str, tail: int | None) -> int:
+def logs(view: Reading, job: str, on: bool, stream: str, tail: int | None, rank: int) -> int:
     """What JOB printed: its stdout on stdout, its stderr on stderr.
 
     It lasts over suspends, restarts of the pool and the job's end. With -o json, yaml or jsonl
     both streams come on stdout, as objects.
     """
     streams = STREAMS if stream == "both" else (stream,)
-    reader = LogReader(view.pool, job)
+    reader = LogReader(view.pool, job, rank)
     show = _show_json if view.format in ("json", "yaml", "jsonl") else show_text
     try:
         if view.format in ("json", "yaml"):

@@ -38,7 +38,8 @@ _STREAMS = {"stdout": "stdout", "stderr": "stderr"}
 
 
 async def job_logs(call: Call) -> LogChunk:
-    """A piece of a job's stdout or stderr, from byte `offset` on (negative: before the end).
+    """A piece of stdout or stderr of one of a job's workers (`rank`), from byte `offset` on
+    (negative: before the end).
 
     Held for `wait_ms` while there is nothing new and the job has not ended.
     """
@@ -52,8 +53,10 @@ async def job_logs(call: Call) -> LogChunk:
             version = pool.changed.version
             state = await pool.store.read()
             job = find_job(state, call.caller, call.path("id"))
-            ended = state.works[job.id].phase is Phase.ENDED
-            place = _place(pool, state, state.works[job.id], stream)
+            work = state.works[job.id]
+            rank = call.integer("rank", 0, 0, work.demand.workers - 1)
+            ended = work.phase is Phase.ENDED
+            place = _place(pool, state, work, rank, stream)
             offset, raw, whole = await asyncio.to_thread(place.read, offset)
             left_ms = until - pool.clock.now()
             if raw or ended or left_ms <= 0 or pool.closing:
@@ -75,16 +78,16 @@ class _Log(Protocol):
         ...
 
 
-def _place(pool: Pool, state: State, work: Work, stream: str) -> _Log:
-    ran_on = work.ran_on[0] if work.ran_on else node_id(LOCAL_NODE)
+def _place(pool: Pool, state: State, work: Work, rank: int, stream: str) -> _Log:
+    ran_on = work.ran_on[rank] if work.ran_on else node_id(LOCAL_NODE)
     node = state.nodes.get(ran_on)
     if ran_on == node_id(LOCAL_NODE) or node is None or not node.address:
-        return _File(pool.layout.worker(work.id, 0) / stream)
+        return _File(pool.layout.worker(work.id, rank) / stream)
     return _Remote(
         node.name,
         node.address,
-        log_path(work.id, 0, stream),
-        pool.orders.ticket(ran_on, log_name(work.id, 0)),
+        log_path(work.id, rank, stream),
+        pool.orders.ticket(ran_on, log_name(work.id, rank)),
     )
 
 
