@@ -76,7 +76,7 @@ def run(task: Task) -> Found:
         lambda job: (
             (Tier.PREMIUM if rng.random() < PREMIUM_PART else Tier.BASIC)
             if task.tiers
-            else Tier.STANDARD
+            else Tier.BASIC
         ),
     )
     rules = Rules(Fleet.flat(task.devices), Price(restore_ms=task.restore_s * 1000))

@@ -40,12 +40,7 @@ def facts(index: Index) -> dict[str, Any]:
     return {
         "rooms": rooms,
         "shelves": {
-            key: (
-                [[nodes for nodes in rows if nodes] for rows in shelf.by],
-                shelf.stirring,
-                shelf.shared,
-            )
-            for key, shelf in shelves.items()
+            key: (shelf.by, shelf.stirring, shelf.shared) for key, shelf in shelves.items()
         },
         "free": {kind: count for kind, count in fleet.shelves.free.items() if count},
         "usable": fleet.usable,

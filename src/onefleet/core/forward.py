@@ -20,6 +20,7 @@ from types import MappingProxyType
 from onefleet.core import lifecycle
 from onefleet.core.ledger import width_permille
 from onefleet.core.lifecycle import progress_ms
+from onefleet.core.ordering import next_level_at
 from onefleet.core.plan import Checkpoint, Decision, Plan, apply_plan, fenced_nodes
 from onefleet.core.policy import Policy
 from onefleet.core.snapshot import Snapshot
@@ -87,6 +88,14 @@ class _World:
                     works[work.id] = lifecycle.apply(work, lifecycle.ProcessEnded(0, ""), now)
         self.snapshot = replace(self.snapshot, works=MappingProxyType(works))
 
+    def next_level(self, now: Instant, policy: Policy) -> Instant | None:
+        """When the first of the running jobs gets to where others may go before it."""
+        works = self.snapshot.works.values()
+        if not any(work.phase in (Phase.PENDING, Phase.SUSPENDED) for work in works):
+            return None
+        times = (next_level_at(work, now, policy) for work in works if _runs(work))
+        return min((at for at in times if at is not None), default=None)
+
     def next_end(self, now: Instant) -> Instant | None:
         """When the first of the running jobs has no run time left."""
         ends = [
@@ -139,8 +148,7 @@ def run_forward(
             break
         upcoming = [Instant(at + look_ms)]
         look_ms = min(2 * look_ms, LOOK_MS_MAX)
-        if (end := world.next_end(at)) is not None:
-            upcoming.append(end)
+        upcoming += [e for e in (world.next_end(at), world.next_level(at, policy)) if e is not None]
         later = min(upcoming)
         world.advance(at, later)
         at = later

@@ -26,9 +26,16 @@ def account(work: Work, now: Instant) -> Work:
         return work
     wanted = work.want is Want.RUN and work.ready and work.promised
     permille = width_permille(work) if work.phase is Phase.RUNNING else 0
-    served = (now - since) * held_milli(work) // WHOLE if work.phase is Phase.RUNNING else 0
     hours = _entered(work.hours, since, now, permille) if wanted else work.hours
-    return replace(work, accounted_until=now, hours=hours, served_ms=work.served_ms + served)
+    return replace(work, accounted_until=now, hours=hours, served_ms=served_ms(work, now))
+
+
+def served_ms(work: Work, now: Instant) -> int:
+    """Device-milliseconds that it has had by now."""
+    since = max(work.accounted_until, work.submitted_at)
+    if work.phase is not Phase.RUNNING or now <= since:
+        return work.served_ms
+    return work.served_ms + (now - since) * held_milli(work) // WHOLE
 
 
 def width_permille(work: Work) -> int:

@@ -13,6 +13,7 @@ from typing import assert_never
 from onefleet.core import lifecycle
 from onefleet.core.feasibility import accepts
 from onefleet.core.index import Index
+from onefleet.core.ordering import gives_way, level_of
 from onefleet.core.plan import (
     Checkpoint,
     Decision,
@@ -285,8 +286,14 @@ class _Checker:
             yield f"{work.id} is suspended, but cannot be"
         if for_work is not None:
             yield from self._outranked(work, for_work)
-        elif work.want is not Want.SUSPEND and work.phase is not Phase.FROZEN:
+        elif work.want is not Want.SUSPEND and not self._saved_from_standing(work):
             yield f"{work.id} is suspended for nobody"
+
+    def _saved_from_standing(self, work: Work) -> bool:
+        """Whether it stands still, or shall on a node that is drained."""
+        nodes = (self.nodes.get(slot.node_id) for slot in work.placement)
+        drained = any(node and node.state is NodeState.DRAINING for node in nodes)
+        return work.phase is Phase.FROZEN or (work.want is Want.FREEZE and drained)
 
     def _freeze(self, work: Work, for_work: WorkId | None) -> Iterator[str]:
         if for_work is None:
@@ -359,8 +366,13 @@ class _Checker:
         waiting = self.works.get(for_work)
         if waiting is None or not _waits(waiting):
             yield f"{victim.id} makes room for {for_work}, which does not wait"
-        elif self._ranks()[victim.id] <= self._ranks()[for_work]:
-            yield f"{victim.id} makes room for {for_work}, which does not outrank it"
+        elif self._ranks()[victim.id] < self._ranks()[for_work]:
+            yield f"{victim.id} makes room for {for_work}, which ranks behind it"
+        elif self._ranks()[victim.id] == self._ranks()[for_work]:
+            now, policy = self.index.now, self.index.policy
+            has_more = level_of(victim, now, policy) > level_of(waiting, now, policy)
+            if not has_more or not gives_way(victim):
+                yield f"{victim.id} makes room for {for_work}, which does not outrank it"
 
 
 def _before(work: Work, works: Mapping[WorkId, Work]) -> list[Work | None]:

@@ -21,6 +21,8 @@ class Policy:
     are kept free for it.
     image_wait_ms: a lost node is waited for this long by the images on it, and by jobs that no
     other node could run; then they are given up.
+    level_ms: device-milliseconds that a work has had when it leaves the first level of its rank;
+    each further level is twice as long.
     idle_ms: a deployment without a request for this long may lose a replica.
     scale_up_waiting: held requests a ready replica, from which on one more is wanted.
     save_fixed_ms, save_bytes_per_ms, replica_start_ms: what suspending work costs, to choose the
@@ -34,6 +36,7 @@ class Policy:
     resume_hold_ms: int = 1_000
     patience_ms: int = 30_000
     image_wait_ms: int = 600_000
+    level_ms: int = 600_000
     idle_ms: int = 5_000
     scale_up_waiting: int = 1
     save_fixed_ms: int = 300

@@ -1,6 +1,7 @@
 """Which running works make room for a waiting one that ranks before them, if that suffices.
 
-Victims go lowest tier first, cheapest loss first. A gang is one victim: it leaves whole. A job is
+Victims go lowest tier first, cheapest loss first; those of the work's own rank last, the one that
+has had the most device time first (`ordering.py`). A gang is one victim: it leaves whole. A job is
 suspended, which loses nothing; a replica above its deployment's minimum is stopped; one that can
 run elsewhere moves out of the way of an image (`relocate`). Among the ways to make room, the one
 wins that touches the lowest tier, then the one that costs least.
@@ -9,17 +10,17 @@ wins that touches the lowest tier, then the one that costs least.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from typing import NamedTuple
 
 from onefleet.core.capacity import Capacity, whole
 from onefleet.core.index import Hold, Index, gone
+from onefleet.core.index.movable import Victim
 from onefleet.core.index.room import workers_on, workers_without
 from onefleet.core.index.shelves import rising
-from onefleet.core.ordering import BASIC
-from onefleet.core.policy import Policy
-from onefleet.core.snapshot import devices_held
+from onefleet.core.ordering import BASIC, RESERVED, gives_way
+from onefleet.domain.fleet import DeviceKind
 from onefleet.domain.ids import DeploymentId, NodeId, WorkId
 from onefleet.domain.work import Demand, Work, WorkKind
 
@@ -27,14 +28,13 @@ from onefleet.domain.work import Demand, Work, WorkKind
 NODES_COMPARED = 64
 
 
-class Victim(NamedTuple):
-    """A work that may be moved out of the way. Sorted: the first goes first."""
+class Able(NamedTuple):
+    """Who may have to make room: works of ranks from `lowest` on; of the waiting work's own rank
+    those above its level, or all (None)."""
 
-    tier_order: int  # minus its rank
-    loss: int  # device-milliseconds
-    younger_first: int  # minus the time since when it runs
-    id: WorkId
-    work: Work
+    lowest: int
+    rank: int
+    level: int | None
 
 
 Suffices = Callable[[Sequence[Victim]], bool]
@@ -43,20 +43,24 @@ Suffices = Callable[[Sequence[Victim]], bool]
 class Victims:
     """Finds who makes room. The caller orders what is chosen to leave."""
 
-    def __init__(self, index: Index, capacity: Capacity, policy: Policy) -> None:
+    def __init__(self, index: Index, capacity: Capacity) -> None:
         self._index = index
         self._capacity = capacity
-        self._policy = policy
+        self._version = index.version
+        self._movable: dict[object, list[Victim]] = {}
 
     def choose(self, work: Work, rank: int, nodes: Sequence[NodeId] | None) -> tuple[Work, ...]:
         """The cheapest set that makes room for the work, or nothing when no set does."""
         demand = work.demand
         self._index.settle_rooms()
-        for lowest in range(BASIC, rank, -1):  # lowest tiers alone, if that suffices
+        level = self._index.roster.level_of(work)
+        last = max(rank, RESERVED + 1)  # nobody gives way to his like inside a reservation
+        for lowest in range(BASIC, last - 1, -1):  # lowest tiers alone, if that suffices
+            able = Able(lowest, rank, level)
             if nodes is not None:
-                found = self._there(demand, nodes, lowest)
+                found = self._there(demand, nodes, able)
             else:
-                found = self._one_node(demand, lowest) or self._several_nodes(demand, lowest)
+                found = self._one_node(demand, able) or self._several_nodes(demand, able)
             if found:
                 return tuple(victim.work for victim in found)
         return ()
@@ -68,9 +72,11 @@ class Victims:
         free devices. A replica of its own rank may be asked too, because it only moves.
         """
         places = dict.fromkeys(nodes)
+        if not any(self._lasting(work.demand, node_id) for node_id in places):
+            return None
         movers = [
             victim
-            for victim in self._candidates(work.demand, tuple(places), rank)
+            for victim in self._candidates(work.demand, tuple(places), Able(rank, rank, None))
             if victim.work.kind is WorkKind.REPLICA
             and self._capacity.fit(victim.work.demand, None, lambda r: r.node.id in places)
         ]
@@ -78,19 +84,26 @@ class Victims:
             return movers[0].work
         return None
 
+    def _lasting(self, demand: Demand, node_id: NodeId) -> int:
+        """Devices there that replicas hold which stay."""
+        room = self._capacity.rooms.get(node_id)
+        return (
+            0 if room is None or demand.kind not in room.kinds else room.kinds[demand.kind].lasting
+        )
+
     # --- the ways to make room ---------------------------------------------------------------
 
-    def _there(self, demand: Demand, nodes: Sequence[NodeId], lowest: int) -> list[Victim]:
+    def _there(self, demand: Demand, nodes: Sequence[NodeId], able: Able) -> list[Victim]:
         """On these very nodes."""
-        candidates = self._candidates(demand, tuple(dict.fromkeys(nodes)), lowest)
+        candidates = self._candidates(demand, tuple(dict.fromkeys(nodes)), able)
         return self._fewest(candidates, self._suffices_on(demand, nodes))
 
-    def _one_node(self, demand: Demand, lowest: int) -> list[Victim]:
+    def _one_node(self, demand: Demand, able: Able) -> list[Victim]:
         """On the node where it costs least."""
         best: tuple[tuple[int, NodeId], list[Victim]] | None = None
-        for node_id in islice(self._promising(demand, lowest), NODES_COMPARED):
+        for node_id in islice(self._promising(demand, able.lowest), NODES_COMPARED):
             suffices = self._suffices_on(demand, (node_id,) * demand.workers)
-            found = self._fewest(self._candidates(demand, (node_id,), lowest), suffices)
+            found = self._fewest(self._candidates(demand, (node_id,), able), suffices)
             if found:
                 key = (sum(victim.loss for victim in found), node_id)
                 if best is None or key < best[0]:
@@ -106,13 +119,13 @@ class Victims:
                 if workers_on(self._capacity.rooms[node_id], demand, measure) >= demand.workers:
                     yield node_id
 
-    def _several_nodes(self, demand: Demand, lowest: int) -> list[Victim]:
+    def _several_nodes(self, demand: Demand, able: Able) -> list[Victim]:
         """On as few nodes as a gang needs, those with most to give first."""
         if demand.workers == 1:
             return []
         shelves = self._index.fleet.shelves.suiting(demand)
-        nodes = self._capacity.spread(demand, shelves, gone(lowest))
-        return [] if nodes is None else self._there(demand, nodes, lowest)
+        nodes = self._capacity.spread(demand, shelves, gone(able.lowest))
+        return [] if nodes is None else self._there(demand, nodes, able)
 
     # --- what they are made of ---------------------------------------------------------------
 
@@ -136,24 +149,42 @@ class Victims:
     def _hold(self, work_id: WorkId, node_id: NodeId) -> Hold | None:
         return self._index.fleet.holds.get(node_id, {}).get(work_id)
 
-    def _candidates(self, demand: Demand, nodes: Iterable[NodeId], lowest: int) -> list[Victim]:
-        """Whoever may be moved on these nodes, of this rank and behind it."""
-        seen: dict[WorkId, Victim] = {}
+    def _candidates(self, demand: Demand, nodes: tuple[NodeId, ...], able: Able) -> list[Victim]:
+        """Whoever may be moved on these nodes, in the order in which they go."""
+        key = (demand.kind, nodes, able.rank, able.level is None)
+        if self._version != self._index.version:
+            self._version = self._index.version
+            self._movable.clear()
+        movable = self._movable.get(key)
+        if movable is None:
+            movable = self._movable[key] = sorted(self._all_movable(demand.kind, nodes, able))
+        last, level = -able.lowest, -1 if able.level is None else able.level
+        return [
+            victim
+            for victim in movable
+            if victim.tier_order <= last
+            and (victim.tier_order < -able.rank or victim.level_order < -level)
+        ]
+
+    def _all_movable(
+        self, kind: DeviceKind, nodes: tuple[NodeId, ...], able: Able
+    ) -> Iterator[Victim]:
+        """Those of the work's rank, with their levels if these matter, and of lower ones."""
+        roster, seen = self._index.roster, dict[WorkId, None]()
         for node_id in nodes:
             for hold in self._index.fleet.works_on(node_id):
-                work = hold.work
-                if (
-                    work.id not in seen
-                    and work.demand.kind is demand.kind
-                    and self._index.roster.ranks[work.id] >= lowest
-                    and self._index.roster.is_movable(work)
-                ):
-                    seen[work.id] = self._victim(work)
-        return sorted(seen.values())
-
-    def _victim(self, work: Work) -> Victim:
-        rank = self._index.roster.ranks[work.id]
-        return Victim(-rank, loss_device_ms(work, self._policy), -work.phase_since, work.id, work)
+                victim = roster.victim_of(hold.work.id)
+                if victim is None or victim.tier_order > -able.rank or victim.id in seen:
+                    continue
+                work = victim.work
+                if work.demand.kind is not kind:
+                    continue
+                seen[victim.id] = None
+                if victim.tier_order == -able.rank and able.level is not None:
+                    if not gives_way(work):
+                        continue
+                    victim = victim._replace(level_order=-roster.level_of(work))
+                yield victim
 
     def _fewest(self, candidates: Sequence[Victim], suffices: Suffices) -> list[Victim]:
         """The first of them that together suffice, without those not needed; none if none do."""
@@ -177,13 +208,3 @@ class Victims:
             if suffices(fewer):
                 taken = fewer
         return taken
-
-
-def loss_device_ms(work: Work, policy: Policy) -> int:
-    """Device-milliseconds that it costs to move the work away and bring it back."""
-    if work.kind is WorkKind.REPLICA:
-        return policy.replica_start_ms * devices_held(work)
-    image_bytes = 0 if work.image is None else work.image.size_bytes
-    state_bytes = max(image_bytes, work.demand.memory_bytes * work.demand.workers)
-    once_ms = policy.save_fixed_ms + state_bytes // max(policy.save_bytes_per_ms, 1)
-    return 2 * once_ms * devices_held(work)

@@ -35,7 +35,7 @@ class Scratch:
         self.placed: dict[WorkId, tuple[int, Work]] = {}
         self.touched: dict[WorkId, None] = {}
         self.capacity = Capacity(index)
-        self.victims = Victims(index, self.capacity, policy)
+        self.victims = Victims(index, self.capacity)
 
     @property
     def works(self) -> Mapping[WorkId, Work]:

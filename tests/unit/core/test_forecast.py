@@ -17,7 +17,8 @@ from onefleet.domain.tiers import Tier
 from onefleet.domain.work import Terms, Work
 
 MINUTE = 60_000
-POLICY = Policy()
+#: Nobody leaves the first level: jobs of a rank wait for each other to end.
+POLICY = Policy(level_ms=1 << 50)
 
 
 def running(name: str, *slots: tuple[str, str], minutes: int, **changes: object) -> Work:
@@ -51,6 +52,15 @@ def test_jobs_start_when_those_before_them_end() -> None:
         ],
     )
     assert starts(snapshot) == {"c": 30, "d": 50}
+
+
+def test_a_long_job_lets_those_go_before_it_that_have_had_less() -> None:
+    works = [running("a", ("n1", "0"), minutes=300), waiting("b", 1, 15)]
+    left = guesses(a_snapshot([a_node("n1", 1)], works), NOW, None)
+    policy, until = Policy(level_ms=20 * MINUTE), Instant(NOW + 600 * MINUTE)
+    found = run_forward(a_snapshot([a_node("n1", 1)], works), policy, NOW, left, plan, until=until)
+    assert found.starts[WorkId("b")] == NOW + 20 * MINUTE
+    assert found.starts[WorkId("a")] == NOW + (20 + 15) * MINUTE
 
 
 def test_what_suspended_work_still_needs_is_counted_once() -> None:

@@ -6,6 +6,7 @@ done for whom without going over all of them.
 
 from __future__ import annotations
 
+from bisect import bisect_left, insort
 from collections.abc import Mapping
 
 from onefleet.core.checkpointing import due_at
@@ -19,17 +20,16 @@ from onefleet.domain.work import Phase, Want, Work, WorkKind
 
 class Errands:
     """to_ready: works that wait for others, all of which have ended or are not known. to_promise:
-    works whose tier promises something that was not promised to them yet. to_checkpoint: running
-    works whose newest image is old. to_move: running jobs that shall be elsewhere. to_resize:
-    running elastic jobs that have not the width that they shall have. frozen: works that stand
-    still. promised: thousandths of
-    devices that works are promised."""
+    works whose tier promises something that was not promised to them yet, by what that is, oldest
+    first. to_checkpoint: running works whose newest image is old. to_move: running jobs that shall
+    be elsewhere. to_resize: running elastic jobs that have not the width that they shall have.
+    frozen: works that stand still. promised: thousandths of devices that works are promised."""
 
     def __init__(
         self, policy: Policy, works: Mapping[WorkId, Work], nodes: Mapping[NodeId, Node]
     ) -> None:
         self.to_ready: dict[WorkId, None] = {}
-        self.to_promise: dict[WorkId, None] = {}
+        self.to_promise: dict[tuple[Bearer, int], list[tuple[Instant, WorkId]]] = {}
         self.to_checkpoint: dict[WorkId, None] = {}
         self.to_move: dict[WorkId, None] = {}
         self.to_resize: dict[WorkId, None] = {}
@@ -48,7 +48,7 @@ class Errands:
             if not any(self._is_ahead(other) for other in work.terms.after):
                 self.to_ready[work.id] = None
         if _wants_promise(work):
-            self.to_promise[work.id] = None
+            insort(self.to_promise.setdefault(promise_of(work), []), (work.submitted_at, work.id))
         if _runs(work) and work.suspendable and (work.move_to or self._is_evicted(work)):
             self.to_move[work.id] = None
         if _runs(work) and work.demand.is_elastic and _has_another_width(work):
@@ -69,7 +69,12 @@ class Errands:
                 if not dependents:
                     del self._dependents[other]
         self.to_ready.pop(work.id, None)
-        self.to_promise.pop(work.id, None)
+        if _wants_promise(work):
+            key, turn = promise_of(work), (work.submitted_at, work.id)
+            line = self.to_promise[key]
+            del line[bisect_left(line, turn)]
+            if not line:
+                del self.to_promise[key]
         self.to_checkpoint.pop(work.id, None)
         self.to_move.pop(work.id, None)
         self.to_resize.pop(work.id, None)

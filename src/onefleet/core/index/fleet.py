@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Iterable, Mapping
 
-from onefleet.core.index.room import Bay, Hold, Kept, Room, bays_of, survey
+from onefleet.core.index.room import Bay, Hold, Kept, Room, Shelved, bays_of, survey
 from onefleet.core.index.shelves import Shelves
 from onefleet.domain.fleet import Node, NodeState
 from onefleet.domain.ids import Instant, NodeId, WorkId
@@ -35,6 +35,7 @@ class Fleet:
         self.now = Instant(0)
         self._leases: Mapping[NodeId, Instant] = {}
         self._bays: dict[NodeId, tuple[Bay, ...]] = {}
+        self._shelved: dict[NodeId, tuple[Shelved, ...]] = {}
         self._dirty: dict[NodeId, None] = {}
         self._due: list[tuple[Instant, NodeId]] = []
 
@@ -62,13 +63,17 @@ class Fleet:
     def hold(self, node_id: NodeId, hold: Hold) -> None:
         """A work has something on the node."""
         self.holds.setdefault(node_id, {})[hold.work.id] = hold
+        if (room := self._room(node_id)) is not None:
+            room.hold(hold)
         self._dirty[node_id] = None
         self._check_absent(node_id)
 
     def let_go(self, node_id: NodeId, work_id: WorkId) -> None:
         """The work has nothing there any more."""
         on_node = self.holds[node_id]
-        del on_node[work_id]
+        hold = on_node.pop(work_id)
+        if (room := self._room(node_id)) is not None:
+            room.hold(hold, -1)
         if not on_node:
             del self.holds[node_id]
         self._dirty[node_id] = None
@@ -90,11 +95,15 @@ class Fleet:
     def keep(self, node_id: NodeId, kept: Kept) -> None:
         """Keep something for a work that waits."""
         self.kept.setdefault(node_id, []).append(kept)
+        if (room := self._room(node_id)) is not None:
+            room.keep(kept)
         self._dirty[node_id] = None
 
     def unkeep(self, node_id: NodeId) -> None:
         """Undo the last `keep` there."""
-        self.kept[node_id].pop()
+        kept = self.kept[node_id].pop()
+        if (room := self._room(node_id)) is not None:
+            room.keep(kept, -1)
         self._dirty[node_id] = None
 
     # --- what is looked up -------------------------------------------------------------------
@@ -113,25 +122,34 @@ class Fleet:
         return self.holds.get(node_id, {}).values()
 
     def settle(self) -> None:
-        """Survey the nodes that changed."""
+        """See to it that rooms and shelves are those of the nodes as they are."""
         if not self._dirty:
             return
         for node_id in self._dirty:
-            old, new = self.rooms.get(node_id), None
-            if node_id in self.usable:
-                new = survey(
-                    self.nodes[node_id],
-                    self._bays[node_id],
-                    self.works_on(node_id),
-                    self.kept.get(node_id, ()),
-                )
-                self.rooms[node_id] = new
-            elif old is not None:
-                del self.rooms[node_id]
-            self.shelves.change(node_id, old, new)
+            shelved: tuple[Shelved, ...] = ()
+            if node_id not in self.usable:
+                self.rooms.pop(node_id, None)
+            else:
+                room = self._room(node_id)
+                if room is None:
+                    room = self.rooms[node_id] = survey(
+                        self.nodes[node_id],
+                        self._bays[node_id],
+                        self.works_on(node_id),
+                        self.kept.get(node_id, ()),
+                    )
+                shelved = room.shelved()
+            self.shelves.change(node_id, self._shelved.pop(node_id, ()), shelved)
+            if shelved:
+                self._shelved[node_id] = shelved
         self._dirty.clear()
 
     # --- how ---------------------------------------------------------------------------------
+
+    def _room(self, node_id: NodeId) -> Room | None:
+        """The node's room, unless it has to be surveyed anew."""
+        room = self.rooms.get(node_id)
+        return None if room is None or room.node is not self.nodes.get(node_id) else room
 
     def _look_at(self, node_id: NodeId) -> None:
         """See whether it is usable, and from when on it will not be."""

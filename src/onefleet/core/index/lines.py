@@ -2,23 +2,23 @@
 
 In a line stand the works of one rank, one tenant and one shape: what a work of a shape needs, and
 where, is the same for all of it, so that when one does not fit, the whole line is passed over. A
-queue goes over the lines of one rank: first the tenant with the least share, and of its works the
-first of all its lines. Shares change while it is worked off.
+queue goes over the lines of one rank: the lowest level first, on one level the tenant with the
+least share, and of its works the first of all its lines. Shares change while it is worked off.
 """
 
 from __future__ import annotations
 
 import heapq
-from bisect import bisect_left, insort
-from collections.abc import Callable, Iterator
+from bisect import bisect_left, bisect_right, insort
+from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
 from onefleet.core.ordering import RANK_NAMES
 from onefleet.domain.ids import NodeId, TenantId, WorkId
 from onefleet.domain.work import Demand, WorkKind
 
-#: Where a work stands in its line.
-Turn = tuple[int, WorkId]
+#: Where a work stands in its line: its level, when it was submitted, its id.
+Turn = tuple[int, int, WorkId]
 #: What a tenant has of the fleet; the smaller goes first.
 Share = tuple[int, ...]
 
@@ -69,8 +69,12 @@ class Lines:
 
     def queue(self, rank: int, share: Callable[[TenantId], Share]) -> Queue:
         """Everything of a rank that waits now."""
-        lines = self._ranks[rank]
-        return Queue({key: tuple(line) for key, line in lines.items()}, self._shapes, share)
+        return Queue(self._ranks[rank], self._shapes, share)
+
+    def lowest_level(self) -> int | None:
+        """The lowest level at which anything waits, of all ranks; None: nothing waits."""
+        heads = (line[0][0] for lines in self._ranks for line in lines.values())
+        return min(heads, default=None)
 
     def __iter__(self) -> Iterator[tuple[int, TenantId, Shape, tuple[Turn, ...]]]:
         """All lines, in no order."""
@@ -88,25 +92,25 @@ class Lines:
         return number[0]
 
 
-#: A tenant's share as it was, the turn and the line of a work.
-_Head = tuple[Share, Turn, TenantId, int]
+#: The level, a tenant's share as it was, the turn and the line of a work.
+_Head = tuple[int, Share, Turn, TenantId, int]
 
 
 class Queue:
-    """The works of one rank, one after another. Say `pass_over` where its line is hopeless."""
+    """The works of one rank that wait as it begins, one after another; the lines may change
+    meanwhile. Say `pass_over` where a line is hopeless."""
 
     def __init__(
         self,
-        lines: dict[tuple[TenantId, int], tuple[Turn, ...]],
-        shapes: dict[int, Shape],
+        lines: Mapping[tuple[TenantId, int], list[Turn]],
+        shapes: Mapping[int, Shape],
         share: Callable[[TenantId], Share],
     ) -> None:
-        self._lines = lines
+        self._lines = dict(lines)
         self._shapes = dict(shapes)
         self._share = share
-        self._at = dict.fromkeys(lines, 0)
         self._heads: list[_Head] = [
-            (share(tenant_id), line[0], tenant_id, number)
+            (line[0][0], share(tenant_id), line[0], tenant_id, number)
             for (tenant_id, number), line in lines.items()
         ]
         heapq.heapify(self._heads)
@@ -115,20 +119,20 @@ class Queue:
 
     def __iter__(self) -> Iterator[WorkId]:
         while self._heads:
-            share, turn, tenant_id, number = heapq.heappop(self._heads)
+            _, share, turn, tenant_id, number = heapq.heappop(self._heads)
+            if number in self._hopeless:
+                self._hopeless[number].append((turn[0], share, turn, tenant_id, number))
+                continue
             now = self._share(tenant_id)
             if share != now:
-                heapq.heappush(self._heads, (now, turn, tenant_id, number))
+                heapq.heappush(self._heads, (turn[0], now, turn, tenant_id, number))
                 continue
-            if number in self._hopeless:
-                self._hopeless[number].append((share, turn, tenant_id, number))
-                continue
-            key = (tenant_id, number)
-            self._at[key] += 1
             self._now = number
-            yield turn[1]
-            if self._at[key] < len(self._lines[key]):
-                head = (self._share(tenant_id), self._lines[key][self._at[key]], tenant_id, number)
+            yield turn[2]
+            line = self._lines[tenant_id, number]
+            at = bisect_right(line, turn)
+            if at < len(line):
+                head = (line[at][0], self._share(tenant_id), line[at], tenant_id, number)
                 if number in self._hopeless:
                     self._hopeless[number].append(head)
                 else:

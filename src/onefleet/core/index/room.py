@@ -1,7 +1,8 @@
 """What one node has left, and what it would have left if others gave way.
 
-A `Room` is a pure function of the node, the works on it and what is kept there for works that
-wait. It is surveyed anew whenever one of these changes, so that it can never drift away from them.
+A `Room` follows from the node, the works on it and what is kept there for works that wait. What
+comes and goes is taken from it and given back, which costs as much as that is large; a new record
+of the node has it surveyed anew. That both come to the same is tested.
 
 Six measures matter of each node. NOW: what is free. SOON: what will be when those have left that
 are leaving. And for each rank that may have to give way, last one first, what would be free if all
@@ -73,29 +74,112 @@ class Bay:
 
 @dataclass(slots=True)
 class Left:
-    """What is left of a bay. now, soon: thousandths of each device. counts: whole devices, by
-    measure. lasting: devices that replicas hold which stay."""
+    """What is left of a bay. rows: thousandths of each device, by measure. counts: whole devices,
+    by measure. shared: devices that are held in part. stays: by device, the replicas on it that
+    stay."""
 
     bay: Bay
-    now: list[int]
-    soon: list[int]
-    counts: tuple[int, ...]
-    lasting: int
+    rows: list[list[int]]
+    counts: list[int]
+    shared: int
+    stays: dict[int, int]
+
+    @classmethod
+    def all_of(cls, bay: Bay) -> Left:
+        """An empty bay."""
+        size = len(bay.devices)
+        return cls(bay, [[WHOLE] * size for _ in range(MEASURES)], [size] * MEASURES, 0, {})
 
     @property
-    def is_shared(self) -> bool:
-        """Whether a device of it is held in part."""
-        return any(0 < amount < WHOLE for amount in self.now)
+    def now(self) -> list[int]:
+        """Thousandths of each device that are free."""
+        return self.rows[NOW]
+
+    @property
+    def soon(self) -> list[int]:
+        """Thousandths of each device that are free once those have left that are leaving."""
+        return self.rows[SOON]
+
+    @property
+    def lasting(self) -> int:
+        """Devices that replicas hold which stay."""
+        return len(self.stays)
+
+    def take(self, index: int, milli: int, first: int, end: int) -> None:
+        """Take something of a device in the measures from first up to end; less than 0: give."""
+        for measure in range(first, end):
+            row = self.rows[measure]
+            before = row[index]
+            after = row[index] = before - milli
+            self.counts[measure] += (after >= WHOLE) - (before >= WHOLE)
+            if measure == NOW:
+                self.shared += (0 < after < WHOLE) - (0 < before < WHOLE)
+
+    def stay(self, index: int, count: int) -> None:
+        """So many more replicas stay on a device."""
+        left = self.stays.pop(index, 0) + count
+        if left:
+            self.stays[index] = left
 
 
-@dataclass(slots=True)
-class Room:
-    """What a node has left. memory: bytes, by measure. stirs: something there is leaving."""
+class Shelved(NamedTuple):
+    """What of a bay decides where its node stands on its shelf. counts: whole devices that are
+    left, by measure; shared: a device is held in part; stirs: something there is leaving."""
 
-    node: Node
-    kinds: dict[DeviceKind, Left]
-    memory: list[int]
+    bay: Bay
+    counts: tuple[int, ...]
+    shared: bool
     stirs: bool
+
+
+class Room:
+    """What a node has left. memory: bytes, by measure."""
+
+    def __init__(self, node: Node, bays: Iterable[Bay]) -> None:
+        self.node = node
+        self.kinds = {bay.kind: Left.all_of(bay) for bay in bays}
+        self.memory = [node.memory_bytes] * MEASURES
+        self._leaving = 0
+        self._at = {
+            device_id: (left, index)
+            for left in self.kinds.values()
+            for device_id, index in left.bay.at.items()
+        }
+
+    @property
+    def stirs(self) -> bool:
+        """Whether something there is leaving."""
+        return self._leaving > 0
+
+    def shelved(self) -> tuple[Shelved, ...]:
+        """What its shelves have to know."""
+        return tuple(
+            Shelved(left.bay, tuple(left.counts), left.shared > 0, self.stirs)
+            for left in self.kinds.values()
+        )
+
+    def hold(self, hold: Hold, sign: int = 1) -> None:
+        """A work came, or left (sign -1)."""
+        self._leaving += sign * (hold.there == SOON)
+        for measure in range(hold.there):
+            self.memory[measure] -= sign * hold.memory_bytes
+        for device_id, milli in hold.devices.items():
+            found = self._at.get(device_id)
+            if found is None:
+                continue  # it has a cordon
+            left, index = found
+            left.take(index, sign * milli, NOW, hold.there)
+            if hold.lasting:
+                left.stay(index, sign)
+
+    def keep(self, kept: Kept, sign: int = 1) -> None:
+        """Something is kept, or not any more (sign -1)."""
+        first = SOON if kept.leaving else NOW
+        for measure in range(first, MEASURES):
+            self.memory[measure] -= sign * kept.memory_bytes
+        for device_id in kept.devices:
+            left, index = self._at[device_id]
+            left.take(index, sign * kept.milli, first, MEASURES)
 
 
 def bays_of(node: Node) -> tuple[Bay, ...]:
@@ -110,30 +194,12 @@ def bays_of(node: Node) -> tuple[Bay, ...]:
 
 def survey(node: Node, bays: Iterable[Bay], holds: Iterable[Hold], kept: Iterable[Kept]) -> Room:
     """Look at a node anew."""
-    left: dict[DeviceId, list[int]] = {}
-    lasting: dict[DeviceId, None] = {}
-    memory = [node.memory_bytes] * MEASURES
-    stirs = False
+    room = Room(node, bays)
     for hold in holds:
-        stirs = stirs or hold.there == SOON
-        if hold.memory_bytes:
-            for measure in range(hold.there):
-                memory[measure] -= hold.memory_bytes
-        for device_id, milli in hold.devices.items():
-            row = left.get(device_id)
-            if row is None:
-                row = left[device_id] = [WHOLE] * MEASURES
-            for measure in range(hold.there):
-                row[measure] -= milli
-            if hold.lasting:
-                lasting[device_id] = None
+        room.hold(hold)
     for keep in kept:
-        for measure in range(SOON if keep.leaving else NOW, MEASURES):
-            memory[measure] -= keep.memory_bytes
-            for device_id in keep.devices:
-                left.setdefault(device_id, [WHOLE] * MEASURES)[measure] -= keep.milli
-    kinds = {bay.kind: _left(bay, left, lasting) for bay in bays}
-    return Room(node, kinds, memory, stirs)
+        room.keep(keep)
+    return room
 
 
 def workers_on(room: Room, demand: Demand, measure: int) -> int:
@@ -214,22 +280,6 @@ def _with_memory(demand: Demand, devices: int, memory_bytes: int) -> int:
     workers = workers_at_least(demand, devices)
     needed = node_memory(demand)
     return min(workers, max(memory_bytes, 0) // needed) if needed else workers
-
-
-def _left(bay: Bay, left: Mapping[DeviceId, list[int]], lasting: Mapping[DeviceId, None]) -> Left:
-    size = len(bay.devices)
-    counts, now, soon = [size] * MEASURES, [WHOLE] * size, [WHOLE] * size
-    stay = 0
-    for device_id, row in left.items():
-        index = bay.at.get(device_id)
-        if index is None:
-            continue
-        now[index], soon[index] = row[NOW], row[SOON]
-        stay += device_id in lasting
-        for measure, amount in enumerate(row):
-            if amount < WHOLE:
-                counts[measure] -= 1
-    return Left(bay, now, soon, tuple(counts), stay)
 
 
 def _class_of(device: Device) -> tuple[str, int]:

@@ -15,13 +15,22 @@ from onefleet.core.feasibility import node_memory
 from onefleet.core.index.errands import Errands
 from onefleet.core.index.fleet import Fleet
 from onefleet.core.index.lines import Lines, Place, Shape
+from onefleet.core.index.movable import Victim
 from onefleet.core.index.room import MEASURES, SOON, Hold, gone
-from onefleet.core.ordering import RESERVED, covered, is_claimant, rank_of
+from onefleet.core.ordering import (
+    RESERVED,
+    covered,
+    is_claimant,
+    level_at,
+    level_of,
+    loss_device_ms,
+    rank_of,
+)
 from onefleet.core.policy import Policy
 from onefleet.domain.ids import EPOCH, DeploymentId, DeviceId, Instant, NodeId, TenantId, WorkId
 from onefleet.domain.serving import Deployment, Replica
 from onefleet.domain.tenancy import Reservation
-from onefleet.domain.work import Phase, Want, Work, WorkKind
+from onefleet.domain.work import WHOLE, Phase, Want, Work, WorkKind
 
 #: Phases in which what is held comes free soon.
 LEAVING = (Phase.SAVING, Phase.STOPPING)
@@ -35,6 +44,7 @@ class _Entry:
     nodes: tuple[NodeId, ...]
     images: tuple[NodeId, ...]
     held_milli: int
+    victim: Victim | None  # as which it may be moved out of the way
     place: Place | None
     due: Instant  # when it has to be looked at again, though nothing of it changed
 
@@ -111,6 +121,18 @@ class Roster:
         """The nodes that it is on."""
         return self._entries[work_id].nodes
 
+    def victim_of(self, work_id: WorkId) -> Victim | None:
+        """As which it may be moved out of the way, by its own state; None: it may not."""
+        return self._entries[work_id].victim
+
+    def level_of(self, work: Work) -> int:
+        """Its level by now (`ordering.py`)."""
+        served = work.served_ms
+        if work.phase is Phase.RUNNING:
+            since = max(work.accounted_until, work.submitted_at)
+            served += max(self.now - since, 0) * self._entries[work.id].held_milli // WHOLE
+        return level_at(served, self._policy)
+
     # --- ranks -------------------------------------------------------------------------------
 
     def reserve_anew(self, tenant_id: TenantId) -> None:
@@ -172,7 +194,8 @@ class Roster:
         due = self._due(work)
         if due != NEVER:
             heapq.heappush(self._timers, (due, work.id))
-        self._entries[work.id] = _Entry(nodes, images, milli, place, due)
+        victim = self._victim(work) if nodes and self.is_movable(work) else None
+        self._entries[work.id] = _Entry(nodes, images, milli, victim, place, due)
 
     def _leave(self, work: Work) -> None:
         entry = self._entries.pop(work.id)
@@ -214,6 +237,10 @@ class Roster:
             self._fleet.hold(node_id, Hold(work, devices, memory[node_id], there, stays))
         return tuple(on), sum(sum(devices.values()) for devices in on.values())
 
+    def _victim(self, work: Work) -> Victim:
+        loss = loss_device_ms(work, self._policy)
+        return Victim(-self.ranks[work.id], 0, loss, -work.phase_since, work.id, work)
+
     def _there(self, work: Work) -> int:
         """In how many measures it is there."""
         if work.phase in LEAVING:
@@ -237,7 +264,7 @@ class Roster:
         if not all(node_id in self._fleet.usable for node_id in nodes or ()):
             return None
         shape = Shape(work.demand, nodes, work.kind)
-        turn = (work.submitted_at, work.id)
+        turn = (level_of(work, self.now, self._policy), work.submitted_at, work.id)
         return Place(self.ranks[work.id], work.tenant_id, shape, turn)
 
     def _ready_at(self, work: Work) -> Instant:

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from heapq import merge
 
 from onefleet.core.feasibility import suits
-from onefleet.core.index.room import MEASURES, NOW, Bay, Class, Left, Room
+from onefleet.core.index.room import MEASURES, NOW, Bay, Class, Shelved
 from onefleet.domain.fleet import DeviceKind
 from onefleet.domain.ids import NodeId
 from onefleet.domain.work import Demand
@@ -28,11 +28,11 @@ class Shelf:
         self.bay = bay  # one of them, as an example
         self.zone = bay.key[3]
         self.size = 0
-        self.by: list[list[list[NodeId]]] = [[] for _ in range(MEASURES)]
+        self.by: list[dict[int, list[NodeId]]] = [{} for _ in range(MEASURES)]
         self.stirring: list[NodeId] = []
         self.shared: list[NodeId] = []
 
-    def change(self, node_id: NodeId, old: Left | None, new: Left | None) -> None:
+    def change(self, node_id: NodeId, old: Shelved | None, new: Shelved | None) -> None:
         """A node came (old None), changed, or left (new None)."""
         for measure, rows in enumerate(self.by):
             before = None if old is None else old.counts[measure]
@@ -40,22 +40,18 @@ class Shelf:
             if before == after:
                 continue
             if before is not None:
-                _discard(rows[before], node_id)
+                row = rows[before]
+                del row[bisect_left(row, node_id)]
+                if not row:
+                    del rows[before]
             if after is not None:
-                while len(rows) <= after:
-                    rows.append([])
-                insort(rows[after], node_id)
+                insort(rows.setdefault(after, []), node_id)
         self.size += (new is not None) - (old is not None)
-        _mark(
-            self.shared,
-            node_id,
-            old is not None and old.is_shared,
-            new is not None and new.is_shared,
-        )
-
-    def stir(self, node_id: NodeId, before: bool, after: bool) -> None:
-        """Something is leaving there, or not any more."""
-        _mark(self.stirring, node_id, before, after)
+        for nodes, was, now in (
+            (self.shared, bool(old and old.shared), bool(new and new.shared)),
+            (self.stirring, bool(old and old.stirs), bool(new and new.stirs)),
+        ):
+            _mark(nodes, node_id, was, now)
 
 
 class Shelves:
@@ -66,24 +62,21 @@ class Shelves:
         self._suiting: dict[Demand, tuple[Shelf, ...]] = {}
         self.free: dict[DeviceKind, int] = {}  # whole devices, now
 
-    def change(self, node_id: NodeId, old: Room | None, new: Room | None) -> None:
-        """A usable node came (old None), changed, or is not usable any more (new None)."""
-        lefts: dict[Class, list[Left | None]] = {}
-        for side, room in enumerate((old, new)):
-            for left in () if room is None else room.kinds.values():
-                lefts.setdefault(left.bay.key, [None, None])[side] = left
-        for key, (before, after) in lefts.items():
+    def change(self, node_id: NodeId, old: Sequence[Shelved], new: Sequence[Shelved]) -> None:
+        """A usable node came (nothing old), changed, or is not usable any more (nothing new)."""
+        if old == new:
+            return
+        sides: dict[Class, list[Shelved | None]] = {}
+        for side, bays in enumerate((old, new)):
+            for shelved in bays:
+                sides.setdefault(shelved.bay.key, [None, None])[side] = shelved
+        for key, (before, after) in sides.items():
             shelf = self._shelves.get(key)
             if shelf is None:
                 assert after is not None, "a node leaves a shelf that it was not on"
                 shelf = self._shelves[key] = Shelf(after.bay)
                 self._suiting.clear()
             shelf.change(node_id, before, after)
-            shelf.stir(
-                node_id,
-                old is not None and before is not None and old.stirs,
-                new is not None and after is not None and new.stirs,
-            )
             kind = shelf.bay.kind
             self.free[kind] = self.free.get(kind, 0) + _free(after) - _free(before)
             if not shelf.size:
@@ -109,22 +102,27 @@ def rising(
     shelves: Sequence[Shelf], measure: int, least: int
 ) -> Iterator[tuple[int, Iterator[NodeId]]]:
     """The numbers of devices left from the least on, each with its nodes by id."""
-    most = max((len(shelf.by[measure]) for shelf in shelves), default=0)
-    for count in range(least, most):
-        yield count, _nodes(shelves, measure, count)
+    for count in _counts(shelves, measure):
+        if count >= least:
+            yield count, _nodes(shelves, measure, count)
 
 
 def falling(
     shelves: Sequence[Shelf], measure: int, least: int
 ) -> Iterator[tuple[int, Iterator[NodeId]]]:
     """The numbers of devices left down to the least, each with its nodes by id."""
-    most = max((len(shelf.by[measure]) for shelf in shelves), default=0)
-    for count in range(most - 1, least - 1, -1):
-        yield count, _nodes(shelves, measure, count)
+    for count in reversed(_counts(shelves, measure)):
+        if count >= least:
+            yield count, _nodes(shelves, measure, count)
+
+
+def _counts(shelves: Sequence[Shelf], measure: int) -> list[int]:
+    """The numbers of devices that some node has left, rising."""
+    return sorted({count for shelf in shelves for count in shelf.by[measure]})
 
 
 def _nodes(shelves: Sequence[Shelf], measure: int, count: int) -> Iterator[NodeId]:
-    lists = [rows[count] for shelf in shelves if count < len(rows := shelf.by[measure])]
+    lists = [rows[count] for shelf in shelves if count in (rows := shelf.by[measure])]
     return iter(lists[0]) if len(lists) == 1 else merge(*lists)
 
 
@@ -134,8 +132,8 @@ def _serves(shelf: Shelf, demand: Demand) -> bool:
     return shelf.bay.mixed or suits(shelf.bay.devices[0], demand)
 
 
-def _free(left: Left | None) -> int:
-    return 0 if left is None else left.counts[NOW]
+def _free(shelved: Shelved | None) -> int:
+    return 0 if shelved is None else shelved.counts[NOW]
 
 
 def _discard(nodes: list[NodeId], node_id: NodeId) -> None:

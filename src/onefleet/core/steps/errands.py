@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import heapq
+
 from onefleet.core.plan import Checkpoint, GivePromise, Ready, Stop
-from onefleet.core.promise import Bearer, promise_of, shortfall
+from onefleet.core.promise import shortfall
 from onefleet.core.scratch import Scratch
+from onefleet.domain.tiers import Tier
 from onefleet.domain.work import Outcome, Work
 
 
@@ -38,21 +41,25 @@ def _failed(this: Scratch, work: Work) -> str:
 
 def promise(this: Scratch) -> None:
     """Promise what fits beside what is promised already: higher tiers first, then by age."""
-    errands = this.index.roster.errands
-    waiting = [this.works[work_id] for work_id in errands.to_promise]
-    waiting.sort(key=lambda work: (work.tier.rank, work.submitted_at, work.id))
+    waiting = this.index.roster.errands.to_promise
+    heads = [(key[0].tier.rank, line[0], key) for key, line in waiting.items()]
+    heapq.heapify(heads)
     given = 0
-    hopeless: dict[tuple[Bearer, int], None] = {}  # what is promised only grows in a pass
-    for work in waiting:
-        key = promise_of(work)
-        if key in hopeless:
+    hopeless: dict[object, int] = {}  # the least that does not fit; what is promised only grows
+    while heads:
+        _, (_, work_id), key = heapq.heappop(heads)
+        bearer, milli = key
+        alike: object = bearer if bearer.tier is Tier.PREMIUM else (bearer.kind, bearer.classes)
+        if milli >= hopeless.get(alike, milli + 1):
             continue
-        if shortfall(this.index.book(), work, this.now) is None:
-            this.decide(GivePromise(work.id))
-            given += 1
-        else:
-            hopeless[key] = None
-    left = len(waiting) - given
+        if shortfall(this.index.book(), this.works[work_id], this.now) is not None:
+            hopeless[alike] = milli
+            continue
+        this.decide(GivePromise(work_id))
+        given += 1
+        if key in waiting:
+            heapq.heappush(heads, (bearer.tier.rank, waiting[key][0], key))
+    left = sum(len(line) for line in waiting.values())
     text = f"{given} works were promised their device fraction"
     this.report("promise", text + (f", {left} wait for that" if left else ""))
 

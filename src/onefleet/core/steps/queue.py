@@ -23,6 +23,36 @@ from onefleet.domain.ids import NodeId, TenantId, WorkId
 from onefleet.domain.work import Demand, Phase, Work, WorkKind
 
 
+class Hopeless:
+    """Demands that found nothing. What asks for as much of the same, or for more, finds nothing
+    either."""
+
+    def __init__(self) -> None:
+        self._least: dict[object, int] = {}
+
+    def add(self, demand: Demand, nodes: Nodes | None) -> None:
+        """Nothing was found for it. nodes: where it has to be, by rank."""
+        key, size = _without_size(demand, nodes)
+        self._least[key] = min(size, self._least.get(key, size))
+
+    def has(self, demand: Demand, nodes: Nodes | None) -> bool:
+        """Whether it is known that nothing will be found for it."""
+        key, size = _without_size(demand, nodes)
+        return size >= self._least.get(key, size + 1)
+
+    def clear(self) -> None:
+        """There is more now."""
+        self._least.clear()
+
+
+def _without_size(demand: Demand, nodes: Nodes | None) -> tuple[object, int]:
+    """Single workers that differ in their devices alone are compared by these; gangs are not."""
+    if demand.workers > 1:
+        return (demand, nodes), 0
+    same = (demand.kind, demand.memory_bytes, demand.milli, demand.speeds, demand.zones, nodes)
+    return same, demand.devices_min
+
+
 class Placing:
     """Steps order and place. contended, waiting: what explains afterwards why works wait.
 
@@ -35,13 +65,13 @@ class Placing:
         self.waiting: dict[WorkId, Waiting] = {}
         self.contended: dict[DeviceKind, list[WorkId]] = {}
         self.started = self.restored = self.moved = 0
-        self.no_fit: dict[tuple[Demand, Nodes | None], None] = {}
-        self.no_room: dict[tuple[int, Demand, Nodes | None], None] = {}
+        self.no_fit = Hopeless()
+        self.no_room = [Hopeless() for _ in RANK_NAMES]
         self.granted: dict[TenantId, int] = {}
         self.queues: list[Queue] = []
 
     def order(self) -> None:
-        """Order what is ready to be placed, by rank, tenant's share and age."""
+        """Order what is ready to be placed: by rank, level, tenant's share and age."""
         index = self.this.index
         index.settle()
         self.granted = dict(index.roster.held)
@@ -83,15 +113,14 @@ class Placing:
     def _place_one(self, work: Work) -> bool:
         """Place it on free devices, if it fits whole."""
         nodes = wait_nodes(work)
-        key = (work.demand, nodes)
-        if key in self.no_fit:  # free devices only get fewer within a pass
+        if self.no_fit.has(work.demand, nodes):  # free devices only get fewer within a pass
             return False
         fitting = None
         if work.kind is WorkKind.REPLICA:  # it stays for long: not where an image needs the room
             fitting = self.this.capacity.fit(work.demand, nodes, self._claims(work.demand))
         fitting = fitting or self.this.capacity.fit(work.demand, nodes)
         if fitting is None:
-            self.no_fit[key] = None
+            self.no_fit.add(work.demand, nodes)
             return False
         slots = self.this.capacity.take(work.demand, fitting)
         restore = work.phase is Phase.SUSPENDED
@@ -111,8 +140,7 @@ class Placing:
         ahead = len(line)
         line.append(work.id)
         self.waiting[work.id] = Waiting(line, ahead, kept=False)
-        key = (rank, demand, nodes)
-        if key in self.no_room:
+        if self.no_room[rank].has(demand, nodes):
             self._pass_over(queue)
             return False
         fitting = this.capacity.fit_soon(demand, nodes)
@@ -121,7 +149,7 @@ class Placing:
             if not chosen:
                 if nodes is not None and this.waited_ms(work) >= this.policy.patience_ms:
                     self._relocate(work, rank, nodes)
-                self.no_room[key] = None
+                self.no_room[rank].add(demand, nodes)
                 self._pass_over(queue)
                 return False
             for victim in chosen:
@@ -139,12 +167,16 @@ class Placing:
             queue.pass_over()
 
     def _move(self, victim: Work, waiting: Work) -> None:
+        ranks = self.this.index.roster.ranks
         reason = f"makes room for {waiting.id} ({waiting.tier})"
+        if ranks[victim.id] == ranks[waiting.id]:
+            reason += ", which has had less device time"
         if victim.kind is WorkKind.REPLICA:
             self.this.decide(Stop(victim.id, reason, waiting.id))
         else:
             self.this.decide(Suspend(victim.id, reason, waiting.id))
-        self.no_room.clear()  # a victim may free more than is needed
+        for hopeless in self.no_room:  # a victim may free more than is needed
+            hopeless.clear()
         self.moved += 1
 
     def _relocate(self, work: Work, rank: int, nodes: Nodes) -> None:

@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from typing import assert_never
 
 from onefleet.core import lifecycle
+from onefleet.core.ordering import next_level_at
 from onefleet.core.plan import (
     Checkpoint,
     Decision,
@@ -56,8 +57,9 @@ from onefleet.sim.jobs.job import Rules
 
 #: Passes at one moment before it is a defect that they do not come to rest.
 PASSES_MAX = 50
-#: Between looks while jobs wait and nothing happens: doubles from the first to the last.
-LOOK_MS, LOOK_MS_MAX = 1_000, 600_000
+#: Between looks while jobs wait and nothing happens: doubles from the first to the last, as long as
+#: patience and holds may matter; then the pool sleeps until some job has had enough to make room.
+LOOK_MS, LOOK_MS_MAX = 1_000, 64_000
 _FOR_EVER = Instant(1 << 60)
 _BEGIN = Instant(0)
 #: Bytes of an image; the rules have its price.
@@ -177,9 +179,24 @@ class Pool:
         if desk.arrived or desk.returned or desk.ended or desk.acts:
             self._look_ms = LOOK_MS
         if desk.waiting and self._woken_at <= desk.now:
-            self._woken_at = desk.now + self._look_ms
-            self._look_ms = min(2 * self._look_ms, LOOK_MS_MAX)
-            desk.wake(self._woken_at)
+            at = desk.now + self._look_ms
+            if self._look_ms <= LOOK_MS_MAX:
+                self._look_ms *= 2
+            else:
+                at = self._next_level(desk)
+            if at > desk.now:
+                self._woken_at = at
+                desk.wake(at)
+
+    def _next_level(self, desk: Desk) -> int:
+        """When the first running job has had so much that one that waits may go before it; 0: no
+        job will, or none waits for devices alone."""
+        now, lowest = Instant(desk.now), self._index.roster.lines.lowest_level()
+        if lowest is None:
+            return 0
+        works = (self._works[number] for number in desk.running)
+        times = (next_level_at(work, now, self._policy, lowest) for work in works)
+        return min((at for at in times if at is not None and at > now), default=0)
 
 
 def _node(number: int, size: int) -> Node:
