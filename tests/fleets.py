@@ -112,6 +112,11 @@ def a_reservation(tenant: str, devices: int, kind: DeviceKind = DeviceKind.CPU) 
     return Reservation(name, TenantId(tenant), kind, devices, Instant(0))
 
 
+def a_tenant(name: str, parent: str | None = None, **changes: Any) -> Tenant:
+    above = None if parent is None else TenantId(parent)
+    return replace(Tenant(TenantId(name), above, None, None, Instant(0)), **changes)
+
+
 def placed(work: Work, *slots: tuple[str, str], at: Instant = NOW, running: bool = True) -> Work:
     """The work on devices, each slot as ("n1", "0 1"); brought there by its own lifecycle."""
     kind = work.demand.kind

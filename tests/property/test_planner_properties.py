@@ -16,21 +16,23 @@ from tests.fleets import (
     a_replica,
     a_reservation,
     a_snapshot,
+    a_tenant,
     after,
     replica_of,
 )
 
 from onefleet.core import lifecycle
 from onefleet.core.explain import explain
-from onefleet.core.ordering import RESERVED, ranks
+from onefleet.core.ordering import RESERVED
 from onefleet.core.plan import Checkpoint, Plan, Resize, Suspend, Thaw, describe
 from onefleet.core.plan_check import check_plan, unexplained
-from onefleet.core.planner import feasibility, plan
+from onefleet.core.planner import Index, feasibility, plan
 from onefleet.core.policy import Policy
 from onefleet.core.snapshot import Snapshot
 from onefleet.domain.fleet import Node, NodeState
 from onefleet.domain.ids import DeviceId, Instant, NodeId, TenantId, WorkId
 from onefleet.domain.serving import Replica
+from onefleet.domain.tenancy import Reservation
 from onefleet.domain.tiers import Tier
 from onefleet.domain.work import Image, Phase, Slot, Terms, Want, Work, WorkKind
 
@@ -127,10 +129,26 @@ def snapshots(draw: st.DrawFn) -> Snapshot:
         found.append(replace(work, want=wanted))
         if work.kind is WorkKind.REPLICA:
             replicas.append(replica_of(work, deployment))
-    reservations = [a_reservation("a", draw(st.integers(1, 4)))] if draw(st.booleans()) else []
     return a_snapshot(
-        nodes, found, deployments=[deployment], replicas=replicas, reservations=reservations
+        nodes,
+        found,
+        deployments=[deployment],
+        replicas=replicas,
+        tenants=[a_tenant("a", draw(st.sampled_from([None, "top"]))), a_tenant("top")],
+        reservations=draw_reservations(draw),
     )
+
+
+def draw_reservations(draw: st.DrawFn) -> list[Reservation]:
+    """None, or one of a team or of what may be above it, for ever or in a window."""
+    if draw(st.booleans()):
+        return []
+    found = a_reservation(draw(st.sampled_from(["a", "a", "top"])), draw(st.integers(1, 4)))
+    edge = st.sampled_from([None, None, Instant(NOW - 9_000), Instant(NOW + 9_000)])
+    starts_at, ends_at = draw(edge), draw(edge)
+    if starts_at is not None and ends_at is not None and starts_at >= ends_at:
+        ends_at = None
+    return [replace(found, starts_at=starts_at, ends_at=ends_at)]
 
 
 def draw_image(draw: st.DrawFn, work: Work, nodes: list[Node]) -> Image:
@@ -191,6 +209,7 @@ def test_the_order_of_records_does_not_matter(s: Snapshot, chance: random.Random
         s.generation,
         nodes=shuffled(s.nodes.values()),  # type: ignore[arg-type]
         works=shuffled(s.works.values()),  # type: ignore[arg-type]
+        tenants=shuffled(s.tenants.values()),  # type: ignore[arg-type]
         reservations=shuffled(s.reservations.values()),  # type: ignore[arg-type]
         deployments=s.deployments.values(),
         replicas=shuffled(s.replicas.values()),  # type: ignore[arg-type]
@@ -207,6 +226,12 @@ def test_whatever_does_not_run_has_a_reason_in_words(s: Snapshot) -> None:
         assert why.summary
         if work.phase not in (Phase.RUNNING, Phase.ENDED):
             assert why.blockers and all(blocker.text for blocker in why.blockers)
+
+
+def ranks(snapshot: Snapshot) -> dict[WorkId, int]:
+    index = Index.of(snapshot, POLICY, NOW)
+    index.settle()
+    return dict(index.roster.ranks)
 
 
 @many

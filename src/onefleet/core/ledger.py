@@ -54,12 +54,18 @@ def fraction_permille(work: Work, now: Instant, window_ms: int) -> int:
 
     1000 for a work that has not wanted to run in it.
     """
+    wanted, got = wanted_and_got(work, now, window_ms)
+    return 1_000 * got // wanted if wanted else 1_000
+
+
+def wanted_and_got(work: Work, now: Instant, window_ms: int) -> tuple[int, int]:
+    """The time that it wanted to run, and that it ran at full width, in these hours."""
     wanted = got = 0
     for hour in account(work, now).hours:
         if hour.begins_at + HOUR_MS > now - window_ms:
             wanted += hour.wanted_ms
             got += hour.got_ms
-    return 1_000 * got // wanted if wanted else 1_000
+    return wanted, got
 
 
 def _devices(work: Work) -> dict[str, int]:

@@ -13,13 +13,21 @@ doubling thresholds (Gu et al., "Tiresias", NSDI 2019).
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
-from onefleet.core.ledger import held_milli, served_ms
+from onefleet.core.ledger import (
+    HOUR_MS,
+    fraction_permille,
+    held_milli,
+    served_ms,
+    wanted_and_got,
+    width_permille,
+)
 from onefleet.core.policy import Policy
-from onefleet.core.snapshot import Snapshot, devices_held
+from onefleet.core.promise import lineage
+from onefleet.core.snapshot import devices_held
 from onefleet.domain.ids import Instant, TenantId, WorkId
-from onefleet.domain.tenancy import Reservation
+from onefleet.domain.tenancy import Reservation, Tenant
 from onefleet.domain.tiers import Tier
 from onefleet.domain.work import WHOLE, Phase, Want, Work, WorkKind
 
@@ -34,9 +42,11 @@ RANK_NAMES = (
 _BY_TIER = {Tier.PREMIUM: PREMIUM, Tier.STANDARD: STANDARD, Tier.BASIC: BASIC}
 
 
-def rank_of(work: Work) -> int:
-    """The rank of a work by its tier alone."""
-    return _BY_TIER[work.tier]
+def rank_of(work: Work, is_covered: bool, now: Instant, policy: Policy) -> int:
+    """The rank of a work. is_covered: by a reservation."""
+    if is_covered:
+        return RESERVED
+    return BEHIND if is_behind(work, now, policy) else _BY_TIER[work.tier]
 
 
 def level_of(work: Work, now: Instant, policy: Policy) -> int:
@@ -85,33 +95,77 @@ def is_claimant(work: Work) -> bool:
     return work.phase.holds_devices or work.want is Want.RUN
 
 
-def covered(reservations: Iterable[Reservation], claimants: Iterable[Work]) -> list[WorkId]:
-    """Which of a tenant's premium works its reservations cover: first what holds devices."""
-    found: dict[WorkId, None] = {}
-    line = sorted(claimants, key=lambda w: (not w.phase.holds_devices, w.submitted_at, w.id))
+def covered(
+    reservations: Iterable[Reservation],
+    claimants: Iterable[Work],
+    tenants: Mapping[TenantId, Tenant],
+) -> list[WorkId]:
+    """Which premium works the reservations cover: first what holds devices, then by age.
+
+    A work is covered by one of its tenant, else by one of a tenant above that, nearest first.
+    """
+    by_tenant: dict[TenantId, list[tuple[Reservation, int]]] = {}
     for reservation in reservations:
-        left = reservation.devices
-        for work in line:
-            if left <= 0:
-                break
-            needed = devices_held(work) or work.demand.least
-            if work.demand.kind is reservation.kind and needed <= left and work.id not in found:
-                left -= needed
-                found[work.id] = None
-    return list(found)
+        by_tenant.setdefault(reservation.tenant_id, []).append((reservation, reservation.devices))
+    found: list[WorkId] = []
+    line = sorted(claimants, key=lambda w: (not w.phase.holds_devices, w.submitted_at, w.id))
+    for work in line:
+        needed = devices_held(work) or work.demand.least
+        if _draw(work, needed, by_tenant, tenants):
+            found.append(work.id)
+    return found
 
 
-def ranks(snapshot: Snapshot) -> dict[WorkId, int]:
-    """The rank of every work that has not ended."""
-    result = {w.id: rank_of(w) for w in snapshot.works.values() if w.phase is not Phase.ENDED}
-    claimants: dict[TenantId, list[Work]] = {}
-    for work in snapshot.works.values():
-        if is_claimant(work):
-            claimants.setdefault(work.tenant_id, []).append(work)
-    reservations: dict[TenantId, list[Reservation]] = {}
-    for reservation in snapshot.reservations.values():
-        reservations.setdefault(reservation.tenant_id, []).append(reservation)
-    for tenant_id, own in reservations.items():
-        for work_id in covered(own, claimants.get(tenant_id, ())):
-            result[work_id] = RESERVED
-    return result
+def _draw(
+    work: Work,
+    needed: int,
+    by_tenant: Mapping[TenantId, list[tuple[Reservation, int]]],
+    tenants: Mapping[TenantId, Tenant],
+) -> bool:
+    """Take the devices from the first reservation that has them left for such work."""
+    classes = [speed.product for speed in work.demand.speeds]
+    for tenant_id in lineage(work.tenant_id, tenants):
+        entries = by_tenant.get(tenant_id, [])
+        for number, (reservation, left) in enumerate(entries):
+            suits = not reservation.product or not classes or reservation.product in classes
+            if reservation.kind is work.demand.kind and suits and needed <= left:
+                entries[number] = (reservation, left - needed)
+                return True
+    return False
+
+
+def is_behind(work: Work, now: Instant, policy: Policy) -> bool:
+    """Whether standard work has had less than it was promised, over the policy's window.
+
+    What runs is behind until it has had a margin more, so that it is not taken off at once.
+    """
+    if work.tier is not Tier.STANDARD or not _is_owed(work):
+        return False
+    return fraction_permille(work, now, policy.promise_window_ms) < _owed_permille(work, policy)
+
+
+def behind_changes_at(work: Work, now: Instant, policy: Policy) -> Instant | None:
+    """From when on `is_behind` has to be asked again, if nothing happens; None: never."""
+    if work.tier is not Tier.STANDARD or not _is_owed(work):
+        return None
+    wanted, got = wanted_and_got(work, now, policy.promise_window_ms)
+    owed = _owed_permille(work, policy)
+    ahead = 1_000 * got - owed * wanted  # thousandths of milliseconds
+    gain = (width_permille(work) if work.phase is Phase.RUNNING else 0) - owed
+    begins_at = now - policy.promise_window_ms
+    times = [now + HOUR_MS - begins_at % HOUR_MS]  # an hour leaves the window
+    if ahead < 0 < gain:
+        times.append(now - ahead // gain)
+    elif gain < 0 <= ahead:
+        times.append(now + ahead // -gain + 1)
+    return Instant(min(times))
+
+
+def _is_owed(work: Work) -> bool:
+    wants = work.want is Want.RUN and work.ready and work.promised
+    return wants and work.kind is WorkKind.JOB and work.phase is not Phase.ENDED
+
+
+def _owed_permille(work: Work, policy: Policy) -> int:
+    margin = policy.promise_margin_permille if work.phase is Phase.RUNNING else 0
+    return work.tier.promise_permille + margin

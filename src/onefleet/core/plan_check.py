@@ -238,7 +238,7 @@ class _Checker:
                 yield f"{work.id}.{rank} gets {device_id}, a {device.product}, which it cannot use"
             if device_id in cordoned and device_id not in _devices(work):
                 yield f"{work.id}.{rank} gets {device_id}, which gets no work"
-        if demand.memory_bytes:
+        if demand.memory_bytes and all(held.node_id != node.id for held in work.placement):
             self.given_on[node.id] = True
 
     def _handed_out(self, work: Work) -> Iterator[str]:

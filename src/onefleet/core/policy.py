@@ -23,6 +23,9 @@ class Policy:
     other node could run; then they are given up.
     level_ms: device-milliseconds that a work has had when it leaves the first level of its rank;
     each further level is twice as long.
+    promise_window_ms: over this long, and the hours that it begins in, promises are looked at;
+    promise_margin_permille: what runs is held to have less than was promised until it had so much
+    more, so that it is not taken off at once.
     idle_ms: a deployment without a request for this long may lose a replica.
     scale_up_waiting: held requests a ready replica, from which on one more is wanted.
     save_fixed_ms, save_bytes_per_ms, replica_start_ms: what suspending work costs, to choose the
@@ -37,6 +40,8 @@ class Policy:
     patience_ms: int = 30_000
     image_wait_ms: int = 600_000
     level_ms: int = 600_000
+    promise_window_ms: int = 3_600_000
+    promise_margin_permille: int = 100
     idle_ms: int = 5_000
     scale_up_waiting: int = 1
     save_fixed_ms: int = 300

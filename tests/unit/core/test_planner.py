@@ -129,7 +129,7 @@ def test_tiers_go_before_age_and_tenants_take_turns() -> None:
     plan = planned(a_snapshot([a_node("n1", 3)], works))
     assert list(places(plan)) == ["late-premium", "a0", "b0"]
     (order,) = (step for step in plan.steps if step.step == "order")
-    assert order.text == "1 premium, 4 standard, 1 basic in the queue"
+    assert order.text == "1 premium, 4 standard below its promise, 1 basic in the queue"
 
 
 def test_suspended_work_goes_before_newer_work_of_its_tier() -> None:

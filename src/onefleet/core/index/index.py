@@ -43,7 +43,7 @@ class Index:
         self.reservations: dict[ReservationId, Reservation] = {}
         self.stock: dict[tuple[DeviceKind, str], int] = {}
         self.fleet = Fleet()
-        self.roster = Roster(policy, self.fleet)
+        self.roster = Roster(policy, self.fleet, self.tenants, self.reservations)
         self._tables: dict[type, Mapping[str, Record]] = {
             Work: cast(Mapping[str, Record], self.roster.works),
             Node: cast(Mapping[str, Record], self.fleet.nodes),
@@ -97,9 +97,10 @@ class Index:
                     self.roster.refresh(hold.work.id)
             case Tenant():
                 self.tenants[record.id] = record
+                self._regroup(old, record)
             case Reservation():
-                self._reserve_anew(old)
                 self.reservations[record.id] = record
+                self._reserve_anew(old)
                 self._reserve_anew(record)
             case Deployment():
                 self.roster.spares.put_deployment(record)
@@ -121,6 +122,7 @@ class Index:
                 self._turn()
             case Tenant():
                 del self.tenants[old.id]
+                self._regroup(old, None)
             case Reservation():
                 del self.reservations[old.id]
                 self._reserve_anew(old)
@@ -145,7 +147,7 @@ class Index:
 
     def settle(self) -> None:
         """Work through the marks, the ranks' as well."""
-        self.roster.settle_ranks(self.reservations.values())
+        self.roster.settle_ranks()
         self.settle_rooms()
 
     def settle_rooms(self) -> None:
@@ -211,4 +213,9 @@ class Index:
 
     def _reserve_anew(self, reservation: Record | None) -> None:
         if isinstance(reservation, Reservation):
-            self.roster.reserve_anew(reservation.tenant_id)
+            self.roster.coverage.look_at(reservation)
+
+    def _regroup(self, old: Record | None, new: Record | None) -> None:
+        parents = [r.parent if isinstance(r, Tenant) else None for r in (old, new)]
+        if parents[0] != parents[1]:
+            self.roster.coverage.regroup()

@@ -8,28 +8,36 @@ from __future__ import annotations
 
 import heapq
 from bisect import bisect_left, insort
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from onefleet.core.feasibility import node_memory
+from onefleet.core.index.coverage import Coverage
 from onefleet.core.index.errands import Errands
 from onefleet.core.index.fleet import Fleet
 from onefleet.core.index.lines import Lines, Place, Shape
 from onefleet.core.index.movable import Victim
 from onefleet.core.index.room import MEASURES, SOON, Hold, gone
 from onefleet.core.ordering import (
-    RESERVED,
-    covered,
-    is_claimant,
+    behind_changes_at,
     level_at,
     level_of,
     loss_device_ms,
     rank_of,
 )
 from onefleet.core.policy import Policy
-from onefleet.domain.ids import EPOCH, DeploymentId, DeviceId, Instant, NodeId, TenantId, WorkId
+from onefleet.domain.ids import (
+    EPOCH,
+    DeploymentId,
+    DeviceId,
+    Instant,
+    NodeId,
+    ReservationId,
+    TenantId,
+    WorkId,
+)
 from onefleet.domain.serving import Deployment, Replica
-from onefleet.domain.tenancy import Reservation
+from onefleet.domain.tenancy import Reservation, Tenant
 from onefleet.domain.work import WHOLE, Phase, Want, Work, WorkKind
 
 #: Phases in which what is held comes free soon.
@@ -57,7 +65,13 @@ class Roster:
     ended: jobs that have, first those that ended first.
     """
 
-    def __init__(self, policy: Policy, fleet: Fleet) -> None:
+    def __init__(
+        self,
+        policy: Policy,
+        fleet: Fleet,
+        tenants: Mapping[TenantId, Tenant],
+        reservations: Mapping[ReservationId, Reservation],
+    ) -> None:
         self.works: dict[WorkId, Work] = {}
         self.lines = Lines()
         self.ranks: dict[WorkId, int] = {}
@@ -71,10 +85,8 @@ class Roster:
         self._spares = Spares(self)
         self.errands = Errands(policy, self.works, fleet.nodes)
         self._entries: dict[WorkId, _Entry] = {}
-        self._claimants: dict[TenantId, dict[WorkId, None]] = {}
-        self._covered: dict[TenantId, dict[WorkId, None]] = {}
+        self.coverage = Coverage(self.works, tenants, reservations)
         self._timers: list[tuple[Instant, WorkId]] = []
-        self._stale: dict[TenantId, None] = {}
 
     @property
     def spares(self) -> Spares:
@@ -95,6 +107,7 @@ class Roster:
         """There is no record of it any more."""
         self._leave(self.works.pop(work_id))
         self.ranks.pop(work_id, None)
+        self.coverage.forget(work_id)
         self._tell_dependents(work_id)
 
     def _tell_dependents(self, work_id: WorkId) -> None:
@@ -111,6 +124,7 @@ class Roster:
     def advance(self, now: Instant) -> None:
         """Time has passed."""
         self.now = now
+        self.coverage.advance(now)
         while self._timers and self._timers[0][0] <= now:
             at, work_id = heapq.heappop(self._timers)
             entry = self._entries.get(work_id)
@@ -135,36 +149,15 @@ class Roster:
 
     # --- ranks -------------------------------------------------------------------------------
 
-    def reserve_anew(self, tenant_id: TenantId) -> None:
-        """The tenant's reservations have changed."""
-        self._stale[tenant_id] = None
-
-    def settle_ranks(self, reservations: Iterable[Reservation]) -> None:
-        """See anew which works the reservations cover, where something has changed."""
-        if not self._stale:
-            return
-        own: dict[TenantId, list[Reservation]] = {tenant_id: [] for tenant_id in self._stale}
-        for reservation in sorted(reservations, key=lambda r: r.id):
-            if reservation.tenant_id in own:
-                own[reservation.tenant_id].append(reservation)
-        self._stale.clear()
-        for tenant_id, found in own.items():
-            self._cover(tenant_id, found)
-
-    def _cover(self, tenant_id: TenantId, reservations: list[Reservation]) -> None:
-        before = self._covered.pop(tenant_id, {})
-        claimants = self._claimants.get(tenant_id, {}) if reservations else {}
-        after = covered(reservations, [self.works[work_id] for work_id in claimants])
-        if after:
-            self._covered[tenant_id] = dict.fromkeys(after)
-        for work_id in (*before, *after):
+    def settle_ranks(self) -> None:
+        """See anew which works reservations cover, where something has changed."""
+        for work_id in self.coverage.settle():
             work = self.works.get(work_id)
             if work is not None and self.ranks.get(work_id) not in (None, self._rank(work)):
                 self.refresh(work_id)
 
     def _rank(self, work: Work) -> int:
-        is_covered = work.id in self._covered.get(work.tenant_id, ())
-        return RESERVED if is_covered else rank_of(work)
+        return rank_of(work, self.coverage.covers(work.id), self.now, self._policy)
 
     # --- one work ----------------------------------------------------------------------------
 
@@ -175,9 +168,7 @@ class Roster:
                 insort(self.ended, _ended(work))
         else:
             self.ranks[work.id] = self._rank(work)
-        if is_claimant(work):
-            self._claimants.setdefault(work.tenant_id, {})[work.id] = None
-            self._stale[work.tenant_id] = None
+        self.coverage.enter(work)
         if work.want is Want.STOP and work.phase not in (Phase.STOPPING, Phase.ENDED):
             self.to_stop[work.id] = None
         if work.want in (Want.SUSPEND, Want.FREEZE) and work.phase is Phase.RUNNING:
@@ -201,9 +192,7 @@ class Roster:
         entry = self._entries.pop(work.id)
         if work.phase is Phase.ENDED and work.kind is WorkKind.JOB:
             del self.ended[bisect_left(self.ended, _ended(work))]
-        if is_claimant(work):
-            del self._claimants[work.tenant_id][work.id]
-            self._stale[work.tenant_id] = None
+        self.coverage.leave(work)
         self.to_stop.pop(work.id, None)
         self.to_pause.pop(work.id, None)
         for node_id in entry.nodes:
@@ -278,7 +267,8 @@ class Roster:
 
     def _due(self, work: Work) -> Instant:
         moves_at = work.not_before if work.phase is Phase.RUNNING else NEVER
-        times = (self._ready_at(work), moves_at, self.errands.due(work) or NEVER)
+        owed_at = behind_changes_at(work, self.now, self._policy) or NEVER
+        times = (self._ready_at(work), moves_at, owed_at, self.errands.due(work) or NEVER)
         return min((at for at in times if at > self.now), default=NEVER)
 
 

@@ -1,0 +1,166 @@
+"""Who ranks how: what reservations cover, who has had too little, who takes turns."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from tests.fleets import (
+    NOW,
+    a_job,
+    a_node,
+    a_replica,
+    a_reservation,
+    a_snapshot,
+    a_tenant,
+    placed,
+    planned,
+)
+
+from onefleet.core.ordering import BASIC, BEHIND, PREMIUM, RESERVED, STANDARD
+from onefleet.core.plan import Suspend
+from onefleet.core.planner import Index
+from onefleet.core.policy import Policy
+from onefleet.core.snapshot import Snapshot
+from onefleet.domain.ids import Instant, TenantId, WorkId
+from onefleet.domain.tiers import Tier
+from onefleet.domain.work import Terms, Work
+
+NEVER = Terms(checkpoint_every_ms=0)
+MINUTE = 60_000
+HOUR = 60 * MINUTE
+POLICY = Policy(level_ms=10 * MINUTE)
+#: The beginning of an hour, so that windows are easy to count.
+NOON = Instant(500 * HOUR)
+
+
+def rank(snapshot: Snapshot, name: str, now: Instant = NOW) -> int:
+    index = Index.of(snapshot, POLICY, now)
+    index.settle()
+    return index.roster.ranks[WorkId(name)]
+
+
+def premium(name: str, tenant: str, devices: int = 1, at: int = 0) -> Work:
+    return a_job(name, devices, Tier.PREMIUM, tenant_id=TenantId(tenant), submitted_at=Instant(at))
+
+
+def standard(name: str = "s", since: Instant = NOON) -> Work:
+    return a_job(name, tier=Tier.STANDARD, submitted_at=since, phase_since=since)
+
+
+def lasting_node(name: str = "n1", devices: int = 1) -> object:
+    return a_node(name, devices, lease_expires_at=Instant(NOON + 100 * HOUR))
+
+
+# --- reservations ----------------------------------------------------------------------------
+
+
+def test_a_department_s_reservation_covers_its_teams_nearest_first() -> None:
+    tenants = [a_tenant("dept"), a_tenant("red", "dept"), a_tenant("blue", "dept"), a_tenant("x")]
+    works = [premium("r1", "red", at=1), premium("r2", "red", at=2), premium("r3", "red", at=3)]
+    works += [premium("b", "blue", at=4), premium("x", "x", at=0)]
+    snapshot = a_snapshot(
+        [a_node("n1", 8)],
+        works,
+        tenants=tenants,
+        reservations=[a_reservation("red", 1), a_reservation("dept", 2)],
+    )
+    found = {name: rank(snapshot, name) for name in ("r1", "r2", "r3", "b", "x")}
+    assert found == {"r1": 0, "r2": 0, "r3": 0, "b": PREMIUM, "x": PREMIUM}
+    more = replace(snapshot.reservations["res-dept-cpu"], devices=3)
+    wider = replace(snapshot, reservations={**snapshot.reservations, more.id: more})
+    assert rank(wider, "b") == RESERVED and rank(wider, "x") == PREMIUM
+
+
+def test_a_reservation_covers_in_its_window_only() -> None:
+    window = replace(
+        a_reservation("a", 1), starts_at=Instant(NOW + MINUTE), ends_at=Instant(NOW + HOUR)
+    )
+    snapshot = a_snapshot([a_node("n1")], [premium("p", "a")], reservations=[window])
+    index = Index.of(snapshot, POLICY, NOW)
+    found = []
+    for at in (NOW, NOW + MINUTE - 1, NOW + MINUTE, NOW + HOUR - 1, NOW + HOUR):
+        index.advance(Instant(at), {})
+        index.settle()
+        found.append(index.roster.ranks[WorkId("p")])
+    assert found == [PREMIUM, PREMIUM, RESERVED, RESERVED, PREMIUM]
+
+
+def test_a_reservation_of_a_class_covers_what_can_use_it() -> None:
+    gone = replace(a_reservation("a", 1), product="tpu")
+    works = [premium("p", "a")]
+    assert rank(a_snapshot([a_node("n1")], works, reservations=[gone]), "p") == RESERVED
+
+
+# --- promises --------------------------------------------------------------------------------
+
+
+def test_standard_work_is_behind_its_promise_while_it_has_had_too_little() -> None:
+    waiting = standard()
+    assert rank(a_snapshot([lasting_node()], [waiting]), "s", Instant(NOON + 1)) == BEHIND
+    without = replace(waiting, promised=False)
+    assert rank(a_snapshot([lasting_node()], [without]), "s", Instant(NOON + 1)) == STANDARD
+    basic = a_job("b", tier=Tier.BASIC, submitted_at=NOON)
+    assert rank(a_snapshot([lasting_node()], [basic]), "b", Instant(NOON + 1)) == BASIC
+
+
+def test_running_makes_up_for_a_wait_and_then_some() -> None:
+    began = Instant(NOON + 10 * MINUTE)
+    running = placed(standard(), ("n1", "0"), at=began)
+    index = Index.of(a_snapshot([lasting_node()], [running]), POLICY, began)
+    found = {}
+    for minutes in (1, 20, 39, 40, 45):  # 40 of 50 minutes: 70 % and the margin of 10 %
+        index.advance(Instant(began + minutes * MINUTE), {})
+        index.settle()
+        found[minutes] = index.roster.ranks[running.id]
+    assert found == {1: BEHIND, 20: BEHIND, 39: BEHIND, 40: STANDARD, 45: STANDARD}
+
+
+def test_what_is_behind_goes_before_what_is_not_and_takes_its_devices() -> None:
+    policy = Policy(level_ms=1 << 50)
+    running = replace(placed(standard("r"), ("n1", "0"), at=NOON), terms=NEVER)
+    later = Instant(NOON + 30 * MINUTE)
+    snapshot = a_snapshot([lasting_node()], [running, standard("w", later)])
+    (decision,) = planned(snapshot, policy, Instant(later + 1)).decisions
+    assert isinstance(decision, Suspend) and (decision.work_id, decision.for_work) == ("r", "w")
+
+
+# --- turns inside a rank ---------------------------------------------------------------------
+
+
+def basic(name: str, at: Instant = NOON, **changes: object) -> Work:
+    return a_job(name, tier=Tier.BASIC, submitted_at=at, phase_since=at, **changes)
+
+
+def test_a_job_that_has_had_twice_as_much_makes_room_for_one_of_its_rank() -> None:
+    running = placed(basic("r"), ("n1", "0"), at=NOON)
+    snapshot = a_snapshot([lasting_node()], [running, basic("w")])
+    assert not planned(snapshot, POLICY, Instant(NOON + 9 * MINUTE)).decisions
+    (decision,) = planned(snapshot, POLICY, Instant(NOON + 10 * MINUTE)).decisions
+    assert isinstance(decision, Suspend) and decision.work_id == "r"
+    assert decision.reason == "makes room for w (basic), which has had less device time"
+    had_too = replace(basic("w"), served_ms=15 * MINUTE)
+    snapshot = a_snapshot([lasting_node()], [running, had_too])
+    assert not planned(snapshot, POLICY, Instant(NOON + 19 * MINUTE)).decisions
+    assert planned(snapshot, POLICY, Instant(NOON + 20 * MINUTE)).decisions
+
+
+def test_of_two_the_one_that_has_had_more_goes_and_who_has_had_least_comes_first() -> None:
+    long = placed(replace(basic("long"), served_ms=100 * MINUTE), ("n1", "0"), at=NOON)
+    short = placed(replace(basic("short"), served_ms=15 * MINUTE), ("n1", "1"), at=NOON)
+    works = [long, short, replace(basic("old"), served_ms=50 * MINUTE), basic("new")]
+    snapshot = a_snapshot([lasting_node("n1", 2)], works)
+    decided = planned(snapshot, POLICY, Instant(NOON + MINUTE)).decisions
+    assert [(d.work_id, d.for_work) for d in decided if isinstance(d, Suspend)] == [
+        ("long", "new"),
+    ]
+
+
+def test_neither_replicas_nor_promised_premium_take_turns() -> None:
+    later = Instant(NOON + 5 * HOUR)
+    for held in (
+        placed(a_replica("r", 1, Tier.BASIC, submitted_at=NOON), ("n1", "0"), at=NOON),
+        placed(premium("r", "a", at=NOON), ("n1", "0"), at=NOON),
+    ):
+        held = replace(held, terms=NEVER)
+        other = a_job("w", tier=held.tier, submitted_at=later, phase_since=later)
+        assert not planned(a_snapshot([lasting_node()], [held, other]), POLICY, later).decisions
