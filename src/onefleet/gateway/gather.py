@@ -175,11 +175,7 @@ class StreamGather(EngineExchange):
             self.send_whole(self._whole())
 
     def used(self) -> tuple[int, int, int]:
-        if self.usage.known:
-            return self.usage.counts()
-        if not self._events:
-            return 0, 0, 0
-        return self.prompt_estimate, 0, self._events
+        return self.usage.billed(self.prompt_estimate, self._events)
 
     def _take(self, data: bytes) -> bool:
         """Take one event. False: the exchange has ended, or begun again."""

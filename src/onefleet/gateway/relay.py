@@ -108,11 +108,7 @@ class StreamRelay(EngineExchange):
             self._send(out)
 
     def used(self) -> tuple[int, int, int]:
-        if self.usage.known:
-            return self.usage.counts()
-        if not self._events:
-            return 0, 0, 0
-        return self.prompt_estimate, 0, self._events
+        return self.usage.billed(self.prompt_estimate, self._events)
 
     def cut(self, error: OnefleetError) -> None:
         event = replies.error_event(error)

@@ -45,10 +45,6 @@ class UsageSum:
         self.add(usage, True)
 
     @property
-    def known(self) -> bool:
-        return self._reports > 0
-
-    @property
     def single(self) -> bool:
         return self._reports == 1
 
@@ -56,6 +52,12 @@ class UsageSum:
         """Prompt, cached and completion tokens."""
         share = self.choices if self._reports > self.prompts else 1
         return self._prompt // share, self._cached // share, self._completion
+
+    def billed(self, prompt_estimate: int, events: int) -> tuple[int, int, int]:
+        """`counts`; of an answer that broke off before any report, a token an event."""
+        if self._reports:
+            return self.counts()
+        return (prompt_estimate, 0, events) if events else (0, 0, 0)
 
     def total(self) -> Usage:
         """As an answer carries it."""

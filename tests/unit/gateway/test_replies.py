@@ -129,6 +129,14 @@ def test_usage_of_several_reports() -> None:
     assert two.total().total_tokens == 18
 
 
+def test_an_answer_that_broke_off_is_billed_by_what_came_of_it() -> None:
+    silent = UsageSum(prompts=1, choices=1)
+    assert silent.billed(prompt_estimate=7, events=0) == (0, 0, 0)
+    assert silent.billed(prompt_estimate=7, events=3) == (7, 0, 3)
+    silent.add(usage(10, 5, 2))
+    assert silent.billed(prompt_estimate=7, events=3) == (10, 2, 5)
+
+
 def test_legacy_logprobs_count_characters() -> None:
     entries = [
         msgspec.Raw(b'{"token":"Hi","logprob":-1.0,"top_logprobs":[]}'),
