@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from onefleet.cli.main import COMMANDS
-from onefleet.core.lifecycle import diagram, moving_diagram
+from onefleet.core import lifecycle_diagrams as drawings
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -23,11 +23,24 @@ def test_the_command_reference_is_what_the_commands_say():
     assert written == reference(), "run: python -m onefleet.cli.reference > docs/cli.md"
 
 
-@pytest.mark.parametrize(("page", "drawing"), [("phases", diagram), ("moving", moving_diagram)])
-def test_the_diagrams_are_the_table(page, drawing):
-    drawn = re.search(r"```mermaid\n(.*?)```", (ROOT / "docs" / f"{page}.md").read_text(), re.S)
-    assert drawn is not None
-    assert drawn.group(1) == drawing()
+@pytest.mark.parametrize(
+    ("page", "draw"),
+    [
+        ("phases", [drawings.diagram]),
+        (
+            "moving",
+            [
+                drawings.life_diagram,
+                drawings.moving_diagram,
+                drawings.cut_diagram,
+                drawings.failure_diagram,
+            ],
+        ),
+    ],
+)
+def test_the_diagrams_are_the_table(page, draw):
+    text = (ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8")
+    assert re.findall(r"```mermaid\n(.*?)```", text, re.S) == [drawing() for drawing in draw]
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -1,7 +1,7 @@
 """The life of one work, as a table.
 
 `TRANSITIONS` says which event is legal in which phase and where it may lead; `apply` is the only
-way to change a phase. The diagrams of the docs are drawn from the table by `diagram`. Three rules
+way to change a phase. `lifecycle_diagrams` draws the pictures of the docs from it. Three rules
 hold in every reachable state, and `check` asserts them: devices are held exactly in the phases
 that hold them, the epoch never falls, and what ended says how.
 
@@ -62,6 +62,7 @@ from onefleet.domain.work import (
 __all__ = [
     "ATTEMPTS_MAX",
     "TRANSITIONS",
+    "VOID_AFTER_CUT",
     "CheckpointFailed",
     "CheckpointOrdered",
     "Checkpointed",
@@ -90,7 +91,6 @@ __all__ = [
     "apply",
     "backoff_ms",
     "check",
-    "diagram",
     "image_id",
     "making_id",
     "progress_ms",
@@ -169,6 +169,10 @@ TRANSITIONS: Mapping[tuple[Phase, type[Event]], tuple[Phase, ...]] = MappingProx
 )
 
 
+#: What cannot happen any more once a save has made its cut: the image is whole, and counts.
+VOID_AFTER_CUT: frozenset[type[Event]] = frozenset({SaveFailed})
+
+
 def apply(work: Work, event: Event, now: Instant) -> Work:
     """Return the work after the event.
 
@@ -177,6 +181,8 @@ def apply(work: Work, event: Event, now: Instant) -> Work:
     targets = TRANSITIONS.get((work.phase, type(event)))
     if targets is None:
         raise _illegal(work, event, f"the table has no such event in phase {work.phase}")
+    if work.cut and type(event) in VOID_AFTER_CUT:
+        raise _illegal(work, event, "its image is whole, and counts")
     after = _after(ledger.account(work, now), event, now)
     if after.phase not in targets:  # pragma: no cover - a defect of this file
         raise _illegal(work, event, f"it led to {after.phase}, which the table does not name")
@@ -215,33 +221,6 @@ def check(work: Work) -> None:
     assert work.phase not in (Phase.SUSPENDED, Phase.RESTORING) or work.image is not None, work
     assert 0 <= work.lost_ms <= work.ran_ms, work
     assert 0 <= work.attempts <= work.epoch, work
-
-
-def diagram() -> str:
-    """The table as a mermaid state diagram."""
-    lines = ["stateDiagram-v2", f"    [*] --> {Phase.PENDING}"]
-    for (phase, event), targets in TRANSITIONS.items():
-        if targets != (phase,):
-            lines.extend(f"    {phase} --> {target}: {event.__name__}" for target in targets)
-    lines.append(f"    {Phase.ENDED} --> [*]")
-    return "\n".join(lines) + "\n"
-
-
-#: The phases between which a job moves, and the events that are nobody's failure.
-_MOVING = (Phase.RUNNING, Phase.FROZEN, Phase.SAVING, Phase.SUSPENDED, Phase.RESTORING)
-_WELL = (
-    Froze, Thawed, Resized, CheckpointOrdered, Checkpointed, SaveOrdered, CutMade, Saved,
-    SaveFailed, Placed, Restored,
-)  # fmt: skip
-
-
-def moving_diagram() -> str:
-    """How a job moves, as a mermaid state diagram: the table without ends and losses."""
-    lines = ["stateDiagram-v2"]
-    for (phase, event), targets in TRANSITIONS.items():
-        if phase in _MOVING and event in _WELL:
-            lines.extend(f"    {phase} --> {target}: {event.__name__}" for target in targets)
-    return "\n".join(lines) + "\n"
 
 
 def _illegal(work: Work, event: Event, why: str) -> IllegalTransition:
@@ -432,8 +411,6 @@ def _saved(work: Work, event: Saved, now: Instant) -> Work:
 
 def _save_failed(work: Work, event: SaveFailed, now: Instant) -> Work:
     """It runs on, or stands still as it did before."""
-    if work.cut:
-        raise _illegal(work, event, "its image is whole, and counts")
     back = Phase.RUNNING if _has_devices(work) else Phase.FROZEN
     return _failed_once(_enter(work, back, now, f"not saved: {event.reason}"), now)
 

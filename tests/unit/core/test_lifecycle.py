@@ -36,7 +36,6 @@ from onefleet.core.lifecycle import (
     WantChanged,
     apply,
     backoff_ms,
-    diagram,
     progress_ms,
 )
 from onefleet.domain.ids import DeviceId, Instant, NodeId, WorkId
@@ -225,15 +224,6 @@ def test_every_pair_that_the_table_does_not_name_is_refused() -> None:
             if (phase, type(event)) not in TRANSITIONS:
                 with pytest.raises(IllegalTransition):
                     apply(work, event, NOW)
-
-
-def test_the_diagram_shows_the_table() -> None:
-    text = diagram()
-    assert text.startswith("stateDiagram-v2\n    [*] --> pending\n")
-    assert "    running --> saving: SaveOrdered\n" in text
-    assert text.count("-->") == 2 + sum(
-        len(targets) for (phase, _), targets in TRANSITIONS.items() if targets != (phase,)
-    )
 
 
 def test_time_that_steps_back_costs_nothing() -> None:
