@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,7 +17,9 @@ from typing import Any
 import psutil
 from openai import OpenAI
 
+from onefleet.agent import memory_images
 from onefleet.domain.errors import OnefleetError
+from onefleet.domain.layout import Layout
 from tests.checkpoint import criu_home, make_criu
 
 #: How long a state may take to come about on a busy machine, in seconds.
@@ -255,6 +258,7 @@ def node(it: Pool, name: str, cpus: str) -> Iterator[Node]:
 
 def end_all(folder: Path) -> None:
     """Whatever is left in or for a folder is ended, and fails the test."""
+    shutil.rmtree(memory_images.root(Layout(folder)), ignore_errors=True)
     left = processes_of(folder)
     told = [" ".join(_cmdline(p)) for p in left]
     for process in left:

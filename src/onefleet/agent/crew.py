@@ -14,6 +14,7 @@ import structlog
 from msgspec import structs
 
 from onefleet.agent import accelerators, archivist, fetching, memory_images, records
+from onefleet.agent.deciding import hurries
 from onefleet.agent.devices import nvidia_driver
 from onefleet.agent.protocol import (
     Act,
@@ -47,7 +48,7 @@ from onefleet.drivers import image as images
 from onefleet.drivers import lease, supervisor_files
 from onefleet.drivers.base import Capability, Driver, WorkerState, WorkerStatus
 from onefleet.engines.catalog import engine
-from onefleet.wire.agent import Order, OrderVerb
+from onefleet.wire.agent import Order
 
 log = structlog.get_logger()
 
@@ -81,6 +82,7 @@ class Crew:
         self.capability = Capability(CheckpointMode.NONE, "not tried yet", "")
         self._gpus = accelerators.GpuProof(devices, nvidia_driver())
         self._share = share
+        self._fetches: dict[WorkerKey, fetching.Errand] = {}
         self.archivist = archivist.Archivist(archivist.command(layout, share))
 
     async def prepare(self) -> bool:
@@ -352,11 +354,20 @@ class Crew:
                 driver=self._job_driver, order=order,
             )  # fmt: skip
             await self._keep(record)
-        hurry = order.verb is OrderVerb.RUN
-        whole = await self._take(folder, act.image) or await asyncio.to_thread(
-            fetching.fetch, self._layout, act.key, act.image, order.sources, hurry=hurry
-        )
+        errand = self._fetches[act.key] = fetching.Errand()
+        try:
+            whole = await self._take(folder, act.image) or await asyncio.to_thread(
+                fetching.fetch, self._layout, act.key, act.image, order.sources,
+                hurry=hurries(order), errand=errand,
+            )  # fmt: skip
+        finally:
+            del self._fetches[act.key]
         return Done(act.key, act.verb, more=not whole)
+
+    def break_off(self, key: WorkerKey) -> None:
+        """Have the fetch that is under way end soon: the order that it was for is none any more."""
+        if (errand := self._fetches.get(key)) is not None:
+            errand.break_off()
 
     async def _stop(self, act: Stop, grace_ms: int) -> Done:
         driver, folder = self._driver(act.key), self.folder(act.key)

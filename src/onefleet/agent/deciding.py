@@ -74,6 +74,11 @@ def decide(worker: Worker, node: Standing) -> Act | None:
             assert_never(order.verb)
 
 
+def hurries(order: Order) -> bool:
+    """Whether an image that is fetched for this order is waited for."""
+    return order.verb is OrderVerb.RUN or order.soon
+
+
 def _run(worker: Worker, order: Order) -> Act | None:
     if worker.ran != order.epoch:
         return _begin(worker, order)

@@ -1,11 +1,14 @@
 """Gets a worker's image from another node's agent, as far as it goes within a while.
 
 In a hurry, as for a worker that is to run here, its files come as they are, if they are there
-still: that is the fastest way on networks that are about as fast as disks. Else what comes is the
-chunks that are not here yet, of which there are few when an earlier image of the work is here.
+still: that is the fastest way on networks that are about as fast as disks. Nobody waits then for
+the disk: until that has them, or they are folded, a crash of this machine leaves an image that is
+found to be torn, and the node that it came from has it still. Else what comes is the chunks that
+are not here yet, of which there are few when an earlier image of the work is here.
 
 What has come is kept, and the next call goes on from there, whichever node it asks: an image has
-one content. It gets its name only when it is whole.
+one content. It gets its name only when it is whole. Who finds that it hurries after all breaks the
+call off.
 """
 
 from __future__ import annotations
@@ -14,11 +17,13 @@ import errno
 import http.client
 import os
 import shutil
+import socket
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from http import HTTPStatus
 from pathlib import Path
+from threading import Lock
 
 import msgspec
 
@@ -28,7 +33,7 @@ from onefleet.domain.errors import NotFound, OnefleetError, Unreachable, Upstrea
 from onefleet.domain.ids import ImageId
 from onefleet.domain.layout import Layout
 from onefleet.drivers import image as images
-from onefleet.drivers import recipe, transfer
+from onefleet.drivers import linux, recipe, transfer
 from onefleet.drivers.chunk_store import ChunkStore
 from onefleet.drivers.supervisor_files import sync_folder
 from onefleet.registry.blobs import ensure_room, no_space_is_ours
@@ -46,6 +51,30 @@ _BATCH = 4_096
 _CHUNK = 1 << 20
 
 
+class Errand:
+    """One call to `fetch`, for who may want to break it off from another thread."""
+
+    def __init__(self) -> None:
+        self.broken = False
+        self._lock = Lock()
+        self._socket: socket.socket | None = None
+
+    def break_off(self) -> None:
+        """Have it return soon, as if its slice were over."""
+        with self._lock:
+            self.broken = True
+            if self._socket is not None:
+                with suppress(OSError):
+                    self._socket.shutdown(socket.SHUT_RDWR)
+
+    def waits_for(self, peer: socket.socket | None) -> None:
+        """Which connection it has now. Raises Unreachable once it is broken off."""
+        with self._lock:
+            self._socket = peer
+            if self.broken and peer is not None:
+                raise Unreachable("it is not wanted any more like this")
+
+
 def fetch(
     layout: Layout,
     key: WorkerKey,
@@ -54,8 +83,10 @@ def fetch(
     *,
     hurry: bool,
     slice_s: float = SLICE_S,
+    errand: Errand | None = None,
 ) -> bool:
-    """Go on with it for at most a slice; whether it is whole. Blocking.
+    """Go on with it for at most a slice, or until the errand is broken off; whether it is whole.
+    Blocking.
 
     Raises Unreachable when no source answers, NotFound when none has it, UpstreamFailed when what
     came is not what it should be (it is thrown away), StorageFull.
@@ -63,18 +94,19 @@ def fetch(
     target = layout.worker(key.work_id, key.rank) / records.IMAGES / image
     if target.is_dir():
         return True
+    errand = errand or Errand()
     deadline = time.monotonic() + slice_s
     failed: OnefleetError = NotFound(f"no node is known that has image {image}")
     while True:
         for source in sources:
             try:
-                with (
-                    no_space_is_ours(layout.root, "fetching an image"),
-                    closing(_Peer(source, image_path(key.work_id, key.rank, image))) as peer,
-                ):
+                found = _Peer(source, image_path(key.work_id, key.rank, image), errand)
+                with no_space_is_ours(layout.root, "fetching an image"), closing(found) as peer:
                     return _fetch_from(layout, key, peer, target, hurry, deadline)
             except (Unreachable, NotFound) as error:
                 failed = error
+            if errand.broken:
+                return False
         if isinstance(failed, NotFound) or time.monotonic() + RETRY_S >= deadline:
             raise failed
         time.sleep(RETRY_S)
@@ -92,7 +124,7 @@ def _fetch_from(
         if not all(peer.copy(file, partial, deadline) for file in there.files):
             return False
         _check(partial)
-        return _name(partial, target)
+        return _name(partial, target, durable=False)
     manifest = next(f for f in there.files if f.name == images.MANIFEST)
     listing = transfer.decoded(peer.listing())
     store = ChunkStore(layout.chunks(key.work_id))
@@ -109,7 +141,7 @@ def _fetch_from(
         partial.mkdir(mode=0o700)
         peer.copy(manifest, partial, deadline + SILENCE_S)
         recipe.write(partial / recipe.NAME, made)
-        return _name(partial, target)
+        return _name(partial, target, durable=True)
 
 
 def _check(partial: Path) -> None:
@@ -121,13 +153,17 @@ def _check(partial: Path) -> None:
         raise
 
 
-def _name(partial: Path, target: Path) -> bool:
-    """Make it durable and give it its name."""
+def _name(partial: Path, target: Path, *, durable: bool) -> bool:
+    """Give it its name, being durable or on its way to that."""
     for entry in partial.iterdir():
         with entry.open("rb") as file:
-            os.fsync(file.fileno())
+            if durable:
+                os.fsync(file.fileno())
+            else:
+                linux.start_writing(file.fileno())
     partial.rename(target)
-    sync_folder(str(target.parent))
+    if durable:
+        sync_folder(str(target.parent))
     return True
 
 
@@ -138,13 +174,15 @@ def _size(folder: Path) -> int:
 class _Peer:
     """The agent that has the image. Whatever breaks a call to it off is Unreachable."""
 
-    def __init__(self, source: Source, path: str) -> None:
+    def __init__(self, source: Source, path: str, errand: Errand) -> None:
         host, _, port = source.address.rpartition(":")
         self._source = source
         self._path = path
+        self._errand = errand
         self._connection = http.client.HTTPConnection(host, int(port), timeout=SILENCE_S)
 
     def close(self) -> None:
+        self._errand.waits_for(None)
         self._connection.close()
 
     def files(self) -> ImageFiles:
@@ -205,6 +243,9 @@ class _Peer:
         headers = {TICKET_HEADER: self._source.ticket}
         if start:
             headers["range"] = f"bytes={start}-"
+        if self._connection.sock is None:
+            self._connection.connect()
+        self._errand.waits_for(self._connection.sock)
         self._connection.request(method, self._path + path, body, headers)
         answer = self._connection.getresponse()
         if answer.status >= 400:

@@ -159,6 +159,8 @@ class Agent:
         effects = self.machine.handle(event, _now())
         if isinstance(event, OrdersReceived) and self.machine.lease_until is not None:
             self._crew.renew(self.machine.lease_until)  # before anything is done under it
+        for key in self.machine.overtaken():
+            self._crew.break_off(key)
         for effect in effects:
             if isinstance(effect, Report):
                 self._changed.set()

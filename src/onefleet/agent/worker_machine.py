@@ -23,7 +23,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import assert_never
 
-from onefleet.agent.deciding import Standing, decide
+from onefleet.agent.deciding import Standing, decide, hurries
 from onefleet.agent.protocol import (
     Act,
     Adopted,
@@ -32,6 +32,7 @@ from onefleet.agent.protocol import (
     Drain,
     Effect,
     Event,
+    Fetch,
     OrdersReceived,
     Pin,
     Ready,
@@ -128,6 +129,16 @@ class WorkerMachine:
     def workers(self) -> Sequence[Worker]:
         """All workers, by key. To be read only."""
         return [self._workers[key] for key in sorted(self._workers)]
+
+    def overtaken(self) -> Sequence[WorkerKey]:
+        """Whose image is being fetched in no hurry, and is now to run here, or not wanted here."""
+        return [
+            worker.key
+            for worker in self.workers()
+            if isinstance(worker.doing, Fetch)
+            and not hurries(worker.doing.order)
+            and (worker.order is None or hurries(worker.order))
+        ]
 
     def get(self, key: WorkerKey) -> Worker | None:
         return self._workers.get(key)

@@ -124,6 +124,7 @@ class Orders:
             hold=held and work.demand.workers > 1,
             making=work.making.id if work.making else None,
             sources=self._sources(work.id, work.image, rank, slot.node_id) if brings_back else (),
+            in_memory=verb is OrderVerb.SAVE and bool(work.move_to),
             grace_ms=JOB_GRACE_MS if job else REPLICA_GRACE_MS,
             job=_job_spec(job, work) if job else None,
             gang=self._gang(work, rank) if work.demand.workers > 1 else None,
@@ -183,6 +184,7 @@ class Orders:
             image=image.id,
             keep=() if before is None else (before.id,),
             sources=self._sources(work.id, image, rank, node_id),
+            soon=node_id in work.move_to,
             grace_ms=JOB_GRACE_MS,
             job=_job_spec(job, work) if job else None,
         )

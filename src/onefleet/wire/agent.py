@@ -96,7 +96,8 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
     hold: stand still when it is saved, or restored, until orders come without it. making: an image
     that shall be made of it while it runs. sources: nodes that have `image`. milli: the share of
     each device that is its own. in_memory: a save may leave its files in memory, if there is room:
-    only the devices are to be free, and soon to be used again.
+    only the devices are to be free, and soon to be used again. soon: what is kept here is about to
+    run here.
     """
 
     work_id: WorkId
@@ -111,6 +112,7 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
     sources: tuple[Source, ...] = ()
     milli: int = WHOLE
     in_memory: bool = False
+    soon: bool = False
     grace_ms: int = 10_000  # between asking a process to end and killing it
     job: JobSpec | None = None
     gang: GangSpec | None = None

@@ -133,6 +133,26 @@ def test_chunks_come_a_slice_at_a_time(
     assert content(here) == BODY
 
 
+def test_a_call_that_is_broken_off_waits_for_nobody(here: Layout) -> None:
+    errand = fetching.Errand()
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"127.0.0.1:{silent.getsockname()[1]}"
+        slow = Source(node_id=NodeId("n2"), address=address, ticket="t")
+
+        def breaks_off() -> None:
+            with silent.accept()[0] as peer:
+                peer.recv(1)  # it waits for the answer now
+                errand.break_off()
+                peer.recv(1 << 16)
+                peer.recv(1)
+
+        other = threading.Thread(target=breaks_off)
+        other.start()
+        assert not fetching.fetch(here, KEY, I1, [slow], hurry=False, errand=errand)
+        other.join()
+        assert not fetching.fetch(here, KEY, I1, [slow], hurry=False, errand=errand)
+
+
 def test_what_is_not_as_it_should_be_is_thrown_away(door: Door, here: Layout) -> None:
     with (original(door) / "pages").open("r+b") as file:
         file.write(b"changed")
@@ -154,7 +174,7 @@ def test_what_changes_as_it_is_sent_is_no_image(
 
     monkeypatch.setattr(transfer, "listing_of_files", changes)
     with pytest.raises(NotFound, match="chunks"):
-        fetch(here, source(door), hurry=False, slice_s=0.5)
+        fetch(here, source(door), hurry=False)
     assert not mine(here).exists()
 
 

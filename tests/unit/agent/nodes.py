@@ -278,7 +278,7 @@ class TestPool:
         return fused
 
     def _fetch(
-        self, layout: Layout, key: WorkerKey, image: ImageId, sources: Any, *, hurry: bool
+        self, layout: Layout, key: WorkerKey, image: ImageId, sources: Any, **how: Any
     ) -> bool:
         fuse = next(n.fuse for n in self.nodes.values() if n.layout == layout)
         fuse.burn(Moment.BEFORE)

@@ -344,6 +344,24 @@ def test_a_fetch_that_nobody_wants_any_more_is_not_gone_on_with() -> None:
     assert bench.seen() is Observed.ENDED
 
 
+def test_a_fetch_in_no_hurry_is_overtaken_when_it_is_to_run_or_is_not_wanted() -> None:
+    bench = Bench()
+    bench.orders(order(KEEP, I1, sources=AWAY))
+    assert bench.machine.overtaken() == []
+    bench.orders(order(RUN, I1, sources=AWAY, epoch=Generation(2)))
+    assert bench.machine.overtaken() == [JOB]
+    again = only(bench.event(Done(JOB, Verb.FETCH, more=True)))
+    assert isinstance(again, Fetch) and bench.machine.overtaken() == []
+    bench = Bench()
+    bench.orders(order(KEEP, I1, sources=AWAY))
+    bench.orders()
+    assert bench.machine.overtaken() == [JOB]
+    bench = Bench()
+    bench.orders(order(KEEP, I1, sources=AWAY, soon=True))
+    bench.orders(order(RUN, I1, sources=AWAY, epoch=Generation(2)))
+    assert bench.machine.overtaken() == []
+
+
 def test_a_fetch_that_fails_is_a_restore_that_failed() -> None:
     bench = Bench()
     bench.event(adopted(None, image=I2, images=(I2,)))

@@ -186,6 +186,17 @@ def test_a_copy_goes_where_it_is_going_to_move_or_to_another_zone() -> None:
     assert [bool(of(RESTORED, f"n{i}", nodes=by_id(*zones))) for i in (2, 3, 4)] == [0, 0, 1]
 
 
+def test_who_moves_is_saved_into_memory_and_waited_for_where_it_goes() -> None:
+    there = (NodeId("n2"),)
+    moving = lifecycle.apply(replace(RUNNING, move_to=there), lifecycle.SaveOrdered("moves"), NOW)
+    assert of(moving, "n1")[0].in_memory
+    stays = lifecycle.apply(RUNNING, lifecycle.SaveOrdered("waits"), NOW)
+    assert not of(stays, "n1")[0].in_memory
+    (coming,) = of(replace(SUSPENDED, move_to=there), "n2", **near("a", "b"))
+    (copy,) = of(SUSPENDED, "n2", **near("a", "b"))
+    assert (coming.verb, coming.soon, copy.soon) == (OrderVerb.KEEP, True, False)
+
+
 def test_an_older_image_is_kept_where_it_lies() -> None:
     image = SUSPENDED.image or _none()
     newer = replace(image, id=ImageId("job-1.2"), nodes=(NodeId("n2"),))
