@@ -104,19 +104,20 @@ def test_a_save_that_fails_leaves_the_job_running() -> None:
 
 def test_a_big_job_is_not_starved_by_a_stream_of_small_ones() -> None:
     def queued_ms(patience_ms: int) -> int:
-        small = {"name": "small", "count": 100, "run_s": [15, 25], "submit_s": [0, 400]}
+        small = {"name": "small", "tier": "basic", "count": 100, "run_s": [15, 25]}
+        small["submit_s"] = [0, 400]
         big = {"name": "big", "tenant": "team", "devices": 4, "run_s": [5, 5], "submit_s": [20, 20]}
         done = simulate(
             scenario(
                 fleet={"nodes": 1, "devices": 4},
                 policy={"patience_ms": patience_ms},
                 tenants=[{"id": "team"}],
-                jobs=[small, {**big, "tier": "standard"}],
+                jobs=[small, {**big, "tier": "basic"}],
                 deployments=[],
             )
         )
         sound(done)
-        return done.tiers["standard"].queue.max_ms
+        return done.tiers["basic"].queue.max_ms
 
     assert queued_ms(30_000) < 250_000 < 350_000 < queued_ms(10_000_000)
 
