@@ -82,7 +82,7 @@ class Crew:
         self.capability = Capability(CheckpointMode.NONE, "not tried yet", "")
         self._gpus = accelerators.GpuProof(devices, nvidia_driver())
         self._share = share
-        self._fetches: dict[WorkerKey, fetching.Errand] = {}
+        self.fetches: dict[WorkerKey, fetching.Errand] = {}  # under way
         self.archivist = archivist.Archivist(archivist.command(layout, share))
 
     async def prepare(self) -> bool:
@@ -354,20 +354,15 @@ class Crew:
                 driver=self._job_driver, order=order,
             )  # fmt: skip
             await self._keep(record)
-        errand = self._fetches[act.key] = fetching.Errand()
+        errand = self.fetches[act.key] = fetching.Errand()
         try:
             whole = await self._take(folder, act.image) or await asyncio.to_thread(
                 fetching.fetch, self._layout, act.key, act.image, order.sources,
                 hurry=hurries(order), errand=errand,
             )  # fmt: skip
         finally:
-            del self._fetches[act.key]
+            del self.fetches[act.key]
         return Done(act.key, act.verb, more=not whole)
-
-    def break_off(self, key: WorkerKey) -> None:
-        """Have the fetch that is under way end soon: the order that it was for is none any more."""
-        if (errand := self._fetches.get(key)) is not None:
-            errand.break_off()
 
     async def _stop(self, act: Stop, grace_ms: int) -> Done:
         driver, folder = self._driver(act.key), self.folder(act.key)

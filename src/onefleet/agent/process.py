@@ -160,7 +160,8 @@ class Agent:
         if isinstance(event, OrdersReceived) and self.machine.lease_until is not None:
             self._crew.renew(self.machine.lease_until)  # before anything is done under it
         for key in self.machine.overtaken():
-            self._crew.break_off(key)
+            if (errand := self._crew.fetches.get(key)) is not None:
+                errand.break_off()
         for effect in effects:
             if isinstance(effect, Report):
                 self._changed.set()
