@@ -6,9 +6,9 @@ can always be called in, also from premium work that had borrowed it.
 
 Inside a rank goes first what has had the least device time, on a scale of doublings (its level);
 so short work ends soon though nobody knows what is short. It may take devices from a job of its
-rank that has had at least twice as much. On one level the tenant that holds the fewest devices goes
-first, and of its works the one submitted first (`index/lines.py`). After 2D-LAS with queues of
-doubling thresholds (Gu et al., "Tiresias", NSDI 2019).
+rank that is on a higher level. On one level the department, and then the team, goes first that
+holds the fewest devices by its weight, and of its works the one submitted first
+(`index/lines.py`). After 2D-LAS (Gu et al., "Tiresias", NSDI 2019), with thresholds that double.
 """
 
 from __future__ import annotations

@@ -17,11 +17,12 @@ from tests.fleets import (
 )
 
 from onefleet.core.ordering import BASIC, BEHIND, PREMIUM, RESERVED, STANDARD
-from onefleet.core.plan import Suspend
+from onefleet.core.plan import Place, Suspend
 from onefleet.core.planner import Index
 from onefleet.core.policy import Policy
 from onefleet.core.snapshot import Snapshot
 from onefleet.domain.ids import Instant, TenantId, WorkId
+from onefleet.domain.tenancy import Tenant
 from onefleet.domain.tiers import Tier
 from onefleet.domain.work import Terms, Work
 
@@ -164,3 +165,34 @@ def test_neither_replicas_nor_promised_premium_take_turns() -> None:
         held = replace(held, terms=NEVER)
         other = a_job("w", tier=held.tier, submitted_at=later, phase_since=later)
         assert not planned(a_snapshot([lasting_node()], [held, other]), POLICY, later).decisions
+
+
+# --- tenants ---------------------------------------------------------------------------------
+
+
+def first_started(tenants: list[Tenant], held: dict[str, int], waiting: list[str]) -> str:
+    """Whose job gets the one device that is free, of tenants that hold so many already."""
+    works, at = [], 0
+    for name, count in held.items():
+        for _ in range(count):
+            job = a_job(f"held{at}", tenant_id=TenantId(name), terms=NEVER)
+            works.append(placed(job, ("n1", f"{at}")))
+            at += 1
+    works += [a_job(f"w-{name}", tenant_id=TenantId(name)) for name in waiting]
+    decided = planned(a_snapshot([a_node("n1", at + 1)], works, tenants=tenants)).decisions
+    (placing,) = (d for d in decided if isinstance(d, Place))
+    return placing.work_id.removeprefix("w-")
+
+
+def test_who_holds_least_by_his_weight_goes_first() -> None:
+    even = [a_tenant("a"), a_tenant("b")]
+    assert first_started(even, {"a": 2, "b": 3}, ["a", "b"]) == "a"
+    heavy = [a_tenant("a"), a_tenant("b", weight=2_000)]
+    assert first_started(heavy, {"a": 2, "b": 3}, ["a", "b"]) == "b"
+
+
+def test_departments_share_first_then_their_teams() -> None:
+    tenants = [a_tenant("d"), a_tenant("e")]
+    tenants += [a_tenant("d1", "d"), a_tenant("d2", "d"), a_tenant("e1", "e")]
+    assert first_started(tenants, {"d1": 3, "e1": 2}, ["d2", "e1"]) == "e1"
+    assert first_started(tenants, {"d1": 3, "e1": 4}, ["d1", "d2", "e1"]) == "d2"

@@ -218,4 +218,4 @@ class Index:
     def _regroup(self, old: Record | None, new: Record | None) -> None:
         parents = [r.parent if isinstance(r, Tenant) else None for r in (old, new)]
         if parents[0] != parents[1]:
-            self.roster.coverage.regroup()
+            self.roster.regroup()

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import NamedTuple
 
 from onefleet.core.feasibility import node_memory, suits
@@ -253,14 +254,16 @@ def pick(bay: Bay, demand: Demand, count: int, row: Sequence[int]) -> list[Devic
 
     A share goes to the device where it fits most tightly.
     """
-    found = [
+    devices = bay.devices
+    if not bay.mixed and not suits(devices[0], demand):
+        return []
+    found = (
         (amount, index)
         for index, amount in enumerate(row)
-        if amount >= demand.milli and suits(bay.devices[index], demand)
-    ]
-    if demand.milli < WHOLE:
-        found.sort()
-    return [bay.devices[index].id for _, index in found[:count]]
+        if amount >= demand.milli and (not bay.mixed or suits(devices[index], demand))
+    )
+    chosen = islice(found if demand.milli == WHOLE else sorted(found), count)
+    return [devices[index].id for _, index in chosen]
 
 
 def _fitting(bay: Bay, demand: Demand, row: Sequence[int]) -> int:

@@ -26,6 +26,7 @@ from onefleet.core.ordering import (
     rank_of,
 )
 from onefleet.core.policy import Policy
+from onefleet.core.promise import lineage
 from onefleet.domain.ids import (
     EPOCH,
     DeploymentId,
@@ -51,6 +52,7 @@ class _Entry:
 
     nodes: tuple[NodeId, ...]
     images: tuple[NodeId, ...]
+    line: list[TenantId]  # its tenant and those above
     held_milli: int
     victim: Victim | None  # as which it may be moved out of the way
     place: Place | None
@@ -60,7 +62,8 @@ class _Entry:
 class Roster:
     """All works.
 
-    ranks: of works that have not ended. held: thousandths of devices, by tenant. to_stop,
+    ranks: of works that have not ended. held: thousandths of devices, by tenant, those of the
+    tenants below it included. to_stop,
     to_pause: works whose owners want them stopped, or suspended or frozen, and that are not yet.
     ended: jobs that have, first those that ended first.
     """
@@ -82,6 +85,7 @@ class Roster:
         self.now = Instant(0)
         self._policy = policy
         self._fleet = fleet
+        self._tenants = tenants
         self._spares = Spares(self)
         self.errands = Errands(policy, self.works, fleet.nodes)
         self._entries: dict[WorkId, _Entry] = {}
@@ -131,6 +135,12 @@ class Roster:
             if entry is not None and entry.due == at:
                 self.refresh(work_id)
 
+    def regroup(self) -> None:
+        """Tenants are below others than before."""
+        self.coverage.regroup()
+        for work_id in tuple(self.works):
+            self.refresh(work_id)
+
     def nodes_of(self, work_id: WorkId) -> tuple[NodeId, ...]:
         """The nodes that it is on."""
         return self._entries[work_id].nodes
@@ -177,7 +187,9 @@ class Roster:
         images = _image_nodes(work)
         for node_id in images:
             self._fleet.lay(node_id, work.id)
-        self.held[work.tenant_id] = self.held.get(work.tenant_id, 0) + milli
+        line = lineage(work.tenant_id, self._tenants)
+        for tenant_id in line:
+            self.held[tenant_id] = self.held.get(tenant_id, 0) + milli
         place = self._place(work)
         if place is not None:
             self.lines.add(place)
@@ -186,7 +198,7 @@ class Roster:
         if due != NEVER:
             heapq.heappush(self._timers, (due, work.id))
         victim = self._victim(work) if nodes and self.is_movable(work) else None
-        self._entries[work.id] = _Entry(nodes, images, milli, victim, place, due)
+        self._entries[work.id] = _Entry(nodes, images, line, milli, victim, place, due)
 
     def _leave(self, work: Work) -> None:
         entry = self._entries.pop(work.id)
@@ -199,7 +211,8 @@ class Roster:
             self._fleet.let_go(node_id, work.id)
         for node_id in entry.images:
             self._fleet.take_up(node_id, work.id)
-        self.held[work.tenant_id] -= entry.held_milli
+        for tenant_id in entry.line:
+            self.held[tenant_id] -= entry.held_milli
         if entry.place is not None:
             self.lines.remove(entry.place)
         self.errands.leave(work)

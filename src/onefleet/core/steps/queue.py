@@ -17,10 +17,14 @@ from onefleet.core.index.room import workers_in_time
 from onefleet.core.index.shelves import falling
 from onefleet.core.ordering import RANK_NAMES
 from onefleet.core.plan import Place, Stop, Suspend
+from onefleet.core.promise import lineage
 from onefleet.core.scratch import Scratch
 from onefleet.domain.fleet import DeviceKind
 from onefleet.domain.ids import NodeId, TenantId, WorkId
 from onefleet.domain.work import Demand, Phase, Work, WorkKind
+
+#: The weight of a tenant that has none of its own, in thousandths.
+WEIGHT = 1_000
 
 
 class Hopeless:
@@ -104,11 +108,18 @@ class Placing:
     # --- one work ----------------------------------------------------------------------------
 
     def _share(self, tenant_id: TenantId) -> Share:
-        return (self.granted.get(tenant_id, 0),)
+        """What the tenant holds by its weight; first what those above it hold, from the top."""
+        tenants, shares = self.this.index.tenants, list[int]()
+        for name in reversed(lineage(tenant_id, tenants)):
+            tenant = tenants.get(name)
+            weight = WEIGHT if tenant is None else max(tenant.weight, 1)
+            shares.append(self.granted.get(name, 0) * WEIGHT // weight)
+        return tuple(shares)
 
     def _grant(self, work: Work) -> None:
         amount = work.demand.least * work.demand.milli
-        self.granted[work.tenant_id] = self.granted.get(work.tenant_id, 0) + amount
+        for name in lineage(work.tenant_id, self.this.index.tenants):
+            self.granted[name] = self.granted.get(name, 0) + amount
 
     def _place_one(self, work: Work) -> bool:
         """Place it on free devices, if it fits whole."""
