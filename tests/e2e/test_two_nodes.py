@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +17,7 @@ from tests.e2e.harness import Node, Pool, node, pool, until
 pytestmark = pytest.mark.e2e
 
 STEPS = 3_000
+PAIR = Path(__file__).parent / "pair_job.py"
 CORES = sorted(os.sched_getaffinity(0))
 
 
@@ -87,6 +91,43 @@ def test_a_killed_agent_finds_its_job_again(
     n2.start()
     ended = check(it, job, undisturbed)
     assert ended["lost_ms"] == 0
+
+
+def test_a_gang_on_both_nodes_keeps_its_connection(two: tuple[Pool, Node], tmp_path: Path) -> None:
+    it, n2 = two
+    finish, steps = tmp_path / "finish", 1_000
+    command = (sys.executable, str(PAIR), str(steps), str(finish))
+    job = it.run("run", "--no-code", "--workers", "2", "--", *command)
+
+    def goes_on() -> None:
+        before = len(it.run("logs", job).splitlines())
+        until("it goes on", lambda: len(it.run("logs", job).splitlines()) > before + 5)
+
+    goes_on()
+    assert {d.partition("/")[0] for d in it.job(job)["devices"]} == {"node-local", n2.id}
+    assert n2.id in it.run("why", job)
+    it.run("suspend", job, "--wait")
+    it.run("resume", job, "--wait")
+    goes_on()
+    finish.touch()
+    ended = it.finished(job)
+    assert (ended["outcome"], ended["attempts"], ended["suspends"]) == ("succeeded", 1, 1), ended
+    said = [it.run("logs", job, "--rank", rank).splitlines() for rank in "01"]
+    assert said == undisturbed_pair(steps)
+
+
+def undisturbed_pair(steps: int) -> list[list[str]]:
+    """What the two print outside any pool."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    common = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    line = [sys.executable, str(PAIR), str(steps)]
+    ranks = [
+        subprocess.Popen(line, env=common | {"RANK": rank}, stdout=subprocess.PIPE, text=True)
+        for rank in "01"
+    ]
+    return [rank.communicate(timeout=60)[0].splitlines() for rank in ranks]
 
 
 def test_who_has_the_wrong_key_or_a_name_that_is_taken_is_told(
