@@ -47,6 +47,10 @@ def _phase(job: JobView) -> str:
     return job.outcome or job.phase
 
 
+def _every(job: JobView) -> str:
+    return "-" if job.checkpoint_every_ms is None else duration(job.checkpoint_every_ms)
+
+
 def _ended(job: JobView) -> str:
     return "-" if job.exit_code is None else str(job.exit_code)
 
@@ -90,6 +94,7 @@ JOB: Kind[JobView] = Kind(
         Column("RAN", lambda j: duration(j.ran_ms), right=True),
         Column("FRACTION", lambda j: f"{j.fraction:.2f}", right=True),
         Column("UNSAVED", lambda j: duration(j.unsaved_ms), right=True, wide=True),
+        Column("SAVED EVERY", _every, right=True, wide=True),
         Column("SUSPENDS", lambda j: str(j.suspends), right=True),
         Column("IMAGE", lambda j: size(j.image_bytes) if j.image_bytes else "-", wide=True),
         Column("SAVED BY", lambda j: j.checkpoint, wide=True),
@@ -258,6 +263,11 @@ DEVICE: Kind[DeviceView] = Kind(
 )
 
 
+def _failures(status: StatusView) -> str:
+    seen = f"{status.nodes_lost} nodes lost in {duration(status.nodes_watched_ms)} of work"
+    return f"{seen}; expected of one node every {duration(status.node_mttf_ms)}"
+
+
 def _status_text(status: StatusView) -> str:
     seen = "never seen" if status.gateway_seen_s < 0 else f"seen {status.gateway_seen_s:.0f} s ago"
     return pairs(
@@ -265,6 +275,7 @@ def _status_text(status: StatusView) -> str:
             ("version", status.version),
             ("up since", f"{age(status.started_at)} ago"),
             ("nodes", f"{status.nodes_ready} of {status.nodes} ready"),
+            ("failures", _failures(status)),
             (
                 "devices",
                 f"{status.devices_used} of {status.devices} held "

@@ -18,6 +18,7 @@ import structlog
 
 from onefleet.control.auth import Caller
 from onefleet.control.demand import Demands
+from onefleet.control.failures import WATCHED, Watch, learnt
 from onefleet.control.gateway_table import same_content, table_for, with_generation
 from onefleet.control.leases import Sightings
 from onefleet.control.mirror import Mirror
@@ -26,6 +27,7 @@ from onefleet.control.reconcile import Inputs, Pass, reconcile
 from onefleet.control.signal import Signal
 from onefleet.control.utilisation import LOOK_BACK_MS, Utilisation
 from onefleet.control.views import Scene
+from onefleet.core.checkpointing import Failures
 from onefleet.core.plan import Plan
 from onefleet.core.policy import Policy
 from onefleet.domain.errors import OnefleetError, Overloaded, StaleGeneration
@@ -116,6 +118,7 @@ class Pool:
         self.orders = OrderBook(secrets.token_hex(32))
         self._table: RouteTable | None = None
         self._held_written_at = self.started_at
+        self._watch = Watch(self.started_at)
         self._log = structlog.get_logger("control")
 
     @classmethod
@@ -168,7 +171,9 @@ class Pool:
         self._hint.set()
 
     async def _advance(self) -> None:
-        self.utilisation.advance(await self.store.read(), self.clock.now())
+        state, now = await self.store.read(), self.clock.now()
+        self.utilisation.advance(state, now)
+        self._watch.advance(state, now)
         self.changed.notify()
         self.hint()
 
@@ -209,7 +214,9 @@ class Pool:
         state = await self.store.read()
         leases = {name: self.sightings.lease_of(name) for name in state.nodes}
         self.demands.forget(state.deployments)
-        inputs = Inputs(leases=leases, demand=self.demands.now(now))
+        self._watch.advance(state, now)
+        failures = self._watch.failures(state)
+        inputs = Inputs(leases=leases, demand=self.demands.now(now), failures=failures)
         return await reconcile(
             self.store,
             self.policy,
@@ -224,9 +231,12 @@ class Pool:
         if now - self._held_written_at < HELD_WRITE_MS and not force:
             return
         held = self.utilisation.unwritten(now)
-        if held:
-            await self.store.commit(Commit(held=held))
+        watched_ms = self._watch.unwritten_ms
+        if held or watched_ms:
+            seen = self._watch.failures(await self.store.read())
+            await self.store.commit(Commit(held=held, marks={WATCHED: seen.watched_ms}))
             self.utilisation.written()
+            self._watch.unwritten_ms = 0
         self._held_written_at = now
 
     async def close(self) -> None:
@@ -256,7 +266,16 @@ class Pool:
         plan = self.last_pass.plan
         blockers = plan.blockers if plan else {}
         now = self.clock.now()
-        return Scene(state, self.sightings, self.demands, blockers, now, viewer)
+        policy = self.policy_of(state)
+        return Scene(state, self.sightings, self.demands, blockers, now, viewer, policy)
+
+    def failures(self, state: State) -> Failures:
+        """What was seen of the fleet's failures."""
+        return self._watch.failures(state)
+
+    def policy_of(self, state: State) -> Policy:
+        """The policy, with what the fleet has taught."""
+        return learnt(self.policy, self.failures(state))
 
     def take_turn(self, peer: str) -> tuple[str, int]:
         """A peer's newest call has the turn; an older one that is still held lets go of it."""

@@ -14,9 +14,11 @@ from types import MappingProxyType
 from typing import Any, TypeVar
 
 from onefleet.control import notes
+from onefleet.control.failures import LOST, learnt, lost_now
 from onefleet.control.mirror import Mirror
 from onefleet.control.replicas import Scaled, scale
 from onefleet.core.autoscale import DemandNow
+from onefleet.core.checkpointing import Failures
 from onefleet.core.index import Index
 from onefleet.core.plan import Plan, apply_plan, fenced_nodes
 from onefleet.core.planner import check_plan, plan
@@ -39,10 +41,12 @@ FORGOTTEN_A_PASS = 100
 @dataclass(frozen=True, slots=True)
 class Inputs:
     """What is known besides the store. leases: when each node's lease runs out, for nodes whose
-    record does not say; demand: what gateways report, by deployment."""
+    record does not say; demand: what gateways report, by deployment. failures: what was seen of
+    the fleet's so far; None: nothing is learnt of them."""
 
     leases: Mapping[NodeId, Instant] = field(default_factory=dict)
     demand: Mapping[DeploymentId, DemandNow] = field(default_factory=dict)
+    failures: Failures | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +73,7 @@ async def reconcile(
     Raises InternalError when the planner made an unsound plan; nothing is written then.
     """
     state = await store.read()
+    policy = policy if inputs.failures is None else learnt(policy, inputs.failures)
     scaled = scale(state, inputs.demand, policy, now, ids)
     stored = _stored(state, inputs)
     index = mirror.follow(store, stored, policy, now)
@@ -83,6 +88,8 @@ async def reconcile(
     if unsound:
         raise InternalError(f"the plan breaks {len(unsound)} rules", why="; ".join(unsound))
     commit = _commit(state, scaled, snapshot, decided, forgotten)
+    if inputs.failures is not None and (lost := lost_now(state, fenced_nodes(snapshot, decided))):
+        commit = replace(commit, marks={LOST: inputs.failures.lost + lost})
     if not commit.changes:
         return Pass(decided, False, "nothing to change")
     try:

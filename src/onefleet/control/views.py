@@ -9,7 +9,9 @@ from onefleet.control.demand import Demands
 from onefleet.control.discretion import ANOTHERS, discreet
 from onefleet.control.gateway_table import Blockers, wait_reason
 from onefleet.control.leases import Sightings
+from onefleet.core.checkpointing import interval_ms
 from onefleet.core.ledger import HOUR_MS, HOURS_KEPT, fraction_permille
+from onefleet.core.policy import DEFAULT_POLICY, Policy
 from onefleet.core.promise import holds
 from onefleet.domain.events import Event, Usage
 from onefleet.domain.fleet import CheckpointMode, Device, Node
@@ -44,6 +46,7 @@ class Scene:
     blockers: Blockers
     now: Instant
     viewer: Caller | None = None
+    policy: Policy = DEFAULT_POLICY
 
     def told(self, text: str) -> str:
         """The text as the viewer may read it."""
@@ -234,6 +237,7 @@ def job_view(job: Job, scene: Scene) -> JobView:
         unsaved_ms=_unsaved_ms(work, scene.now),
         saved_at=work.image.saved_at if work.image else None,
         turns=turns,
+        checkpoint_every_ms=interval_ms(work, scene.policy.node_mttf_ms, scene.policy.save_cost),
     )
 
 

@@ -32,12 +32,14 @@ class Failures:
     watched_ms: int = 0
     lost: int = 0
 
-    def node_mttf_ms(self) -> int:
+    def node_mttf_ms(self, prior_ms: int = PRIOR_NODE_MS) -> int:
         """The expected time until one node fails: the mean of the posterior rate, inverted.
 
-        Rounded down to two binary digits, so that it does not change with every look.
+        prior_ms: what was believed before anything was seen; it weighs as much as one failure in
+        that time (failures are Poisson, the prior of their rate is Gamma(1, prior_ms)). Rounded
+        down to two binary digits, so that it does not change with every look.
         """
-        mttf_ms = (self.watched_ms + PRIOR_NODE_MS) // (self.lost + 1)
+        mttf_ms = (self.watched_ms + prior_ms) // (self.lost + 1)
         digits = max(mttf_ms.bit_length() - 2, 0)
         return mttf_ms >> digits << digits
 

@@ -293,7 +293,9 @@ class JobView(msgspec.Struct, frozen=True, kw_only=True):
     devices_min, devices_max: of the whole job; width: devices that its owner scaled it to.
     promised_permille: what its tier promises, 0 for nothing or not yet; kept_permille: what it got
     of it over the last day. unsaved_ms: run time that a failure now would lose. moving_to: nodes
-    that it is on its way to. turns: how many jobs take turns on its core, it included; 0: none do.
+    that it is on its way to. checkpoint_every_ms: run time between two saves while it runs, as its
+    owner, or its cost and the fleet's failures, say; None: it is not saved then. turns: how many
+    jobs take turns on its core, it included; 0: none do.
     """
 
     id: str
@@ -332,6 +334,7 @@ class JobView(msgspec.Struct, frozen=True, kw_only=True):
     kept_permille: int = 1_000
     unsaved_ms: int = 0
     saved_at: int | None = None
+    checkpoint_every_ms: int | None = None
     turns: int = 0
 
 
@@ -501,7 +504,11 @@ class PlanView(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class StatusView(msgspec.Struct, frozen=True, kw_only=True):
-    """One look at the whole pool. gateway: seconds since its last report, -1 for never."""
+    """One look at the whole pool. gateway: seconds since its last report, -1 for never.
+
+    nodes_lost: so far, in nodes_watched_ms (summed over the nodes); node_mttf_ms: the time in which
+    one node is expected to fail once, which is learnt from that.
+    """
 
     version: str
     generation: int
@@ -518,6 +525,9 @@ class StatusView(msgspec.Struct, frozen=True, kw_only=True):
     gateway_seen_s: float
     last_pass_at: int
     last_pass_result: str
+    nodes_lost: int = 0
+    nodes_watched_ms: int = 0
+    node_mttf_ms: int = 0
 
 
 class CodeView(msgspec.Struct, frozen=True, kw_only=True):

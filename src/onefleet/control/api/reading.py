@@ -37,6 +37,7 @@ async def status(call: Call) -> StatusView:
     jobs = [state.works[name] for name in state.jobs]
     live = [d for d in state.deployments.values() if d.removed_at is None]
     heard = pool.demands.seen_at()
+    failures = pool.failures(state)
     ready = [n for n in state.nodes.values() if n.state is NodeState.READY]
     return StatusView(
         version=__version__,
@@ -54,6 +55,9 @@ async def status(call: Call) -> StatusView:
         gateway_seen_s=-1.0 if heard is None else (now - heard) / 1000,
         last_pass_at=pool.last_pass.at,
         last_pass_result=pool.last_pass.result,
+        nodes_lost=failures.lost,
+        nodes_watched_ms=failures.watched_ms,
+        node_mttf_ms=pool.policy_of(state).node_mttf_ms,
     )
 
 

@@ -91,7 +91,9 @@ async def _forecast(
         deployments=state.deployments.values(),
         replicas=state.replicas.values(),
     )
-    found = await asyncio.to_thread(forecast, snapshot, work.id, call.pool.policy, now, plan)
+    found = await asyncio.to_thread(
+        forecast, snapshot, work.id, call.pool.policy_of(state), now, plan
+    )
     return ForecastView(
         at=now,
         likely_at=found.start.likely,
