@@ -15,7 +15,7 @@ from onefleet.domain.fleet import Node, NodeState
 from onefleet.domain.ids import NodeId, WorkId
 from onefleet.domain.jobs import Job
 from onefleet.domain.serving import Deployment, Model
-from onefleet.domain.work import Image, Phase, Work
+from onefleet.domain.work import Image, Phase, Want, Work, WorkKind
 from onefleet.store.base import State
 from onefleet.wire.agent import (
     EngineSpec,
@@ -36,6 +36,8 @@ JOB_GRACE_MS = 10_000
 REPLICA_GRACE_MS = 5_000
 #: Nodes that each worker's image shall lie on.
 COPIES = 2
+#: A replica that needs less than this part of a node's memory leaves images their place in it.
+MEMORY_PART = 4
 
 _VERBS = {
     Phase.STARTING: OrderVerb.RUN,
@@ -124,12 +126,27 @@ class Orders:
             hold=held and work.demand.workers > 1,
             making=work.making.id if work.making else None,
             sources=self._sources(work.id, work.image, rank, slot.node_id) if brings_back else (),
-            in_memory=verb is OrderVerb.SAVE and bool(work.move_to),
+            in_memory=verb is OrderVerb.SAVE and self._is_soon_back(work, slot.node_id),
             grace_ms=JOB_GRACE_MS if job else REPLICA_GRACE_MS,
             job=_job_spec(job, work) if job else None,
             gang=self._gang(work, rank) if work.demand.workers > 1 else None,
             engine=None if job else _engine_spec(self._state, work),
         )
+
+    def _is_soon_back(self, work: Work, node_id: NodeId) -> bool:
+        """Whether it is on its way elsewhere; or makes room, on a node that stays, for a replica,
+        which goes when the burst of requests is over, and which leaves its image room in memory.
+        """
+        if work.move_to:
+            return True
+        last = work.receipts[-1] if work.receipts else None
+        if last is None or last.by is None or work.want is not Want.RUN:
+            return False
+        taker, node = self._state.works.get(last.by), self._state.nodes.get(node_id)
+        if taker is None or taker.kind is not WorkKind.REPLICA or node is None:
+            return False
+        needs = taker.demand.memory_bytes * MEMORY_PART
+        return node.state is NodeState.READY and needs <= node.memory_bytes
 
     def _gang(self, work: Work, rank: int) -> GangSpec:
         """Two agents of one address are on one machine, and so is a gang that lies on both."""

@@ -11,9 +11,9 @@ from tests.unit.control.states import NOW, a_state, by_id
 
 from onefleet.control.orders import LEASE_MS, Orders
 from onefleet.core import lifecycle
-from onefleet.domain.fleet import NodeState
+from onefleet.domain.fleet import Node, NodeState
 from onefleet.domain.ids import ImageId, NodeId
-from onefleet.domain.work import Image, Work
+from onefleet.domain.work import Image, Want, Work
 from onefleet.wire.agent import GangSpec, Order, OrderVerb
 from onefleet.wire.tickets import door_key, image_name, opens
 
@@ -53,6 +53,27 @@ def test_each_phase_has_its_verb(
     assert (order.work_id, order.rank, order.epoch) == (work.id, 0, work.epoch)
     assert order.job is not None and order.engine is None
     assert orders(work, "n2") == []
+
+
+def test_who_makes_room_for_a_burst_may_leave_its_image_in_memory() -> None:
+    replica = replace(a_replica("rep-1"), demand=replace(a_replica("rep-1").demand, memory_bytes=2))
+    other = a_job("job-2")
+    node = replace(a_node("n1", 1), memory_bytes=8)
+
+    def asked(by: Work | None, saving: Work | None = None, on: Node = node) -> bool:
+        event = lifecycle.SaveOrdered("room", by.id if by else None)
+        work = saving or lifecycle.apply(RUNNING, event, NOW)
+        state = replace(a_state(work, nodes=by_id(on)), works=by_id(work, replica, other))
+        return Orders(state).of(on.id).orders[0].in_memory
+
+    assert asked(replica)
+    assert not asked(other), "a job may have the device for days"
+    assert not asked(None)
+    by_burst = lifecycle.apply(RUNNING, lifecycle.SaveOrdered("room", replica.id), NOW)
+    assert not asked(replica, replace(by_burst, want=Want.SUSPEND)), "its owner wants it no sooner"
+    assert asked(None, replace(SAVING, move_to=(NodeId("n2"),))), "it is brought back elsewhere"
+    assert not asked(replica, on=replace(node, state=NodeState.DRAINING))
+    assert not asked(replica, on=replace(node, memory_bytes=7)), "the replica needs the room"
 
 
 def test_the_image_to_fall_back_to_is_kept() -> None:
