@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from enum import Enum
 
 from onefleet.domain.errors import Forbidden, NotFound, Unauthenticated
@@ -24,7 +25,7 @@ class Permission(Enum):
     """Who may use a route."""
 
     OPEN = "open"  # anybody
-    MEMBER = "member"  # a member sees its tenant's things, an admin everything
+    MEMBER = "member"  # a member sees its tenant's things and those below, an admin everything
     ADMIN = "admin"
     INTERNAL = "internal"  # the pool's own processes
     NODE = "node"  # agents of machines that have joined
@@ -32,11 +33,12 @@ class Permission(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """The key that a call came with."""
+    """The key that a call came with. below: the tenants nested in its own, however deep."""
 
     key_id: KeyId
     tenant_id: TenantId
     role: Role
+    below: Mapping[TenantId, None] = field(default_factory=dict)
 
     @property
     def is_admin(self) -> bool:
@@ -44,14 +46,14 @@ class Caller:
 
     def sees(self, tenant_id: TenantId) -> bool:
         """Whether things of this tenant exist for the caller."""
-        return self.is_admin or tenant_id == self.tenant_id
+        return self.is_admin or tenant_id == self.tenant_id or tenant_id in self.below
 
     def must_act_for(self, tenant_id: TenantId) -> None:
         """Raise Forbidden unless the caller may make things for this tenant."""
         if not self.sees(tenant_id):
             raise Forbidden(
                 f'this key belongs to tenant "{self.tenant_id}", not to "{tenant_id}"',
-                why="members act for their own tenant only",
+                why="members act for their own tenant, and for those below it",
                 hint="use a key of that tenant, or leave the tenant out",
                 param="tenant",
             )
@@ -88,7 +90,19 @@ def caller_of(header: str | None, state: State) -> Caller:
             why="no key of this pool has this text" if key is None else "it was revoked",
             hint="make one with: onefleet key create",
         )
-    return Caller(key.id, key.tenant_id, key.role)
+    return Caller(key.id, key.tenant_id, key.role, tenants_below(state, key.tenant_id))
+
+
+def tenants_below(state: State, tenant_id: TenantId) -> Mapping[TenantId, None]:
+    """The teams of a department, and theirs."""
+    found: dict[TenantId, None] = {}
+    fresh = [tenant_id]
+    while fresh:
+        above = fresh.pop()
+        teams = [t.id for t in state.tenants.values() if t.parent == above and t.id not in found]
+        found.update(dict.fromkeys(teams))
+        fresh += teams
+    return found
 
 
 def must_have(permission: Permission, caller: Caller) -> None:

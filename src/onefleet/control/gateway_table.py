@@ -71,7 +71,8 @@ def _route(state: State, deployment: Deployment, blockers: Blockers) -> Deployme
 
 def _told(state: State, deployment: Deployment, blockers: Blockers) -> str:
     """Why it waits, as its own tenant's clients may read it."""
-    return discreet(wait_reason(state, deployment, blockers), state, deployment.tenant_id)
+    reason, owner = wait_reason(state, deployment, blockers), deployment.tenant_id
+    return discreet(reason, state, lambda tenant_id: tenant_id == owner)
 
 
 def _endpoints(state: State, deployment: Deployment) -> tuple[Endpoint, ...]:

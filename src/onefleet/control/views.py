@@ -52,7 +52,7 @@ class Scene:
         """The text as the viewer may read it."""
         if self.viewer is None or self.viewer.is_admin:
             return text
-        return discreet(text, self.state, self.viewer.tenant_id)
+        return discreet(text, self.state, self.viewer.sees)
 
 
 def tenant_view(tenant: Tenant, state: State) -> TenantView:

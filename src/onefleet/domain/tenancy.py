@@ -61,7 +61,7 @@ class Role(StrEnum):
     """What a key permits. Each role but the last has the permissions of those below it."""
 
     ADMIN = "admin"  # the pool: tenants, keys, models, nodes
-    MEMBER = "member"  # its tenant's deployments and jobs
+    MEMBER = "member"  # the deployments and jobs of its tenant and of those below it
     CALLER = "caller"  # the /v1 API only
     NODE = "node"  # a node's agent: the node that the key is named after, and nothing else
 

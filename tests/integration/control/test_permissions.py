@@ -19,6 +19,7 @@ from onefleet.wire.api import (
     EventView,
     JobView,
     KeyView,
+    LedgerView,
     ModelView,
     NewDeployment,
     NewJob,
@@ -171,6 +172,65 @@ def test_a_member_sees_and_touches_only_its_tenants_things(callers: Callers) -> 
     assert job.id not in subjects
     seen = [e.subject for e in red.get("/api/v1/events?after=0", Page[EventView]).data]
     assert job.id in seen and not any(s.startswith("key-") for s in seen)
+
+
+def test_a_department_sees_and_steers_what_its_teams_do_and_never_the_reverse(
+    control: Control,
+) -> None:
+    admin, node = control.admin(), FakeNode(control, devices=1)
+    node.sync()
+    api = {}
+    for name, parent in (("dept", None), ("team", "dept"), ("sub", "team"), ("other", "dept")):
+        admin.post("/api/v1/tenants", NewTenant(id=name, parent=parent), TenantView)
+        api[name] = control.client(admin.post("/api/v1/keys", NewKey(tenant=name), KeyView).key)
+    jobs = {
+        name: api[name].post("/api/v1/jobs", NewJob(command=("x",), name="same"), JobView)
+        for name in api
+    }
+    assert {name: job.tenant for name, job in jobs.items()} == {name: name for name in api}
+    sees = {
+        "dept": {"dept", "team", "sub", "other"},
+        "team": {"team", "sub"},
+        "sub": {"sub"},
+        "other": {"other"},
+    }
+    for name, client in api.items():
+        listed = {j.tenant for j in client.get("/api/v1/jobs", Page[JobView]).data}
+        assert listed == sees[name]
+        assert {t.id for t in client.get("/api/v1/tenants", Page[TenantView]).data} == sees[name]
+        ledgers = {e.tenant for e in client.get("/api/v1/ledger", Page[LedgerView]).data}
+        assert ledgers == sees[name]
+        subjects = {e.subject for e in client.get("/api/v1/events?after=0", Page[EventView]).data}
+        told = {owner for owner, job in jobs.items() if job.id in subjects}
+        assert told == sees[name]
+        assert client.get("/api/v1/jobs/same", JobView).id == jobs[name].id, "its own comes first"
+        for owner, job in jobs.items():
+            reads = (f"jobs/{job.id}", f"jobs/{job.id}/logs", f"why/{job.id}")
+            verbs = ("suspend", "resume", "checkpoint", "cancel") if owner != name else ()
+            if owner in sees[name]:
+                for path in reads[:2]:
+                    client.get(f"/api/v1/{path}", object)
+                continue
+            for path in reads:
+                with pytest.raises(NotFound):
+                    client.get(f"/api/v1/{path}", object)
+            for verb in verbs:
+                with pytest.raises(NotFound):
+                    client.post(f"/api/v1/jobs/{job.id}/{verb}", None, JobView)
+            with pytest.raises(Forbidden):
+                client.post("/api/v1/jobs", NewJob(command=("x",), tenant=owner), JobView)
+    for verb, want in (("suspend", "suspend"), ("resume", "run"), ("cancel", "stop")):
+        client = api["dept"]
+        assert client.post(f"/api/v1/jobs/{jobs['sub'].id}/{verb}", None, JobView).want == want
+    given = NewJob(command=("x",), name="given", tenant="sub")
+    assert api["team"].post("/api/v1/jobs", given, JobView).tenant == "sub"
+
+    def blocked() -> list[str]:
+        why = api["dept"].get(f"/api/v1/why/{jobs['dept'].id}", WhyView)
+        return [b.text for b in why.blockers if "another tenant" in b.text]
+
+    node.sync()
+    assert blocked() == [], "what is below is named"
 
 
 def test_the_default_tenants_deployments_are_seen_by_all_and_touched_by_none(

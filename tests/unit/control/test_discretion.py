@@ -20,20 +20,22 @@ STATE = replace(
 
 def test_names_of_others_are_left_out_and_own_ones_stay() -> None:
     text = "0 free; held by job-1 (basic job, tenant a), job-2 (premium job, tenant b.c, starting)"
-    assert discreet(text, STATE, MINE) == (
+    assert discreet(text, STATE, MINE.__eq__) == (
         "0 free; held by job-1 (basic job, tenant a), "
         "another tenant's work (premium job, another tenant, starting)"
     )
-    assert discreet(text, STATE, THEIRS) == (
+    assert discreet(text, STATE, THEIRS.__eq__) == (
         "0 free; held by another tenant's work (basic job, another tenant), "
         "job-2 (premium job, tenant b.c, starting)"
     )
 
 
 def test_a_work_that_was_forgotten_is_nobodys_to_name() -> None:
-    assert "job-1m819wc6qwk3r" not in discreet("room for job-1m819wc6qwk3r (basic)", STATE, MINE)
+    assert "job-1m819wc6qwk3r" not in discreet(
+        "room for job-1m819wc6qwk3r (basic)", STATE, MINE.__eq__
+    )
 
 
 def test_other_words_stay() -> None:
     text = "the tenant quota of tenant x is used up; see job-script.sh. It is for tenant b.c."
-    assert discreet(text, STATE, MINE) == text.replace("tenant b.c.", "another tenant.")
+    assert discreet(text, STATE, MINE.__eq__) == text.replace("tenant b.c.", "another tenant.")

@@ -97,13 +97,19 @@ def _must_be_new(live: list[Deployment], name: str) -> None:
 
 
 def find_deployment(state: State, caller: Caller, text: str) -> Deployment | None:
-    """The deployment of that name or id that the caller sees: a live one first."""
+    """The deployment of that name or id that the caller sees: a live one, of its own tenant,
+    first."""
     named = [
         d
         for d in state.deployments.values()
         if text in (d.name, d.id) and (caller.sees(d.tenant_id) or d.tenant_id == DEFAULT_TENANT)
     ]
-    return max(named, key=lambda d: (d.removed_at is None, d.created_at, d.id), default=None)
+
+    def order(found: Deployment) -> tuple[bool, bool, Instant, str]:
+        own = found.tenant_id == caller.tenant_id
+        return found.removed_at is None, own, found.created_at, found.id
+
+    return max(named, key=order, default=None)
 
 
 def _must_find(state: State, caller: Caller, text: str) -> Deployment:

@@ -23,14 +23,16 @@ def must_exist(state: State, tenant_id: TenantId) -> None:
 
 
 def find_job(state: State, caller: Caller, text: str) -> Job:
-    """The job of that id or name: a live one first, then the newest. Raises NotFound."""
+    """The job of that id or name: the caller's own tenant's, a live one, then the newest. Raises
+    NotFound."""
     missing = NotFound(
         f'there is no job "{text[:80]}"', why="none has this id or name", hint="onefleet ps"
     )
     job = state.jobs.get(WorkId(text))
     if job is None:
         named = [j for j in state.jobs.values() if j.name == text and caller.sees(j.tenant_id)]
-        job = max(named, key=lambda j: _liveness(state.works[j.id]), default=None)
+        own = [j for j in named if j.tenant_id == caller.tenant_id]
+        job = max(own or named, key=lambda j: _liveness(state.works[j.id]), default=None)
     if job is None:
         raise missing
     caller.must_see(job.tenant_id, missing)

@@ -133,10 +133,10 @@ def _after(state: State, caller: Caller, names: tuple[str, ...]) -> tuple[WorkId
         raise TooLarge(f'"after" names {len(names)} jobs, over {AFTER_MAX}', param="after")
     found: dict[WorkId, None] = {}
     for name in names:
-        elements = [
-            j.id for j in state.jobs.values() if j.array == name and caller.sees(j.tenant_id)
-        ]
-        found.update(dict.fromkeys(elements or [find_job(state, caller, name).id]))
+        array = [j for j in state.jobs.values() if j.array == name and caller.sees(j.tenant_id)]
+        own = [j for j in array if j.tenant_id == caller.tenant_id]
+        elements = own or array or [find_job(state, caller, name)]
+        found.update((job.id, None) for job in elements)
     return tuple(found)
 
 
