@@ -230,10 +230,10 @@ class Crew:
             case Finish():
                 await self._finish(act)
             case Freeze():
-                await self._driver(act.key).freeze(self.folder(act.key))
+                await self.driver(act.key).freeze(self.folder(act.key))
             case Thaw(devices=devices):
                 await self._bind(act.key, devices)
-                await self._driver(act.key).thaw(self.folder(act.key))
+                await self.driver(act.key).thaw(self.folder(act.key))
             case Pin(devices=devices):
                 await self._bind(act.key, devices)
             case Fetch():
@@ -340,10 +340,6 @@ class Crew:
             structs.replace(record, order=structs.replace(record.order, devices=devices))
         )
 
-    async def pause(self, key: WorkerKey, limit_ms: int) -> None:
-        """Let it wait for its turn, as `Driver.pause`. Raises OnefleetError."""
-        await self._driver(key).pause(self.folder(key), limit_ms)
-
     async def _fetch(self, act: Fetch) -> Done:
         """Some of an image; from the beginning on it is known to whom it belongs."""
         order, folder = act.order, self.folder(act.key)
@@ -365,12 +361,13 @@ class Crew:
         return Done(act.key, act.verb, more=not whole)
 
     async def _stop(self, act: Stop, grace_ms: int) -> Done:
-        driver, folder = self._driver(act.key), self.folder(act.key)
+        driver, folder = self.driver(act.key), self.folder(act.key)
         await driver.stop(folder, grace_ms)
         status = await driver.status(folder)
         return Done(act.key, act.verb, exit_code=status.exit_code)
 
-    def _driver(self, key: WorkerKey) -> Driver:
+    def driver(self, key: WorkerKey) -> Driver:
+        """The one that this worker was started by."""
         return self._drivers[self._records[key].driver]
 
     async def _keep(self, record: Record) -> None:

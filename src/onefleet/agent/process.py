@@ -42,7 +42,7 @@ from onefleet.agent.protocol import (
 )
 from onefleet.agent.share import Share
 from onefleet.agent.specs import PORT_FILE
-from onefleet.agent.turn_taker import TurnTaker
+from onefleet.agent.turn_taker import Pause, TurnTaker
 from onefleet.agent.warden import FAULTS, Warden
 from onefleet.agent.worker import Worker
 from onefleet.agent.worker_machine import WorkerMachine
@@ -114,7 +114,7 @@ class Agent:
             remembered=records.recall_health(door.layout),
             remember=partial(records.remember_health, door.layout),
         )
-        self._turns = TurnTaker(crew.pause, devices, _now, self._spawn)
+        self._turns = TurnTaker(_pauses(crew), devices, _now, self._spawn)
 
     async def run(self) -> None:
         """Adopt what is here, then go on until drained or cancelled."""
@@ -432,6 +432,15 @@ async def _main(
         loop.add_signal_handler(number, agent.drain if drains else task.cancel)
     loop.add_signal_handler(signal.SIGUSR1, agent.drain)
     await agent.run()
+
+
+def _pauses(crew: Crew) -> Pause:
+    """How a worker of the crew is let wait for its turn."""
+
+    async def pause(key: WorkerKey, limit_ms: int) -> None:
+        await crew.driver(key).pause(crew.folder(key), limit_ms)
+
+    return pause
 
 
 def _memory(devices: Sequence[Device]) -> tuple[int, int]:

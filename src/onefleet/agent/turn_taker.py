@@ -29,13 +29,17 @@ from onefleet.wire.agent import Observed
 log = structlog.get_logger()
 
 
+#: As `Driver.pause`, of one of the workers here.
+Pause = Callable[[WorkerKey, int], Awaitable[None]]
+
+
 class TurnTaker:
-    """One node's. pause: as `Driver.pause`, of a worker here. clock: in milliseconds, never going
-    back. spawn: runs what it is given as a task of its own."""
+    """One node's. clock: in milliseconds, never going back. spawn: runs what it is given as a task
+    of its own."""
 
     def __init__(
         self,
-        pause: Callable[[WorkerKey, int], Awaitable[None]],
+        pause: Pause,
         devices: Sequence[Device],
         clock: Callable[[], Instant],
         spawn: Callable[[Coroutine[None, None, None]], None],
