@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from itertools import product
+from math import exp
 
 import pytest
 
-from onefleet.core.packing import Ask, Host, Packer
+from onefleet.core.packing import Ask, Host, Packer, Space, Spot
 from onefleet.core.packing.scores import BestFit, Gradient, LeastLoss
 from onefleet.domain.errors import InvalidRequest
 from onefleet.sim.packing import (
@@ -20,6 +22,7 @@ from onefleet.sim.packing import (
     replay,
 )
 from onefleet.sim.packing_ceiling import ceiling
+from onefleet.sim.packing_fgd import ArtifactGradient, in_random_order
 from onefleet.sim.traces import imitate
 from onefleet.sim.traces.openb import OpenbNode
 
@@ -94,6 +97,56 @@ def test_migration_holds_more_and_tells_what_it_cost() -> None:
     assert moved.moves > 0
     assert moved.cost >= moved.moves * Migration().fixed_ms // 20
     assert (still.moves, still.cost) == (0, 0)
+
+
+def test_others_move_for_what_has_no_room_and_where_that_does_not_help_it_waits() -> None:
+    """Halves on two devices: one moves beside the other, then no move helps any more."""
+    half, whole = Ask(0, 0, 1, 500), Ask(0, 0, 1)
+    packer = Packer([a_host("a", 1), a_host("b", 1)], score_of=first_devices)
+    pinned = [Ask(0, 0, 1, 500, ("P",)), half]
+
+    def apart(packer: Packer, ask: Ask) -> Spot | None:
+        return packer.choose_on("b" if ask is half else "a", ask)
+
+    found = replay(packer, [*pinned, whole, whole], choose=apart, migration=Migration(), until=200)
+    assert (found.placed, found.refused, found.moves) == (3, 1, 1)
+
+
+def test_fgd_as_its_authors_ran_it() -> None:
+    """Growth within a fortieth of a device makes no difference, and the rest is a sigmoid's."""
+    common, rare = Ask(4000, 9, 1, 500), Ask(1000, 7, 1, 20)
+    score = ArtifactGradient.over([common] * 97 + [rare] * 3)
+    assert set(score.measure.counts) == {Ask(4000, 0, 1, 500)}, (
+        "memory and what is rare are left out"
+    )
+    space = Space("P", 64_000, 1_000_000, (1000,))
+    grows = Space("P", 64_000, 1_000_000, (400,))
+    assert score.cost(space, rare, space) == -50
+    assert score.cost(space, common, grows) == -int(100 / (1 + exp(0.4)))
+    assert score.cost(grows, common, space) == -int(100 / (1 + exp(-0.4)))
+    near = Space("P", 64_000, 1_000_000, (499,))
+    assert score.cost(near, rare, Space("P", 64_000, 1_000_000, (480,))) == -50
+
+
+def test_nodes_in_a_random_order_are_the_same_nodes() -> None:
+    mixed = in_random_order(HOSTS, random.Random(1))
+    assert (
+        mixed
+        == in_random_order(HOSTS, random.Random(1))
+        != in_random_order(HOSTS, random.Random(2))
+    )
+    assert sorted(h.node for h in mixed) == sorted(h.node for h in HOSTS)
+    assert [replace(h, node="") for h in mixed] == [replace(h, node="") for h in HOSTS]
+
+
+def test_the_ceiling_is_below_what_can_be_counted_by_hand() -> None:
+    """Of n shares of 0.81 on 100 devices, each leaves 0.19 that nothing else here can use."""
+    large, small = Ask(0, 0, 1, 810), Ask(0, 0, 1, 100)
+    asks = [large] * 110 + [small] * 9 + [Ask(0, 0, 1)] * 10
+    assert sum(ask.size for ask in asks) == 100_000
+    most = ceiling([a_host(f"n{n}", 4, 10**9) for n in range(25)], asks)
+    by_hand = max(min(100_000 - 190 * n + 900, 10_000 + 900 + 810 * n) for n in range(101))
+    assert 0 < most <= by_hand
 
 
 def test_no_policy_is_above_the_ceiling() -> None:

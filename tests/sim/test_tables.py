@@ -146,6 +146,7 @@ def test_openb_shows_a_policy_below_the_ceiling(capsys):
     assert "an imitation of the trace:" in text
     assert 50 < number(rows["best-fit"][0]) <= number(rows["ceiling"][0]) <= 100
     assert rows["best-fit"][2] == "", "what was published is of the trace, not of an imitation"
+    assert re.search(r"The ceiling (reaches 98 % when \d+ %|does not reach 98 %)", text)
 
 
 def test_openb_takes_the_variant_from_the_file_name():

@@ -167,7 +167,7 @@ class _Layout:
     cost: int = 0
     held: Counter[Ask] = field(default_factory=Counter)
     _by_node: dict[str, dict[str, Piece]] = field(default_factory=dict)
-    _hopeless: dict[Ask, int] = field(default_factory=dict)  # and how much was placed then
+    _hopeless: dict[Ask, int] = field(default_factory=dict)  # and how many moves there were then
 
     def place(self, ask: Ask, spot: Spot) -> None:
         self.packer.take(ask, spot)
@@ -182,13 +182,16 @@ class _Layout:
         self._by_node.setdefault(spot.node, {})[piece.id] = piece
 
     def make_room(self, ask: Ask) -> bool:
-        """Place the ask by moving others; not tried again before anything else has changed."""
-        if self._hopeless.get(ask) == self.placed + self.moves:
+        """Place the ask by moving others; not tried again before others have moved.
+
+        Nothing leaves, and what comes only takes room.
+        """
+        if self._hopeless.get(ask) == self.moves:
             return False
         gain = ask.size * self.migration.horizon_ms // MILLI
         plan = make_room(self.packer, self._pieces(), ask, gain=gain)
         if plan is None:
-            self._hopeless[ask] = self.placed + self.moves
+            self._hopeless[ask] = self.moves
             return False
         self._carry_out(plan)
         self.place(ask, plan.spots[0])
