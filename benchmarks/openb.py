@@ -18,10 +18,10 @@ moving: the same where all pods stay that least-loss had placed when the demand 
 moves, however many, get above it. Last, how much must have come before the ceiling is at 98 %.
 
 Why the ceiling of openb's default pods is below 98 % when 100 % has come can be seen by hand. When
-they ask for all 6,212 GPUs, 1,100 of them ask for 0.81 of one. Each that is placed leaves 0.19 that
-only pods of at most 0.19 can use, and all of those together ask for 15 GPUs. So n of them leave
-0.19 n - 15 GPUs empty, whatever moves; each that is not placed leaves 0.81 of what has come unused.
-The better of the two, at n = 906, is 97.5 %. (Shares of 0.47 take it down to the ceiling.)
+they ask for all 6,212 GPUs, some 1,100 ask for 0.81 of one. Each that is placed leaves 0.19 that
+only pods of at most 0.19 can use, and all of those together ask for 15 GPUs. So n of them leave at
+least 0.19 n - 15 GPUs empty, whatever moves; the others leave 0.81 each of what has come unplaced.
+The best of both, at n = 906, is 97.5 %. (Shares of 0.47 take it down to the ceiling.)
 
     python -m benchmarks.openb --nodes NODES --pods PODS... --report
     python -m benchmarks.openb --seeds 2 --policy least-loss

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import random
+import shlex
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -127,4 +128,4 @@ def exit_with(main: Callable[[], int]) -> NoReturn:
 def command(module: str, arguments: Sequence[str]) -> str:
     """The command that made a page; of a path, only the name."""
     words = [Path(word).name if "/" in word else word for word in arguments if word != "--report"]
-    return " ".join(["python -m", f"benchmarks.{module}", *words])
+    return shlex.join(["python", "-m", f"benchmarks.{module}", *words])
