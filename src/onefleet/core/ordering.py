@@ -59,10 +59,13 @@ def next_level_at(work: Work, now: Instant, policy: Policy, above: int = 0) -> I
     milli = held_milli(work)
     if work.phase is not Phase.RUNNING or not milli:
         return None
-    had = served_ms(work, now)
-    level = max(level_at(had, policy), above)
-    left = (policy.level_ms << level) - had
+    left = until_level(served_ms(work, now), above, policy)
     return Instant(max(now, work.accounted_until) + -(-left * WHOLE // milli))
+
+
+def until_level(had_ms: int, above: int, policy: Policy) -> int:
+    """The device time until the next level, and until one above this."""
+    return (policy.level_ms << max(level_at(had_ms, policy), above)) - had_ms
 
 
 def level_at(device_ms: int, policy: Policy) -> int:

@@ -41,7 +41,7 @@ class Policy:
     image_wait_ms: int = 600_000
     level_ms: int = 600_000
     promise_window_ms: int = 3_600_000
-    promise_margin_permille: int = 100
+    promise_margin_permille: int = 200
     idle_ms: int = 5_000
     scale_up_waiting: int = 1
     save_fixed_ms: int = 300

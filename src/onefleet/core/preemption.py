@@ -16,11 +16,10 @@ from typing import NamedTuple
 
 from onefleet.core.capacity import Capacity, whole
 from onefleet.core.index import Hold, Index, gone
-from onefleet.core.index.movable import Victim
+from onefleet.core.index.movable import Scope, Victim
 from onefleet.core.index.room import workers_on, workers_without
 from onefleet.core.index.shelves import rising
-from onefleet.core.ordering import BASIC, RESERVED, gives_way
-from onefleet.domain.fleet import DeviceKind
+from onefleet.core.ordering import BASIC, RESERVED
 from onefleet.domain.ids import DeploymentId, NodeId, WorkId
 from onefleet.domain.work import Demand, Work, WorkKind
 
@@ -46,8 +45,6 @@ class Victims:
     def __init__(self, index: Index, capacity: Capacity) -> None:
         self._index = index
         self._capacity = capacity
-        self._version = index.version
-        self._movable: dict[object, list[Victim]] = {}
 
     def choose(self, work: Work, rank: int, nodes: Sequence[NodeId] | None) -> tuple[Work, ...]:
         """The cheapest set that makes room for the work, or nothing when no set does."""
@@ -151,13 +148,8 @@ class Victims:
 
     def _candidates(self, demand: Demand, nodes: tuple[NodeId, ...], able: Able) -> list[Victim]:
         """Whoever may be moved on these nodes, in the order in which they go."""
-        key = (demand.kind, nodes, able.rank, able.level is None)
-        if self._version != self._index.version:
-            self._version = self._index.version
-            self._movable.clear()
-        movable = self._movable.get(key)
-        if movable is None:
-            movable = self._movable[key] = sorted(self._all_movable(demand.kind, nodes, able))
+        scope = Scope(demand.kind, nodes, able.rank, able.level is not None)
+        movable = self._index.roster.movable.of(scope)
         last, level = -able.lowest, -1 if able.level is None else able.level
         return [
             victim
@@ -165,26 +157,6 @@ class Victims:
             if victim.tier_order <= last
             and (victim.tier_order < -able.rank or victim.level_order < -level)
         ]
-
-    def _all_movable(
-        self, kind: DeviceKind, nodes: tuple[NodeId, ...], able: Able
-    ) -> Iterator[Victim]:
-        """Those of the work's rank, with their levels if these matter, and of lower ones."""
-        roster, seen = self._index.roster, dict[WorkId, None]()
-        for node_id in nodes:
-            for hold in self._index.fleet.works_on(node_id):
-                victim = roster.victim_of(hold.work.id)
-                if victim is None or victim.tier_order > -able.rank or victim.id in seen:
-                    continue
-                work = victim.work
-                if work.demand.kind is not kind:
-                    continue
-                seen[victim.id] = None
-                if victim.tier_order == -able.rank and able.level is not None:
-                    if not gives_way(work):
-                        continue
-                    victim = victim._replace(level_order=-roster.level_of(work))
-                yield victim
 
     def _fewest(self, candidates: Sequence[Victim], suffices: Suffices) -> list[Victim]:
         """The first of them that together suffice, without those not needed; none if none do."""

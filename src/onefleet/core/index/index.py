@@ -30,15 +30,11 @@ Record = Work | Node | Tenant | Reservation | Deployment | Replica
 
 
 class Index:
-    """The planner's records, and what follows from them (`fleet`, `roster`).
-
-    version: another one after each change of a record or of the time.
-    """
+    """The planner's records, and what follows from them (`fleet`, `roster`)."""
 
     def __init__(self, policy: Policy) -> None:
         self.policy = policy
         self.now = Instant(0)
-        self.version = 0
         self.tenants: dict[TenantId, Tenant] = {}
         self.reservations: dict[ReservationId, Reservation] = {}
         self.stock: dict[tuple[DeviceKind, str], int] = {}
@@ -140,7 +136,6 @@ class Index:
         """It is later now. leases: as in `Snapshot`."""
         assert now >= self.now, "time does not run backwards"
         self.now = now
-        self.version += 1
         self.fleet.advance(now, leases)
         self._turn()
         self.roster.advance(now)
@@ -191,7 +186,6 @@ class Index:
         return self._tables[kind].get(name)
 
     def _note(self, kind: type, name: str, old: object) -> None:
-        self.version += kind is not Kept
         if self._journal is not None:
             self._journal.append((kind, name, old))
 

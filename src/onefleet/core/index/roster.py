@@ -16,14 +16,16 @@ from onefleet.core.index.coverage import Coverage
 from onefleet.core.index.errands import Errands
 from onefleet.core.index.fleet import Fleet
 from onefleet.core.index.lines import Lines, Place, Shape
-from onefleet.core.index.movable import Victim
+from onefleet.core.index.movable import Movable, Scope, Victim
 from onefleet.core.index.room import MEASURES, SOON, Hold, gone
 from onefleet.core.ordering import (
     behind_changes_at,
+    gives_way,
     level_at,
     level_of,
     loss_device_ms,
     rank_of,
+    until_level,
 )
 from onefleet.core.policy import Policy
 from onefleet.core.promise import lineage
@@ -87,6 +89,7 @@ class Roster:
         self._fleet = fleet
         self._tenants = tenants
         self._spares = Spares(self)
+        self.movable = Movable(self.victim_of, lambda node_id: fleet.holds.get(node_id, {}))
         self.errands = Errands(policy, self.works, fleet.nodes)
         self._entries: dict[WorkId, _Entry] = {}
         self.coverage = Coverage(self.works, tenants, reservations)
@@ -127,6 +130,8 @@ class Roster:
 
     def advance(self, now: Instant) -> None:
         """Time has passed."""
+        if now != self.now:
+            self.movable.clear()
         self.now = now
         self.coverage.advance(now)
         while self._timers and self._timers[0][0] <= now:
@@ -134,6 +139,16 @@ class Roster:
             entry = self._entries.get(work_id)
             if entry is not None and entry.due == at:
                 self.refresh(work_id)
+
+    def next_due(self) -> Instant | None:
+        """When a work has to be looked at again though nothing happens, at the earliest."""
+        while self._timers:
+            at, work_id = self._timers[0]
+            entry = self._entries.get(work_id)
+            if entry is not None and entry.due == at:
+                return at
+            heapq.heappop(self._timers)
+        return None
 
     def regroup(self) -> None:
         """Tenants are below others than before."""
@@ -145,17 +160,40 @@ class Roster:
         """The nodes that it is on."""
         return self._entries[work_id].nodes
 
-    def victim_of(self, work_id: WorkId) -> Victim | None:
-        """As which it may be moved out of the way, by its own state; None: it may not."""
-        return self._entries[work_id].victim
+    def victim_of(self, work_id: WorkId, scope: Scope) -> Victim | None:
+        """As which it may be moved out of the way in this scope; None: it may not."""
+        entry = self._entries.get(work_id)
+        victim = None if entry is None else entry.victim
+        if entry is None or victim is None or victim.tier_order > -scope.rank:
+            return None
+        there = any(node_id in scope.nodes for node_id in entry.nodes)
+        if not there or victim.work.demand.kind is not scope.kind:
+            return None
+        if scope.levels and victim.tier_order == -scope.rank:
+            if not gives_way(victim.work):
+                return None
+            return victim._replace(level_order=-self.level_of(victim.work))
+        return victim
 
     def level_of(self, work: Work) -> int:
         """Its level by now (`ordering.py`)."""
-        served = work.served_ms
-        if work.phase is Phase.RUNNING:
-            since = max(work.accounted_until, work.submitted_at)
-            served += max(self.now - since, 0) * self._entries[work.id].held_milli // WHOLE
-        return level_at(served, self._policy)
+        return level_at(self._served_ms(work), self._policy)
+
+    def next_level_at(self, work_id: WorkId, above: int) -> Instant:
+        """When a running work gets to its next level, and to one above this."""
+        work = self.works[work_id]
+        left = until_level(self._served_ms(work), above, self._policy)
+        since = max(self.now, work.accounted_until)
+        return Instant(since + -(-left * WHOLE // self._entries[work_id].held_milli))
+
+    def _served_ms(self, work: Work) -> int:
+        """As `ledger.served_ms`, with what is entered already."""
+        if work.phase is not Phase.RUNNING:
+            return work.served_ms
+        since = max(work.accounted_until, work.submitted_at)
+        return (
+            work.served_ms + max(self.now - since, 0) * self._entries[work.id].held_milli // WHOLE
+        )
 
     # --- ranks -------------------------------------------------------------------------------
 
@@ -198,10 +236,12 @@ class Roster:
         if due != NEVER:
             heapq.heappush(self._timers, (due, work.id))
         victim = self._victim(work) if nodes and self.is_movable(work) else None
+        self.movable.touch(work.id)
         self._entries[work.id] = _Entry(nodes, images, line, milli, victim, place, due)
 
     def _leave(self, work: Work) -> None:
         entry = self._entries.pop(work.id)
+        self.movable.touch(work.id)
         if work.phase is Phase.ENDED and work.kind is WorkKind.JOB:
             del self.ended[bisect_left(self.ended, _ended(work))]
         self.coverage.leave(work)

@@ -72,6 +72,7 @@ class Placing:
         self.no_fit = Hopeless()
         self.no_room = [Hopeless() for _ in RANK_NAMES]
         self.granted: dict[TenantId, int] = {}
+        self.shares: dict[TenantId, Share] = {}  # as they follow from `granted`
         self.queues: list[Queue] = []
 
     def order(self) -> None:
@@ -109,14 +110,18 @@ class Placing:
 
     def _share(self, tenant_id: TenantId) -> Share:
         """What the tenant holds by its weight; first what those above it hold, from the top."""
+        found = self.shares.get(tenant_id)
+        if found is not None:
+            return found
         tenants, shares = self.this.index.tenants, list[int]()
         for name in reversed(lineage(tenant_id, tenants)):
             tenant = tenants.get(name)
             weight = WEIGHT if tenant is None else max(tenant.weight, 1)
             shares.append(self.granted.get(name, 0) * WEIGHT // weight)
-        return tuple(shares)
+        return self.shares.setdefault(tenant_id, tuple(shares))
 
     def _grant(self, work: Work) -> None:
+        self.shares.clear()
         amount = work.demand.least * work.demand.milli
         for name in lineage(work.tenant_id, self.this.index.tenants):
             self.granted[name] = self.granted.get(name, 0) + amount

@@ -67,7 +67,8 @@ class Desk:
 
     waiting, running: by number, in the order in which they came to be so. Running jobs hold
     devices. `arrived`, `returned` (suspended, killed or thrown back by a failure, without this
-    moment's own doing) and `ended` say what has changed since the last moment.
+    moment's own doing) and `ended` say what has changed since the last moment; `fell` and `rose`,
+    which nodes went out of service and came back.
     """
 
     def __init__(self, room: Flat | Nodes, save_ms: int) -> None:
@@ -77,6 +78,8 @@ class Desk:
         self.arrived: list[JobView] = []
         self.returned: list[JobView] = []
         self.ended: list[JobView] = []
+        self.fell: list[int] = []
+        self.rose: list[int] = []
         self.leaving = 0  # devices of jobs that are being saved
         self.acts: list[tuple[Act, JobView]] = []
         self.wakes: list[int] = []

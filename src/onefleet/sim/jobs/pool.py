@@ -6,17 +6,18 @@ decides becomes acts at the desk. A job at the desk has neither a duration nor a
 planner has none here either.
 
 Saving and starting take what the simulation's rules say; to the planner a job runs from the moment
-on that it makes progress.
+on that it makes progress. The lease of a node that is out of service has run out; when its jobs are
+given up is for the rules to say as well.
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import assert_never
 
 from onefleet.core import lifecycle
-from onefleet.core.ordering import next_level_at
 from onefleet.core.plan import (
     Checkpoint,
     Decision,
@@ -57,9 +58,6 @@ from onefleet.sim.jobs.job import Rules
 
 #: Passes at one moment before it is a defect that they do not come to rest.
 PASSES_MAX = 50
-#: Between looks while jobs wait and nothing happens: doubles from the first to the last, as long as
-#: patience and holds may matter; then the pool sleeps until some job has had enough to make room.
-LOOK_MS, LOOK_MS_MAX = 1_000, 64_000
 _FOR_EVER = Instant(1 << 60)
 _BEGIN = Instant(0)
 #: Bytes of an image; the rules have its price.
@@ -71,9 +69,10 @@ class Pool:
 
     def __init__(self, rules: Rules, policy: PoolPolicy, rng: random.Random) -> None:
         self._rules = rules
-        self._policy = policy
+        self._policy = policy = replace(policy, lease_grace_ms=_FOR_EVER)
         self._rng = rng
         sizes = rules.fleet.nodes or (rules.fleet.devices,)
+        self._sizes = sizes
         self._widest = max(sizes)
         self._flat = rules.fleet.nodes is None
         nodes = [_node(number, size) for number, size in enumerate(sizes)]
@@ -86,7 +85,6 @@ class Pool:
         self._works: dict[int, Work] = {}
         self._views: dict[WorkId, JobView] = {}
         self._woken_at = -1
-        self._look_ms = LOOK_MS
 
     def decide(self, desk: Desk) -> None:
         """Run passes until there is nothing more to decide now."""
@@ -106,6 +104,10 @@ class Pool:
     # --- the desk's news --------------------------------------------------------------------------
 
     def _take_news(self, desk: Desk, now: Instant) -> None:
+        for until, nodes in ((now, desk.fell), (_FOR_EVER, desk.rose)):
+            for number in nodes:
+                node = _node(number, self._sizes[number])
+                self._index.put(replace(node, lease_expires_at=until))
         for view in desk.arrived:
             work = _work(view, self._demand(view.devices))
             self._views[work.id] = view
@@ -115,6 +117,8 @@ class Pool:
             if view.phase is Phase.SUSPENDED:
                 self._put(view, _saved(work, now))
             else:
+                if self._rules.checkpoints is not None:
+                    work = replace(work, attempts=1)  # it goes on from an image: no fresh start
                 self._put(view, lifecycle.apply(work, lifecycle.Lost("its node failed"), now))
         for view in desk.ended:
             work = self._works.pop(view.number)
@@ -175,28 +179,24 @@ class Pool:
     # --- time -------------------------------------------------------------------------------------
 
     def _sleep(self, desk: Desk) -> None:
-        """A live pool looks again each second; here ever less often while nothing comes of it."""
-        if desk.arrived or desk.returned or desk.ended or desk.acts:
-            self._look_ms = LOOK_MS
-        if desk.waiting and self._woken_at <= desk.now:
-            at = desk.now + self._look_ms
-            if self._look_ms <= LOOK_MS_MAX:
-                self._look_ms *= 2
-            else:
-                at = self._next_level(desk)
-            if at > desk.now:
-                self._woken_at = at
-                desk.wake(at)
+        """Look again when something may be decided though nothing happens."""
+        at = min(self._next_times(desk), default=0) if desk.waiting else 0
+        if at > desk.now and not desk.now < self._woken_at <= at:
+            self._woken_at = at
+            desk.wake(at)
 
-    def _next_level(self, desk: Desk) -> int:
-        """When the first running job has had so much that one that waits may go before it; 0: no
-        job will, or none waits for devices alone."""
-        now, lowest = Instant(desk.now), self._index.roster.lines.lowest_level()
-        if lowest is None:
-            return 0
-        works = (self._works[number] for number in desk.running)
-        times = (next_level_at(work, now, self._policy, lowest) for work in works)
-        return min((at for at in times if at is not None and at > now), default=0)
+    def _next_times(self, desk: Desk) -> Iterator[int]:
+        """Those times: a hold or a pause ends, patience does, or a job has had so much that one
+        that waits may go before it."""
+        roster = self._index.roster
+        if desk.arrived or desk.returned or desk.ended or desk.acts:
+            yield desk.now + self._policy.patience_ms
+        due, lowest = roster.next_due(), roster.lines.lowest_level()
+        if due is not None:
+            yield due
+        if lowest is not None:
+            for number in desk.running:
+                yield roster.next_level_at(self._works[number].id, lowest)
 
 
 def _node(number: int, size: int) -> Node:

@@ -224,6 +224,8 @@ class _World:
         desk.arrived.clear()
         desk.returned.clear()
         desk.ended.clear()
+        desk.fell.clear()
+        desk.rose.clear()
 
     # --- what a policy had done -------------------------------------------------------------------
 
@@ -270,6 +272,7 @@ class _World:
         if what == _REPAIRED:
             assert isinstance(self.room, Nodes)
             self.room.repair(number)
+            self.desk.rose.append(number)
             self._fail_later(now, number)
             return True
         run = self.runs[number]
@@ -305,6 +308,7 @@ class _World:
         assert rules is not None and isinstance(room, Nodes)
         self.failures += 1
         room.lose(node)
+        self.desk.fell.append(node)
         heapq.heappush(self.heap, (now + rules.repair_ms, _REPAIRED, node, 0))
         for number in tuple(self.lying[node]):
             run = self.runs[number]
