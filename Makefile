@@ -25,6 +25,7 @@ check: $(VENV)/ready-dev
 bench: $(VENV)/ready-dev
 	$(BIN)/python -m benchmarks.gateway
 	$(BIN)/python -m benchmarks.checkpoint
+	$(BIN)/python -m benchmarks.migration
 
 $(VENV)/ready: requirements.lock pyproject.toml
 	@$(PYTHON) scripts/setup.py $(VENV) requirements.lock

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import assert_never
@@ -341,15 +341,16 @@ class Crew:
         )
 
     async def _fetch(self, act: Fetch) -> Done:
-        """Some of an image; from the beginning on it is known to whom it belongs."""
+        """Some of an image; meanwhile it is noted to whom it belongs."""
         order, folder = act.order, self.folder(act.key)
+        kept: list[Awaitable[None]] = []
         if act.key not in self._records:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             record = Record(
                 work_id=order.work_id, rank=order.rank, epoch=NO_GENERATION,
                 driver=self._job_driver, order=order,
             )  # fmt: skip
-            await self._keep(record)
+            kept.append(asyncio.create_task(self._keep(record)))
         errand = self.fetches[act.key] = fetching.Errand()
         try:
             whole = await self._take(folder, act.image) or await asyncio.to_thread(
@@ -358,6 +359,7 @@ class Crew:
             )  # fmt: skip
         finally:
             del self.fetches[act.key]
+            await asyncio.gather(*kept)
         return Done(act.key, act.verb, more=not whole)
 
     async def _stop(self, act: Stop, grace_ms: int) -> Done:

@@ -164,7 +164,8 @@ def _keep(worker: Worker, order: Order) -> Act | None:
     worker.exit_code = None
     if image in worker.images:
         worker.observed, worker.image, worker.reason = Observed.SAVED, image, ""
-        return _prune(worker, order)
+        # Old images can go once it runs: nothing shall be under way when it may.
+        return None if order.soon else _prune(worker, order)
     if order.sources:
         worker.observed, worker.image = Observed.FETCHING, None
         return Fetch(worker.key, order, image)

@@ -33,7 +33,7 @@ from onefleet.domain.errors import NotFound, OnefleetError, Unreachable, Upstrea
 from onefleet.domain.ids import ImageId
 from onefleet.domain.layout import Layout
 from onefleet.drivers import image as images
-from onefleet.drivers import linux, recipe, transfer
+from onefleet.drivers import recipe, transfer
 from onefleet.drivers.chunk_store import ChunkStore
 from onefleet.drivers.supervisor_files import sync_folder
 from onefleet.registry.blobs import ensure_room, no_space_is_ours
@@ -154,13 +154,14 @@ def _check(partial: Path) -> None:
 
 
 def _name(partial: Path, target: Path, *, durable: bool) -> bool:
-    """Give it its name, being durable or on its way to that."""
-    for entry in partial.iterdir():
+    """Give it its name.
+
+    What is not to be durable is not even on its way to the disk then: whatever else is made durable
+    meanwhile, as the records of a restore are, would wait for it in the file system's journal.
+    """
+    for entry in partial.iterdir() if durable else ():
         with entry.open("rb") as file:
-            if durable:
-                os.fsync(file.fileno())
-            else:
-                linux.start_writing(file.fileno())
+            os.fsync(file.fileno())
     partial.rename(target)
     if durable:
         sync_folder(str(target.parent))

@@ -18,6 +18,7 @@ from onefleet.agent.protocol import (
     Hold,
     HoldKind,
     Pin,
+    Prune,
     Restore,
     Save,
     Start,
@@ -360,6 +361,13 @@ def test_a_fetch_in_no_hurry_is_overtaken_when_it_is_to_run_or_is_not_wanted() -
     bench.orders(order(KEEP, I1, sources=AWAY, soon=True))
     bench.orders(order(RUN, I1, sources=AWAY, epoch=Generation(2)))
     assert bench.machine.overtaken() == []
+
+
+def test_old_images_do_not_keep_what_is_about_to_run_waiting() -> None:
+    bench = Bench()
+    bench.event(adopted(None, image=I1, images=(I1, I2)))
+    assert bench.orders(order(KEEP, I2, soon=True)) == []
+    assert isinstance(only(bench.orders(order(KEEP, I2))), Prune)
 
 
 def test_a_fetch_that_fails_is_a_restore_that_failed() -> None:
