@@ -54,18 +54,18 @@ def level_of(work: Work, now: Instant, policy: Policy) -> int:
     return level_at(served_ms(work, now), policy)
 
 
-def next_level_at(work: Work, now: Instant, policy: Policy, above: int = 0) -> Instant | None:
-    """When running work gets to its next level, and to one above this; None when it never does."""
+def next_level_at(work: Work, now: Instant, policy: Policy) -> Instant | None:
+    """When running work gets to its next level; None when it never does."""
+    return reaches_at(work, level_of(work, now, policy) + 1, now, policy)
+
+
+def reaches_at(work: Work, level: int, now: Instant, policy: Policy) -> Instant | None:
+    """When running work gets to a level that is above its own; None when it never does."""
     milli = held_milli(work)
     if work.phase is not Phase.RUNNING or not milli:
         return None
-    left = until_level(served_ms(work, now), above, policy)
+    left = (policy.level_ms << level - 1) - served_ms(work, now)
     return Instant(max(now, work.accounted_until) + -(-left * WHOLE // milli))
-
-
-def until_level(had_ms: int, above: int, policy: Policy) -> int:
-    """The device time until the next level, and until one above this."""
-    return (policy.level_ms << max(level_at(had_ms, policy), above)) - had_ms
 
 
 def level_at(device_ms: int, policy: Policy) -> int:

@@ -1,7 +1,7 @@
 """Works that may be moved out of the way, in the order in which they go.
 
-A list is made once for each moment in time; what changes within the moment is taken out and put in,
-so that the passes of a moment, and what they try out, do not make it anew.
+A list is made once, and then what has changed is taken out and put in, so that neither the passes
+nor what they try out make it anew.
 """
 
 from __future__ import annotations
@@ -14,8 +14,10 @@ from onefleet.domain.fleet import DeviceKind
 from onefleet.domain.ids import NodeId, WorkId
 from onefleet.domain.work import Work
 
-#: Lists that are remembered within a moment.
-LISTS_MAX = 4_096
+#: Lists and changes that are remembered.
+LISTS_MAX, CHANGES_MAX = 4_096, 16_384
+#: So many more changes than victims are not put in one by one.
+CHANGES_MORE = 16
 
 
 class Victim(NamedTuple):
@@ -71,26 +73,34 @@ class Movable:
         self._changed: list[WorkId] = []
 
     def touch(self, work_id: WorkId) -> None:
-        """The work has changed."""
-        if self._lists:
+        """The work has changed, or its level has."""
+        if not self._lists:
+            return
+        if len(self._changed) >= CHANGES_MAX:
+            self._clear()
+        else:
             self._changed.append(work_id)
-
-    def clear(self) -> None:
-        """It is later now, and levels may be others."""
-        self._lists.clear()
-        self._changed.clear()
 
     def of(self, scope: Scope) -> list[Victim]:
         """The victims of a scope, in order; good until the next change."""
         found = self._lists.get(scope)
+        if found is not None:
+            count = len(self._changed) - found.seen
+            if count > len(found.victims) + CHANGES_MORE:
+                found = None
+            elif count:
+                for work_id in dict.fromkeys(self._changed[found.seen :]):
+                    found.change(work_id, self._victim_of(work_id, scope))
+                found.seen = len(self._changed)
         if found is None:
             if len(self._lists) >= LISTS_MAX:
-                self.clear()
+                self._clear()
             names = dict.fromkeys(name for node in scope.nodes for name in self._works_on(node))
             victims = (self._victim_of(name, scope) for name in names)
             found = _List((v for v in victims if v is not None), len(self._changed))
             self._lists[scope] = found
-        for work_id in dict.fromkeys(self._changed[found.seen :]):
-            found.change(work_id, self._victim_of(work_id, scope))
-        found.seen = len(self._changed)
         return found.victims
+
+    def _clear(self) -> None:
+        self._lists.clear()
+        self._changed.clear()

@@ -24,8 +24,8 @@ from onefleet.core.ordering import (
     level_at,
     level_of,
     loss_device_ms,
+    next_level_at,
     rank_of,
-    until_level,
 )
 from onefleet.core.policy import Policy
 from onefleet.core.promise import lineage
@@ -59,6 +59,7 @@ class _Entry:
     victim: Victim | None  # as which it may be moved out of the way
     place: Place | None
     due: Instant  # when it has to be looked at again, though nothing of it changed
+    rises_at: Instant  # when it gets to its next level
 
 
 class Roster:
@@ -94,6 +95,7 @@ class Roster:
         self._entries: dict[WorkId, _Entry] = {}
         self.coverage = Coverage(self.works, tenants, reservations)
         self._timers: list[tuple[Instant, WorkId]] = []
+        self._rises: list[tuple[Instant, WorkId]] = []
 
     @property
     def spares(self) -> Spares:
@@ -130,14 +132,17 @@ class Roster:
 
     def advance(self, now: Instant) -> None:
         """Time has passed."""
-        if now != self.now:
-            self.movable.clear()
         self.now = now
         self.coverage.advance(now)
         while self._timers and self._timers[0][0] <= now:
             at, work_id = heapq.heappop(self._timers)
             entry = self._entries.get(work_id)
             if entry is not None and entry.due == at:
+                self.refresh(work_id)
+        while self._rises and self._rises[0][0] <= now:
+            at, work_id = heapq.heappop(self._rises)
+            entry = self._entries.get(work_id)
+            if entry is not None and entry.rises_at == at:
                 self.refresh(work_id)
 
     def next_due(self) -> Instant | None:
@@ -178,13 +183,6 @@ class Roster:
     def level_of(self, work: Work) -> int:
         """Its level by now (`ordering.py`)."""
         return level_at(self._served_ms(work), self._policy)
-
-    def next_level_at(self, work_id: WorkId, above: int) -> Instant:
-        """When a running work gets to its next level, and to one above this."""
-        work = self.works[work_id]
-        left = until_level(self._served_ms(work), above, self._policy)
-        since = max(self.now, work.accounted_until)
-        return Instant(since + -(-left * WHOLE // self._entries[work_id].held_milli))
 
     def _served_ms(self, work: Work) -> int:
         """As `ledger.served_ms`, with what is entered already."""
@@ -236,8 +234,12 @@ class Roster:
         if due != NEVER:
             heapq.heappush(self._timers, (due, work.id))
         victim = self._victim(work) if nodes and self.is_movable(work) else None
+        rises_at = NEVER
+        if victim is not None:
+            rises_at = next_level_at(work, self.now, self._policy) or NEVER
+            heapq.heappush(self._rises, (rises_at, work.id))
         self.movable.touch(work.id)
-        self._entries[work.id] = _Entry(nodes, images, line, milli, victim, place, due)
+        self._entries[work.id] = _Entry(nodes, images, line, milli, victim, place, due, rises_at)
 
     def _leave(self, work: Work) -> None:
         entry = self._entries.pop(work.id)

@@ -12,12 +12,14 @@ given up is for the rules to say as well.
 
 from __future__ import annotations
 
+import heapq
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import assert_never
 
 from onefleet.core import lifecycle
+from onefleet.core.ordering import level_of, reaches_at
 from onefleet.core.plan import (
     Checkpoint,
     Decision,
@@ -58,6 +60,8 @@ from onefleet.sim.jobs.job import Rules
 
 #: Passes at one moment before it is a defect that they do not come to rest.
 PASSES_MAX = 50
+#: Levels above its own that a job may get to in one run: a doubling each.
+LEVELS_NOTED = 24
 _FOR_EVER = Instant(1 << 60)
 _BEGIN = Instant(0)
 #: Bytes of an image; the rules have its price.
@@ -84,6 +88,7 @@ class Pool:
             self._index.put(record)
         self._works: dict[int, Work] = {}
         self._views: dict[WorkId, JobView] = {}
+        self._rises: dict[int, list[tuple[Instant, int, int]]] = {}
         self._woken_at = -1
 
     def decide(self, desk: Desk) -> None:
@@ -167,7 +172,9 @@ class Pool:
         price = self._rules.price
         since = Instant(now + (price.restore_ms if decision.restore else price.start_ms))
         event = lifecycle.Restored() if decision.restore else lifecycle.Started()
-        self._put(view, lifecycle.apply(work, event, since))
+        work = lifecycle.apply(work, event, since)
+        self._put(view, work)
+        self._note_rises(view.number, work, now)
 
     def _where(self, decision: Place) -> Iterator[tuple[int, int]]:
         counts: dict[NodeId, int] = {}
@@ -186,17 +193,30 @@ class Pool:
             desk.wake(at)
 
     def _next_times(self, desk: Desk) -> Iterator[int]:
-        """Those times: a hold or a pause ends, patience does, or a job has had so much that one
-        that waits may go before it."""
+        """Those times: a hold or a pause ends, patience does, or a job gets above the level of one
+        that waits, which may go before it then."""
         roster = self._index.roster
         if desk.arrived or desk.returned or desk.ended or desk.acts:
             yield desk.now + self._policy.patience_ms
         due, lowest = roster.next_due(), roster.lines.lowest_level()
         if due is not None:
             yield due
-        if lowest is not None:
-            for number in desk.running:
-                yield roster.next_level_at(self._works[number].id, lowest)
+        rises = self._rises.get(lowest + 1, []) if lowest is not None else []
+        while rises:
+            at, number, epoch = rises[0]
+            work = self._works.get(number)
+            if at > desk.now and work and work.epoch == epoch and work.phase is Phase.RUNNING:
+                yield at
+                break
+            heapq.heappop(rises)
+
+    def _note_rises(self, number: int, work: Work, now: Instant) -> None:
+        """When a job that begins to run gets to each of the levels above its own."""
+        first = level_of(work, now, self._policy) + 1
+        for level in range(first, first + LEVELS_NOTED):
+            at = reaches_at(work, level, now, self._policy)
+            if at is not None:
+                heapq.heappush(self._rises.setdefault(level, []), (at, number, work.epoch))
 
 
 def _node(number: int, size: int) -> Node:
