@@ -54,7 +54,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--spares", type=int, default=4, help="nodes")
     parser.add_argument("--repair-h", type=float, default=4.0)
     parser.add_argument("--days", type=float, default=30.0, help="of training")
-    parser.add_argument("--policy", choices=sorted(POLICIES), default="first-fit")
+    parser.add_argument("--policy", choices=sorted(POLICIES), default="onefleet")
     options = parser.parse_args(arguments)
     trials = [
         Trial(

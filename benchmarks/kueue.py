@@ -20,13 +20,21 @@ from dataclasses import dataclass
 
 from benchmarks import tables
 from onefleet.sim.jobs.bounds import makespan
-from onefleet.sim.jobs.catalog import DRF, FIFO, FIRST_FIT, POLICIES, SILOS, TIERS_SUSPEND
+from onefleet.sim.jobs.catalog import (
+    DRF,
+    FIFO,
+    FIRST_FIT,
+    ONEFLEET,
+    POLICIES,
+    SILOS,
+    TIERS_SUSPEND,
+)
 from onefleet.sim.jobs.cohorts import TIERS, cohort
 from onefleet.sim.jobs.job import Job
 from onefleet.sim.jobs.simulate import simulate
 from onefleet.sim.traces.kueue import SHAPES
 
-CHOSEN = (SILOS, FIFO, FIRST_FIT, DRF, TIERS_SUSPEND)
+CHOSEN = (SILOS, FIFO, FIRST_FIT, DRF, TIERS_SUSPEND, ONEFLEET)
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from pathlib import Path
 from benchmarks import tables
 from onefleet.domain.tiers import Tier
 from onefleet.sim.jobs.bounds import Bounds, bounds
-from onefleet.sim.jobs.catalog import BASELINES, POLICIES, TIERS
+from onefleet.sim.jobs.catalog import BASELINES, ONEFLEET, POLICIES, TIERS
 from onefleet.sim.jobs.job import Fleet, Price, Rules, from_trace
 from onefleet.sim.jobs.outcome import Outcome
 from onefleet.sim.jobs.policy import Clairvoyant, Named
@@ -157,13 +157,13 @@ TIER_HEADERS = (
 )  # fmt: skip
 
 
-def tiers_table(options: Namespace) -> str:
+def tiers_table(options: Namespace, named: Sequence[Named]) -> str:
     """Premium beside basic, and three ways to make room."""
     parts = []
     for devices in options.devices:
         cases = [
             (one, price)
-            for one in TIERS
+            for one in named
             for price in (TIER_PRICES_S if "suspend" in one.name else TIER_PRICES_S[:1])
         ]
         tasks = [
@@ -203,15 +203,17 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--policy", action="append", choices=sorted(POLICIES), help="default: all")
     parser.add_argument("--restore-s", type=int, default=60, help="what a resume costs")
     options = parser.parse_args(arguments)
-    named = [POLICIES[name] for name in options.policy] if options.policy else list(BASELINES)
+    wanted = options.policy or sorted(POLICIES)
+    named = [one for one in (*BASELINES, ONEFLEET) if one.name in wanted]
+    with_tiers = [one for one in (*TIERS, ONEFLEET) if one.name in wanted]
     parts = [
         f"Workload: {tables.trace_name(options.trace, options.jobs)}; "
         f"{tables.seeds_name(options.trace, options.seeds)}.",
-        policies_table(options, named),
-        legend(named),
     ]
-    if not options.policy:
-        parts += [tiers_table(options), legend(TIERS)]
+    if named:
+        parts += [policies_table(options, named), legend(named)]
+    if with_tiers:
+        parts += [tiers_table(options, with_tiers), legend(with_tiers)]
     told = tables.command("philly", arguments)
     tables.report("philly", __doc__ or "", told, "\n\n".join(parts), write=options.report)
     return 0

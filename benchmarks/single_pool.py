@@ -180,7 +180,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = tables.parser("single_pool", seeds=1)
     tables.trace_options(parser)
     parser.add_argument("--devices", type=int, default=560)
-    parser.add_argument("--policy", choices=sorted(POLICIES), default="tiers, suspend")
+    parser.add_argument("--policy", choices=sorted(POLICIES), default="onefleet")
     parser.add_argument("--restore-s", type=int, default=60, help="what a resume costs")
     parser.add_argument("--charts", type=Path, help="the folder that the charts are drawn to")
     options = parser.parse_args(arguments)

@@ -4,8 +4,8 @@
 or why it did nothing. Every decision is tried out at once on the index of the pass, so that each
 step sees what the earlier ones did; in the end the index is as it was.
 
-Elastic work gets its width when it is placed: as wide as the free devices allow when nothing else
-waits for them. It is neither shrunk nor widened later on.
+Elastic work is placed as wide as the free devices allow when nothing else waits for them, and made
+wider or narrower while it runs.
 """
 
 from __future__ import annotations
