@@ -26,6 +26,7 @@ from onefleet.core.ledger import (
 from onefleet.core.policy import Policy
 from onefleet.core.promise import lineage
 from onefleet.core.snapshot import devices_held
+from onefleet.domain.fleet import CheckpointMode, Node
 from onefleet.domain.ids import Instant, TenantId, WorkId
 from onefleet.domain.tenancy import Reservation, Tenant
 from onefleet.domain.tiers import Tier
@@ -83,12 +84,15 @@ def loss_device_ms(work: Work, policy: Policy) -> int:
     return 2 * once_ms * devices_held(work)
 
 
-def gives_way(work: Work) -> bool:
-    """Whether running work lets go before it what is of its rank and has had less.
+def gives_way(work: Work, nodes: Iterable[Node | None]) -> bool:
+    """Whether running work lets go before it what is of its rank and has had less. nodes: its own.
 
-    A replica does not: it never ends. Nor does premium work that was promised its devices.
+    A replica does not: it never ends. Nor does premium work that was promised its devices, nor what
+    has to save itself: if it cannot, it would begin anew each time.
     """
-    return work.kind is WorkKind.JOB and not (work.tier is Tier.PREMIUM and work.promised)
+    if work.kind is WorkKind.REPLICA or (work.tier is Tier.PREMIUM and work.promised):
+        return False
+    return all(node and node.checkpoint_mode is CheckpointMode.CRIU for node in nodes)
 
 
 def is_claimant(work: Work) -> bool:

@@ -371,7 +371,8 @@ class _Checker:
         elif self._ranks()[victim.id] == self._ranks()[for_work]:
             now, policy = self.index.now, self.index.policy
             has_more = level_of(victim, now, policy) > level_of(waiting, now, policy)
-            if not has_more or not gives_way(victim):
+            nodes = [self.nodes.get(slot.node_id) for slot in victim.placement]
+            if not has_more or not gives_way(victim, nodes):
                 yield f"{victim.id} makes room for {for_work}, which does not outrank it"
 
 

@@ -21,6 +21,7 @@ from onefleet.core.plan import Place, Suspend
 from onefleet.core.planner import Index
 from onefleet.core.policy import Policy
 from onefleet.core.snapshot import Snapshot
+from onefleet.domain.fleet import CheckpointMode, Node
 from onefleet.domain.ids import Instant, TenantId, WorkId
 from onefleet.domain.tenancy import Tenant
 from onefleet.domain.tiers import Tier
@@ -48,7 +49,7 @@ def standard(name: str = "s", since: Instant = NOON) -> Work:
     return a_job(name, tier=Tier.STANDARD, submitted_at=since, phase_since=since)
 
 
-def lasting_node(name: str = "n1", devices: int = 1) -> object:
+def lasting_node(name: str = "n1", devices: int = 1) -> Node:
     return a_node(name, devices, lease_expires_at=Instant(NOON + 100 * HOUR))
 
 
@@ -154,6 +155,14 @@ def test_of_two_the_one_that_has_had_more_goes_and_who_has_had_least_comes_first
     assert [(d.work_id, d.for_work) for d in decided if isinstance(d, Suspend)] == [
         ("long", "new"),
     ]
+
+
+def test_what_has_to_save_itself_does_not_take_turns() -> None:
+    running = replace(placed(basic("r"), ("n1", "0"), at=NOON), terms=NEVER)
+    later, works = Instant(NOON + 5 * HOUR), [running, basic("w")]
+    itself = replace(lasting_node(), checkpoint_mode=CheckpointMode.COOPERATIVE)
+    assert not planned(a_snapshot([itself], works), POLICY, later).decisions
+    assert planned(a_snapshot([lasting_node()], works), POLICY, later).decisions
 
 
 def test_neither_replicas_nor_promised_premium_take_turns() -> None:

@@ -84,10 +84,7 @@ class Index:
                 self._count(record, 1)
                 self.fleet.put(record)
                 self._turn()
-                if isinstance(old, Node) and (old.state, old.cordons) == (
-                    record.state,
-                    record.cordons,
-                ):
+                if isinstance(old, Node) and _matters(old) == _matters(record):
                     return
                 for hold in tuple(self.fleet.works_on(record.id)):
                     self.roster.refresh(hold.work.id)
@@ -213,3 +210,8 @@ class Index:
         parents = [r.parent if isinstance(r, Tenant) else None for r in (old, new)]
         if parents[0] != parents[1]:
             self.roster.regroup()
+
+
+def _matters(node: Node) -> tuple[object, ...]:
+    """What of a node's record matters to the works on it."""
+    return (node.state, node.cordons, node.checkpoint_mode)

@@ -175,7 +175,7 @@ class Roster:
         if not there or victim.work.demand.kind is not scope.kind:
             return None
         if scope.levels and victim.tier_order == -scope.rank:
-            if not gives_way(victim.work):
+            if not gives_way(victim.work, map(self._fleet.nodes.get, entry.nodes)):
                 return None
             return victim._replace(level_order=-self.level_of(victim.work))
         return victim
