@@ -35,6 +35,12 @@ def digest(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> str:
     return found.hexdigest()
 
 
+def say(line: str) -> None:
+    """Print a line in one write: with torchrun, workers print to the same file."""
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
 def main() -> None:
     steps, finish = int(sys.argv[1]), sys.argv[2]
     rank, workers = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
@@ -58,8 +64,8 @@ def main() -> None:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        print(step, loss.item().hex(), flush=True)
-    print(digest(net, optimizer), flush=True)
+        say(f"{step} {loss.item().hex()}")
+    say(digest(net, optimizer))
     if workers > 1:
         distributed.destroy_process_group()
 

@@ -195,7 +195,7 @@ def test_who_gave_way_has_a_receipt_and_everybody_a_ledger(control: Control) -> 
 def test_why_says_when_a_job_will_run_and_what_would_be_sooner(control: Control) -> None:
     api, node = control.admin(), FakeNode(control, devices=2)
     node.sync()
-    long = submit(api, "long", estimate_ms=HOUR_MS, tier="basic")
+    long = submit(api, "long", estimate_ms=HOUR_MS, tier="standard")
     node.until("it runs", lambda: control.job(long.id).phase == "running")
     wide = submit(api, "wide", devices_min=2, devices_max=2, tier="basic", estimate_ms=HOUR_MS)
     found = api.get(f"/api/v1/why/{wide.id}", WhyView).forecast
