@@ -201,7 +201,7 @@ def row(devices: int, tenants: int, events: int, seed: int) -> list[str]:
         took.append(1e3 * (time.process_time() - began))
     decided, total = fleet.decisions, sum(took) / 1e3
     anew: list[float] = []
-    for _ in range(max(min(events, 2_000_000 // devices), 3)):
+    for _ in range(max(min(events, 500_000 // devices), 3)):
         began = time.process_time()
         fleet.happen()
         fleet.pass_time()
