@@ -73,11 +73,7 @@ def run(task: Task) -> Found:
     rng = random.Random(f"{task.seed}/premium")
     jobs = from_trace(
         trace,
-        lambda job: (
-            (Tier.PREMIUM if rng.random() < PREMIUM_PART else Tier.BASIC)
-            if task.tiers
-            else Tier.BASIC
-        ),
+        lambda job: Tier.PREMIUM if task.tiers and rng.random() < PREMIUM_PART else Tier.BASIC,
     )
     rules = Rules(Fleet.flat(task.devices), Price(restore_ms=task.restore_s * 1000))
     outcome = simulate(jobs, rules, POLICIES[task.policy], seed=task.seed)

@@ -26,12 +26,10 @@ from onefleet.core.plan import Place, Plan, Suspend, apply_plan
 from onefleet.core.planner import Index, plan
 from onefleet.core.policy import DEFAULT_POLICY
 from onefleet.core.snapshot import Snapshot
-from onefleet.domain.fleet import CheckpointMode, Device, DeviceKind, Node, NodeState
+from onefleet.domain.fleet import DeviceKind
 from onefleet.domain.ids import (
     NO_GENERATION,
-    DeviceId,
     Instant,
-    NodeId,
     ReservationId,
     TenantId,
     WorkId,
@@ -39,11 +37,11 @@ from onefleet.domain.ids import (
 from onefleet.domain.tenancy import Reservation, Tenant
 from onefleet.domain.tiers import Tier
 from onefleet.domain.work import Demand, Image, Phase, Terms, Want, Work, WorkKind
+from onefleet.sim.jobs.pool import simulated_node
 
 PER_NODE = 8
 LOOKS = 20  # for a job that runs
 STEP_MS = 2_000  # between two events
-FOR_EVER = Instant(1 << 60)
 SIZES, WEIGHTS = (1, 2, 4, 8, 16, 64), (50, 15, 12, 18, 4, 1)
 TIERS, PARTS = (Tier.PREMIUM, Tier.STANDARD, Tier.BASIC), (30, 40, 30)
 BUDGETS_MS = {2_048: 100, 100_000: 1_000}
@@ -57,7 +55,7 @@ class Fleet:
         self.now = Instant(1)
         self.tenants = [TenantId(f"t{number:04d}") for number in range(tenants)]
         self.index = Index(DEFAULT_POLICY)
-        self.nodes = [_node(number) for number in range(devices // PER_NODE)]
+        self.nodes = [simulated_node(number, PER_NODE) for number in range(devices // PER_NODE)]
         self.works: dict[WorkId, Work] = {}
         self.names: list[WorkId] = []
         self.count = self.decisions = 0
@@ -154,26 +152,6 @@ class Fleet:
         for record in (*self.records, *self.works.values()):
             index.put(record)
         return index
-
-
-def _node(number: int) -> Node:
-    node_id = NodeId(f"n{number:05d}")
-    devices = tuple(
-        Device(DeviceId(f"{node_id}/gpu{i}"), DeviceKind.GPU, i, "simulated", 0, True)
-        for i in range(PER_NODE)
-    )
-    return Node(
-        id=node_id,
-        name=node_id,
-        state=NodeState.READY,
-        devices=devices,
-        memory_bytes=1 << 40,
-        checkpoint_mode=CheckpointMode.CRIU,
-        checkpoint_reason="",
-        lease_expires_at=FOR_EVER,
-        joined_at=Instant(0),
-        address=f"{node_id}:1",
-    )
 
 
 def _teams(tenants: list[TenantId], devices: int) -> Iterator[Tenant | Reservation]:

@@ -79,7 +79,7 @@ class Pool:
         self._sizes = sizes
         self._widest = max(sizes)
         self._flat = rules.fleet.nodes is None
-        nodes = [_node(number, size) for number, size in enumerate(sizes)]
+        nodes = [simulated_node(number, size) for number, size in enumerate(sizes)]
         self._nodes = {node.id: number for number, node in enumerate(nodes)}
         self._snapshot = Snapshot.of(NO_GENERATION, nodes=nodes, works=())
         self._index = Index(policy)
@@ -111,7 +111,7 @@ class Pool:
     def _take_news(self, desk: Desk, now: Instant) -> None:
         for until, nodes in ((now, desk.fell), (_FOR_EVER, desk.rose)):
             for number in nodes:
-                node = _node(number, self._sizes[number])
+                node = simulated_node(number, self._sizes[number])
                 self._index.put(replace(node, lease_expires_at=until))
         for view in desk.arrived:
             work = _work(view, self._demand(view.devices))
@@ -219,7 +219,8 @@ class Pool:
                 heapq.heappush(self._rises.setdefault(level, []), (at, number, work.epoch))
 
 
-def _node(number: int, size: int) -> Node:
+def simulated_node(number: int, size: int) -> Node:
+    """A node of so many simulated devices whose lease does not run out."""
     node_id = NodeId(f"n{number:05d}")
     devices = tuple(
         Device(DeviceId(f"{node_id}/gpu{i}"), DeviceKind.GPU, i, "simulated", 0, True)
