@@ -15,8 +15,10 @@ from onefleet.core.index import Index, Record
 from onefleet.core.plan_check import check_plan
 from onefleet.core.planner import plan
 from onefleet.core.snapshot import Snapshot
-from onefleet.domain.ids import Instant
+from onefleet.domain.ids import Instant, TenantId
+from onefleet.domain.tiers import Tier
 
+NAMES = [TenantId(name) for name in ("a", "b", "c", "top")]
 TABLES = ("tenants", "reservations", "deployments", "replicas", "nodes", "works")
 
 many = settings(
@@ -28,6 +30,7 @@ def facts(index: Index) -> dict[str, Any]:
     """Everything that an index says, in a form that can be compared."""
     index.settle()
     fleet, roster = index.fleet, index.roster
+    usage = roster.usage
     shelves = fleet.shelves.everything()
     rooms = {
         node_id: (
@@ -48,7 +51,9 @@ def facts(index: Index) -> dict[str, Any]:
         "absent": fleet.absent,
         "images": fleet.images,
         "ranks": roster.ranks,
-        "held": {tenant: milli for tenant, milli in roster.held.items() if milli},
+        "held": {(name, tier): usage.held(name, tier) for name in NAMES for tier in Tier},
+        "used": {(name, tier): usage.of(name, tier, index.now) for name in NAMES for tier in Tier},
+        "wanting": {tier: set(usage.wanting(tier)) for tier in Tier},
         "lines": sorted(roster.lines, key=repr),
         "stop": roster.to_stop,
         "pause": roster.to_pause,
@@ -59,6 +64,7 @@ def facts(index: Index) -> dict[str, Any]:
         "checkpoint": roster.errands.to_checkpoint,
         "move": roster.errands.to_move,
         "resize": roster.errands.to_resize,
+        "lenders": roster.errands.lenders,
         "frozen": roster.errands.frozen,
         "promised": roster.errands.promised,
     }

@@ -126,15 +126,18 @@ def snapshots(draw: st.DrawFn) -> Snapshot:
         if work.phase is Phase.PENDING and index and draw(st.integers(0, 3)) == 0:
             before = draw(st.sampled_from([*found, a_job("unknown")]))
             work = replace(work, ready=False, terms=replace(work.terms, after=(before.id,)))
-        found.append(replace(work, want=wanted))
+        recent_ms = draw(st.sampled_from([0, 0, 1, 600_001, 1 << 40]))
+        found.append(replace(work, want=wanted, recent_ms=recent_ms))
         if work.kind is WorkKind.REPLICA:
             replicas.append(replica_of(work, deployment))
+    team = a_tenant("a", draw(st.sampled_from([None, "top"])))
+    team = replace(team, used_ms=draw(st.sampled_from([(), (0, 600_001, 1 << 40)])))
     return a_snapshot(
         nodes,
         found,
         deployments=[deployment],
         replicas=replicas,
-        tenants=[a_tenant("a", draw(st.sampled_from([None, "top"]))), a_tenant("top")],
+        tenants=[team, a_tenant("top")],
         reservations=draw_reservations(draw),
     )
 

@@ -8,7 +8,7 @@ store, and its outcome depends on its arguments alone.
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, TypeVar
@@ -20,13 +20,15 @@ from onefleet.control.replicas import Scaled, scale
 from onefleet.core.autoscale import DemandNow
 from onefleet.core.checkpointing import Failures
 from onefleet.core.index import Index
+from onefleet.core.ledger import forgetting
 from onefleet.core.plan import Plan, apply_plan, fenced_nodes
 from onefleet.core.planner import check_plan, plan
 from onefleet.core.policy import Policy
 from onefleet.core.snapshot import Snapshot
 from onefleet.domain.errors import InternalError, StaleGeneration
-from onefleet.domain.ids import DeploymentId, IdSource, Instant, NodeId, WorkId
+from onefleet.domain.ids import DeploymentId, IdSource, Instant, NodeId, TenantId, WorkId
 from onefleet.domain.serving import Deployment, Replica
+from onefleet.domain.tenancy import Tenant
 from onefleet.domain.work import Work
 from onefleet.store.base import Commit, Delete, Note, Put, Record, State, Store
 
@@ -160,10 +162,23 @@ def _commit(
     for work in works.values():
         before = state.works.get(work.id)
         found.extend(notes.of_work(before, work, now))
-    written: tuple[Record, ...] = (*lost, *scaled.deployments, *scaled.replicas, *works.values())
+    gone = (*scaled.gone, *forgotten)
+    written: tuple[Record, ...] = (
+        *lost, *scaled.deployments, *scaled.replicas, *works.values(), *_debited(state, gone, now),
+    )  # fmt: skip
     changes: list[Put | Delete] = [Put(record) for record in written]
-    changes += [Delete(record) for record in (*scaled.gone, *forgotten)]
+    changes += [Delete(record) for record in gone]
     return Commit(changes=changes, notes=found, parent=state.generation)
+
+
+def _debited(state: State, gone: Iterable[Record], now: Instant) -> Iterator[Tenant]:
+    """The tenants of works whose records go away, with what these have had."""
+    works: dict[TenantId, list[Work]] = {}
+    for record in gone:
+        if isinstance(record, Work) and record.tenant_id in state.tenants:
+            works.setdefault(record.tenant_id, []).append(record)
+    for tenant_id, its_works in works.items():
+        yield forgetting(state.tenants[tenant_id], its_works, now)
 
 
 def _forgotten(state: State, index: Index) -> Sequence[Record]:

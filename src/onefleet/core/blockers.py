@@ -29,6 +29,7 @@ class Waiting(NamedTuple):
     line: Sequence[WorkId]  # works in the queue that want the same kind of device, and got none
     ahead: int  # how many of the line are before it
     kept: bool  # what is free, and what comes free, is kept for it
+    late: bool  # tenants that are under their part go before it
 
 
 class Blockers:
@@ -149,6 +150,9 @@ class Blockers:
             yield Blocker(Gate.CONTENTION, f"waits until {', '.join(leaving)} made room", leaving)
         if not waiting.kept and self._free(kind, ())[0] > self._left[kind]:
             yield Blocker(Gate.CONTENTION, "free devices are kept for work before it in the queue")
+        if waiting.late:
+            text = "tenants that have had less than half of their part of late go first"
+            yield Blocker(Gate.CONTENTION, text)
         if waiting.ahead:
             before = tuple(waiting.line[: waiting.ahead])
             names = ", ".join(before[:HOLDERS_TOLD])

@@ -5,18 +5,73 @@ stretches included; a tier promises a least value of it (`domain/tiers.py`) from
 the promise was given (`promise.py`). It is kept by the hour
 in the work itself, so that it is as durable as the work, and read over a sliding window of hours.
 After Singularity (Shukla et al., arXiv 2202.07848), section 2: the GPU fraction of a job.
+
+It also says what a tenant has had of late, which is what shares are made of (`shares.py`):
+device time, halved at the end of each day, so that what was long ago counts for little.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from typing import NamedTuple
 
 from onefleet.domain.ids import Instant
+from onefleet.domain.tenancy import Tenant
+from onefleet.domain.tiers import Tier
 from onefleet.domain.work import WHOLE, Hour, Phase, Want, Work
 
 HOUR_MS = 3_600_000
 #: Hours that a work remembers; a window cannot be longer.
 HOURS_KEPT = 24
+#: Device time had before a multiple of this counts half as much after it.
+HALVING_MS = 24 * HOUR_MS
+
+
+class Use(NamedTuple):
+    """Device time of works whose entries end on one day. Two of one day can be added up.
+
+    had_ms: device-milliseconds of late, by then. milli: thousandths of devices held on, since then;
+    milli_since: that, times the moment at which the entry ends.
+    """
+
+    day: int
+    had_ms: int
+    milli: int
+    milli_since: int
+
+    def by(self, now: Instant) -> int:
+        """Device-milliseconds of late by now, the days that ended since then halved."""
+        days = now // HALVING_MS - self.day
+        if days <= 0:
+            return self.had_ms + (self.milli * now - self.milli_since) // WHOLE
+        first = (self.milli * (self.day + 1) * HALVING_MS - self.milli_since) >> days
+        daily = self.milli * HALVING_MS
+        between = daily - (daily >> days - 1)
+        today = self.milli * (now % HALVING_MS)
+        return (self.had_ms >> days) + (first + between + today) // WHOLE
+
+
+def use_of(work: Work, now: Instant) -> Use:
+    """What a work has had of late, and has on; what it holds counts once its time has come."""
+    since = max(work.accounted_until, work.submitted_at)
+    milli = held_milli(work) if work.phase is Phase.RUNNING and since <= now else 0
+    return Use(since // HALVING_MS, work.recent_ms, milli, milli * since)
+
+
+def forgetting(tenant: Tenant, works: Iterable[Work], now: Instant) -> Tenant:
+    """The tenant, with what works of it have had whose records go away."""
+    used = {tier: use.by(now) for tier, use in uses_of(tenant)}
+    for work in works:
+        used[work.tier] += use_of(work, now).by(now)
+    return replace(tenant, used_ms=tuple(used[tier] for tier in Tier), used_until=now)
+
+
+def uses_of(tenant: Tenant) -> Iterator[tuple[Tier, Use]]:
+    """What works have had of which there is no record any more, by tier."""
+    day = tenant.used_until // HALVING_MS
+    for tier, used_ms in zip(Tier, tenant.used_ms or (0,) * len(Tier), strict=True):
+        yield tier, Use(day, used_ms, 0, 0)
 
 
 def account(work: Work, now: Instant) -> Work:
@@ -27,7 +82,13 @@ def account(work: Work, now: Instant) -> Work:
     wanted = work.want is Want.RUN and work.ready and work.promised
     permille = width_permille(work) if work.phase is Phase.RUNNING else 0
     hours = _entered(work.hours, since, now, permille) if wanted else work.hours
-    return replace(work, accounted_until=now, hours=hours, served_ms=served_ms(work, now))
+    return replace(
+        work,
+        accounted_until=now,
+        hours=hours,
+        served_ms=served_ms(work, now),
+        recent_ms=use_of(work, now).by(now),
+    )
 
 
 def served_ms(work: Work, now: Instant) -> int:

@@ -4,11 +4,12 @@ Rank 0 is premium work inside its tenant's reservation, then follow premium, sta
 promise, standard and basic. Work may take devices only from a higher rank, so that a reservation
 can always be called in, also from premium work that had borrowed it.
 
-Inside a rank goes first what has had the least device time, on a scale of doublings (its level);
+Inside a rank goes first what has had the least device time, on a scale of powers (its level);
 so short work ends soon though nobody knows what is short. It may take devices from a job of its
-rank that is on a higher level. On one level the department, and then the team, goes first that
-holds the fewest devices by its weight, and of its works the one submitted first
-(`index/lines.py`). After 2D-LAS (Gu et al., "Tiresias", NSDI 2019), with thresholds that double.
+rank that is on a higher level. On one level the department, and then the team, goes first that has
+used the least by its weight, and of its works the one submitted first; who is far under its part
+goes before all others of the rank (`shares.py`, `index/lines.py`). After 2D-LAS (Gu et al.,
+"Tiresias", NSDI 2019), with thresholds that grow eightfold.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ RANK_NAMES = (
     "standard",
     "basic",
 )
+TIERS = (Tier.PREMIUM, Tier.PREMIUM, Tier.STANDARD, Tier.STANDARD, Tier.BASIC)
 _BY_TIER = {Tier.PREMIUM: PREMIUM, Tier.STANDARD: STANDARD, Tier.BASIC: BASIC}
 
 
@@ -51,7 +53,7 @@ def rank_of(work: Work, is_covered: bool, now: Instant, policy: Policy) -> int:
 
 
 def level_of(work: Work, now: Instant, policy: Policy) -> int:
-    """How often the device time that it has had has doubled, from the policy's least on."""
+    """How far the device time that it has had has grown, in steps of the policy's doublings."""
     return level_at(served_ms(work, now), policy)
 
 
@@ -65,13 +67,13 @@ def reaches_at(work: Work, level: int, now: Instant, policy: Policy) -> Instant 
     milli = held_milli(work)
     if work.phase is not Phase.RUNNING or not milli:
         return None
-    left = (policy.level_ms << level - 1) - served_ms(work, now)
+    left = (policy.level_ms << (level - 1) * policy.level_doublings) - served_ms(work, now)
     return Instant(max(now, work.accounted_until) + -(-left * WHOLE // milli))
 
 
 def level_at(device_ms: int, policy: Policy) -> int:
     """The level of who has had so much device time."""
-    return (device_ms // policy.level_ms).bit_length()
+    return -(-(device_ms // policy.level_ms).bit_length() // policy.level_doublings)
 
 
 def loss_device_ms(work: Work, policy: Policy) -> int:

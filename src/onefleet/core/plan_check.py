@@ -13,6 +13,7 @@ from typing import assert_never
 from onefleet.core import lifecycle
 from onefleet.core.feasibility import accepts
 from onefleet.core.index import Index
+from onefleet.core.index.lines import Under
 from onefleet.core.ordering import gives_way, level_of
 from onefleet.core.plan import (
     Checkpoint,
@@ -35,9 +36,11 @@ from onefleet.core.plan import (
 )
 from onefleet.core.policy import DEFAULT_POLICY, Policy
 from onefleet.core.promise import shortfall
+from onefleet.core.shares import Shares
 from onefleet.core.snapshot import Snapshot
 from onefleet.domain.fleet import DeviceKind, Node, NodeState
 from onefleet.domain.ids import DeviceId, NodeId, WorkId
+from onefleet.domain.tiers import Tier
 from onefleet.domain.work import WHOLE, Demand, Outcome, Phase, Slot, Want, Work, WorkKind
 
 
@@ -88,6 +91,7 @@ class _Checker:
         self.works = index.roster.works
         self.nodes = index.fleet.nodes
         self.ranks: Mapping[WorkId, int] | None = None
+        self._unders: dict[Tier, Under] = {}
         self.touched: dict[WorkId, Decision] = {}
         self.given_on: dict[NodeId, bool] = {}
 
@@ -371,9 +375,17 @@ class _Checker:
         elif self._ranks()[victim.id] == self._ranks()[for_work]:
             now, policy = self.index.now, self.index.policy
             has_more = level_of(victim, now, policy) > level_of(waiting, now, policy)
+            claims = waiting.tenant_id in self._under(waiting.tier).claiming
+            is_sheltered = victim.tenant_id in self._under(waiting.tier).sheltered
+            may = has_more or not is_sheltered if claims else has_more and not is_sheltered
             nodes = [self.nodes.get(slot.node_id) for slot in victim.placement]
-            if not has_more or not gives_way(victim, nodes):
+            if not may or not gives_way(victim, nodes):
                 yield f"{victim.id} makes room for {for_work}, which does not outrank it"
+
+    def _under(self, tier: Tier) -> Under:
+        if tier not in self._unders:
+            self._unders[tier] = Shares(self.index, tier, self.index.now).under()
+        return self._unders[tier]
 
 
 def _before(work: Work, works: Mapping[WorkId, Work]) -> list[Work | None]:

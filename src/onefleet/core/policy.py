@@ -22,7 +22,7 @@ class Policy:
     image_wait_ms: a lost node is waited for this long by the images on it, and by jobs that no
     other node could run; then they are given up.
     level_ms: device-milliseconds that a work has had when it leaves the first level of its rank;
-    each further level is twice as long.
+    level_doublings: so often it doubles until it leaves the next one, and so on.
     promise_window_ms: over this long, and the hours that it begins in, promises are looked at;
     promise_margin_permille: what runs is held to have less than was promised until it had so much
     more, so that it is not taken off at once.
@@ -40,6 +40,7 @@ class Policy:
     patience_ms: int = 30_000
     image_wait_ms: int = 600_000
     level_ms: int = 600_000
+    level_doublings: int = 3
     promise_window_ms: int = 3_600_000
     promise_margin_permille: int = 200
     idle_ms: int = 5_000

@@ -10,17 +10,18 @@ wins that touches the lowest tier, then the one that costs least.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from itertools import islice
 from typing import NamedTuple
 
 from onefleet.core.capacity import Capacity, whole
 from onefleet.core.index import Hold, Index, gone
+from onefleet.core.index.lines import Under
 from onefleet.core.index.movable import Scope, Victim
 from onefleet.core.index.room import workers_on, workers_without
 from onefleet.core.index.shelves import rising
 from onefleet.core.ordering import BASIC, RESERVED
-from onefleet.domain.ids import DeploymentId, NodeId, WorkId
+from onefleet.domain.ids import DeploymentId, NodeId, TenantId, WorkId
 from onefleet.domain.work import Demand, Work, WorkKind
 
 #: Nodes whose victims are compared. More would hardly be cheaper, and take as long each.
@@ -29,11 +30,24 @@ NODES_COMPARED = 64
 
 class Able(NamedTuple):
     """Who may have to make room: works of ranks from `lowest` on; of the waiting work's own rank
-    those above its level, or all (None)."""
+    those above its level, or all (None), but not those of `sheltered` tenants; or, if it `claims`
+    its tenant's part, those on any level, and of sheltered tenants those above its own."""
 
     lowest: int
     rank: int
     level: int | None
+    claims: bool = False
+    sheltered: Collection[TenantId] = ()
+
+    def has(self, victim: Victim) -> bool:
+        """Whether it is one of them."""
+        if victim.tier_order > -self.lowest:
+            return False
+        if victim.tier_order < -self.rank or self.level is None:
+            return True
+        is_above = victim.level_order < -self.level
+        is_sheltered = victim.work.tenant_id in self.sheltered
+        return is_above or not is_sheltered if self.claims else is_above and not is_sheltered
 
 
 Suffices = Callable[[Sequence[Victim]], bool]
@@ -45,15 +59,31 @@ class Victims:
     def __init__(self, index: Index, capacity: Capacity) -> None:
         self._index = index
         self._capacity = capacity
+        self._spared: dict[WorkId, None] = {}
 
-    def choose(self, work: Work, rank: int, nodes: Sequence[NodeId] | None) -> tuple[Work, ...]:
-        """The cheapest set that makes room for the work, or nothing when no set does."""
+    def spare(self, work_id: WorkId) -> None:
+        """It has made room already, in another way."""
+        self._spared[work_id] = None
+
+    def choose(
+        self,
+        work: Work,
+        rank: int,
+        nodes: Sequence[NodeId] | None,
+        under: Under,
+        *,
+        claims: bool,
+    ) -> tuple[Work, ...]:
+        """The cheapest set that makes room for the work, or nothing when no set does.
+
+        nodes: where the work has to be, by rank. claims: its tenant is under its part.
+        """
         demand = work.demand
         self._index.settle_rooms()
         level = self._index.roster.level_of(work)
         last = max(rank, RESERVED + 1)  # nobody gives way to his like inside a reservation
         for lowest in range(BASIC, last - 1, -1):  # lowest tiers alone, if that suffices
-            able = Able(lowest, rank, level)
+            able = Able(lowest, rank, level, claims, under.sheltered)
             if nodes is not None:
                 found = self._there(demand, nodes, able)
             else:
@@ -150,19 +180,15 @@ class Victims:
         """Whoever may be moved on these nodes, in the order in which they go."""
         scope = Scope(demand.kind, nodes, able.rank, able.level is not None)
         movable = self._index.roster.movable.of(scope)
-        last, level = -able.lowest, -1 if able.level is None else able.level
-        return [
-            victim
-            for victim in movable
-            if victim.tier_order <= last
-            and (victim.tier_order < -able.rank or victim.level_order < -level)
-        ]
+        return [victim for victim in movable if able.has(victim)]
 
     def _fewest(self, candidates: Sequence[Victim], suffices: Suffices) -> list[Victim]:
         """The first of them that together suffice, without those not needed; none if none do."""
         spare: dict[DeploymentId, int] = {}
         allowed: list[Victim] = []
         for victim in candidates:
+            if victim.id in self._spared:
+                continue
             if victim.work.kind is WorkKind.REPLICA:
                 replica = self._index.roster.spares.replicas.get(victim.id)
                 owner = DeploymentId("") if replica is None else replica.deployment_id

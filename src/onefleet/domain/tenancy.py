@@ -7,6 +7,7 @@ from enum import StrEnum
 
 from onefleet.domain.fleet import DeviceKind
 from onefleet.domain.ids import (
+    EPOCH,
     NO_GENERATION,
     Digest,
     Generation,
@@ -19,13 +20,17 @@ from onefleet.domain.ids import (
 #: The tenant that `onefleet up` makes. Its deployments are visible to every tenant of the pool.
 DEFAULT_TENANT = TenantId("default")
 
+#: The weight of a tenant that has none of its own, in thousandths.
+WEIGHT = 1_000
+
 
 @dataclass(frozen=True, slots=True)
 class Tenant:
     """Isolated and charged. Tenants nest: department > team. The id is the chosen name.
 
     A rate of None is unlimited. weight: its part among its siblings when they share what nobody
-    reserved, in proportion.
+    reserved, in proportion. used_ms: by tier, device-milliseconds of late that works had
+    of which there is no record any more, as of used_until; empty: none.
     """
 
     id: TenantId
@@ -33,7 +38,9 @@ class Tenant:
     tokens_per_minute: int | None
     requests_per_minute: int | None
     created_at: Instant
-    weight: int = 1_000
+    weight: int = WEIGHT
+    used_ms: tuple[int, ...] = ()
+    used_until: Instant = EPOCH
     generation: Generation = NO_GENERATION
 
 

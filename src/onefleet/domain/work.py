@@ -226,7 +226,7 @@ class Work:
     work goes before what has no promise and after what has one.
     ran_on: the nodes of its newest placement, by rank, which outlasts that.
     accounted_until: how far its ledger goes. hours, receipts: the newest ones, oldest first.
-    served_ms: device-milliseconds that it has had.
+    served_ms: device-milliseconds that it has had; recent_ms: the same, halved each day.
     reason: why it is in this phase, in a person's words. why_ended: for ended work, a full line.
     """
 
@@ -267,6 +267,7 @@ class Work:
     ran_on: tuple[NodeId, ...] = ()
     accounted_until: Instant = EPOCH
     served_ms: int = 0
+    recent_ms: int = 0
     hours: tuple[Hour, ...] = ()
     receipts: tuple[Receipt, ...] = ()
     generation: Generation = NO_GENERATION

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 
 import pytest
-from tests.fleets import a_deployment, a_job, a_node, placed
+from tests.fleets import a_deployment, a_job, a_node, a_tenant, placed
 from tests.unit.control.states import NOW, a_job_record, a_model
 
 from onefleet.control import reconcile as module
@@ -20,7 +20,8 @@ from onefleet.core.plan import Plan
 from onefleet.core.policy import DEFAULT_POLICY
 from onefleet.domain.errors import InternalError
 from onefleet.domain.fleet import NodeState
-from onefleet.domain.ids import CountingIds, Instant, NodeId
+from onefleet.domain.ids import CountingIds, Instant, NodeId, TenantId
+from onefleet.domain.tiers import Tier
 from onefleet.domain.work import Phase, Want
 from onefleet.store.base import Commit, Put, Record, State
 from onefleet.store.memory import MemoryStore
@@ -214,12 +215,13 @@ def test_the_oldest_ended_jobs_are_forgotten(monkeypatch: pytest.MonkeyPatch) ->
         records: Sequence[Record] = [
             record
             for n in range(6)
-            for job in [a_job(f"job-{n}")]
+            for job in [replace(a_job(f"job-{n}", tier=Tier.BASIC), recent_ms=10**n)]
             for record in (_ended(job, 100 - n) if n != 2 else job, a_job_record(job))
         ]
-        await world.put(*records)
+        await world.put(*records, a_tenant("a"))
         await world.run()
         state = await world.store.read()
+        assert state.tenants[TenantId("a")].used_ms == (0, 0, 110_000)  # what they had counts on
         kept = ["job-0", "job-1", "job-2", "job-3"]  # three that ended, and the one that has not
         assert list(state.jobs) == list(state.works) == kept
         await world.run()

@@ -4,11 +4,24 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from tests.fleets import a_job, placed
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.fleets import a_job, a_tenant, placed
 
-from onefleet.core.ledger import HOUR_MS, HOURS_KEPT, account, fraction_permille, held_milli
+from onefleet.core.index.usage import Usage
+from onefleet.core.ledger import (
+    HALVING_MS,
+    HOUR_MS,
+    HOURS_KEPT,
+    account,
+    forgetting,
+    fraction_permille,
+    held_milli,
+    use_of,
+)
 from onefleet.core.lifecycle import Resized, SaveOrdered, WantChanged, apply
 from onefleet.domain.ids import DeviceId, Instant
+from onefleet.domain.tiers import Tier
 from onefleet.domain.work import Phase, Slot, Want, Work
 
 
@@ -69,3 +82,57 @@ def test_a_device_that_ranks_take_turns_on_is_held_once_and_a_share_counts_as_th
     part = replace(work, placement=(Slot(work.placement[0].node_id, (device,), 300),))
     assert held_milli(part) == 300
     assert account(part, at(1_000)).served_ms == 300
+
+
+# --- what was had of late --------------------------------------------------------------------
+
+
+def test_device_time_of_late_is_halved_at_the_end_of_each_day() -> None:
+    noon, hour = HALVING_MS // 2, 3_600_000
+    work = running(accounted_until=at(noon))
+    assert use_of(work, at(noon + hour)).by(at(noon + hour)) == hour
+    assert use_of(work, at(HALVING_MS + hour)).by(at(HALVING_MS + hour)) == HALVING_MS // 4 + hour
+    done = replace(account(work, at(HALVING_MS + hour)), phase=Phase.PENDING, placement=())
+    assert use_of(done, at(2 * HALVING_MS)).by(at(2 * HALVING_MS)) == (HALVING_MS // 4 + hour) // 2
+    assert use_of(done, at(90 * HALVING_MS)).by(at(90 * HALVING_MS)) == 0
+
+
+@given(st.lists(st.integers(0, 3 * HALVING_MS), min_size=1, max_size=6), st.integers(1, 4))
+def test_it_does_not_matter_how_often_it_is_accounted(passing: list[int], devices: int) -> None:
+    work = running(devices)
+    now = 0
+    for ms in passing:
+        now += ms
+        work = account(work, at(now))
+    once = use_of(running(devices), at(now)).by(at(now))
+    assert abs(use_of(work, at(now)).by(at(now)) - once) <= 2 * len(passing)
+
+
+@given(st.lists(st.tuples(st.integers(0, 5 * HALVING_MS), st.booleans()), max_size=6))
+def test_what_is_kept_by_day_is_the_sum_over_the_works(entries: list[tuple[int, bool]]) -> None:
+    usage, works, now = Usage(), list[Work](), at(6 * HALVING_MS)
+    for since, runs in entries:
+        work = running(accounted_until=at(since), submitted_at=at(0), recent_ms=since // 3)
+        works.append(work if runs else replace(work, phase=Phase.PENDING, placement=()))
+        usage.add(use_of(works[-1], now), work.tier, [work.tenant_id])
+    summed = sum(use_of(work, now).by(now) for work in works)
+    tenant_id, tier = a_job("j").tenant_id, a_job("j").tier
+    assert abs(usage.of(tenant_id, tier, now) - summed) <= 12
+    for work in works:
+        usage.take_out(use_of(work, now), tier, [tenant_id])
+        assert usage.of(tenant_id, tier, now) <= summed + 12
+    assert usage.of(tenant_id, tier, now) == 0
+
+
+def test_a_tenant_remembers_what_works_had_whose_records_go_away() -> None:
+    works = [running(recent_ms=100), a_job("k", tier=Tier.BASIC, recent_ms=50)]
+    tenant = forgetting(a_tenant("a"), works, at(1_000))
+    assert (tenant.used_ms, tenant.used_until) == ((0, 100 + 1_000, 50), 1_000)
+    later = forgetting(tenant, [], at(HALVING_MS))
+    assert later.used_ms == (0, 550, 25)
+    usage = Usage()
+    usage.put_tenant(tenant, [tenant.id])
+    usage.put_tenant(later, [tenant.id])
+    assert usage.of(tenant.id, Tier.BASIC, at(HALVING_MS)) == 25
+    usage.remove_tenant(tenant.id)
+    assert usage.of(tenant.id, Tier.STANDARD, at(HALVING_MS)) == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from tests.fleets import (
     NOW,
@@ -16,6 +17,7 @@ from tests.fleets import (
     planned,
 )
 
+from onefleet.core import lifecycle
 from onefleet.core.ordering import BASIC, BEHIND, PREMIUM, RESERVED, STANDARD
 from onefleet.core.plan import Place, Suspend
 from onefleet.core.planner import Index
@@ -30,7 +32,7 @@ from onefleet.domain.work import Terms, Work
 NEVER = Terms(checkpoint_every_ms=0)
 MINUTE = 60_000
 HOUR = 60 * MINUTE
-POLICY = Policy(level_ms=10 * MINUTE)
+POLICY = Policy(level_ms=10 * MINUTE, level_doublings=1)
 #: The beginning of an hour, so that windows are easy to count.
 NOON = Instant(500 * HOUR)
 
@@ -124,6 +126,67 @@ def test_what_is_behind_goes_before_what_is_not_and_takes_its_devices() -> None:
     snapshot = a_snapshot([lasting_node()], [running, standard("w", later)])
     (decision,) = planned(snapshot, policy, Instant(later + 1)).decisions
     assert isinstance(decision, Suspend) and (decision.work_id, decision.for_work) == ("r", "w")
+
+
+# --- shares over time ------------------------------------------------------------------------
+
+
+def placed_next(*works: Work, **tenants: dict[str, Any]) -> str:
+    """The work that gets the one device of the pool."""
+    known = [a_tenant(name, **changes) for name, changes in tenants.items()]
+    snapshot = a_snapshot([lasting_node("n1", 1)], works, tenants=known)
+    (decision,) = planned(snapshot, POLICY, Instant(NOON + 10 * MINUTE)).decisions
+    assert isinstance(decision, Place)
+    return decision.work_id
+
+
+def test_the_tenant_that_has_had_less_of_late_goes_first() -> None:
+    first, second = basic("w1"), basic("w2", tenant_id=TenantId("b"))
+    assert placed_next(first, second) == "w1"
+    ended = lifecycle.apply(
+        placed(basic("w0"), ("n1", "0"), at=NOON),
+        lifecycle.ProcessEnded(0, "it ended"),
+        Instant(NOON + 10 * MINUTE),
+    )
+    assert placed_next(ended, first, second) == "w2"
+    forgotten = {"used_ms": (0, 0, 10 * MINUTE), "used_until": NOON}
+    assert placed_next(first, second, a=forgotten) == "w2"
+    assert placed_next(first, second, a={**forgotten, "weight": 3_000}, b=forgotten) == "w1"
+    premium_use = {"used_ms": (10 * MINUTE, 0, 0), "used_until": NOON}
+    assert placed_next(first, second, a=premium_use) == "w1"
+
+
+def had(a_ms: int, b_ms: int) -> dict[str, dict[str, Any]]:
+    return {
+        name: {"used_ms": (0, 0, ms), "used_until": NOON} for name, ms in (("a", a_ms), ("b", b_ms))
+    }
+
+
+def test_who_is_far_under_its_part_goes_first_whatever_its_level() -> None:
+    longer = basic("w2", tenant_id=TenantId("b"), served_ms=HOUR)
+    assert placed_next(basic("w1"), longer, **had(74 * HOUR, 26 * HOUR)) == "w1"
+    assert placed_next(basic("w1"), longer, **had(76 * HOUR, 24 * HOUR)) == "w2"
+    with_weights = had(74 * HOUR, 26 * HOUR)
+    with_weights["b"]["weight"] = 2_000
+    assert placed_next(basic("w1"), longer, **with_weights) == "w2"
+
+
+def test_it_takes_its_turn_from_any_other_and_keeps_it_until_it_has_a_quarter_more() -> None:
+    def moved(running: str, waiting: str, served_ms: int, a_ms: int, b_ms: int) -> list[str]:
+        held = basic("r", tenant_id=TenantId(running), served_ms=served_ms)
+        held = replace(placed(held, ("n1", "0"), at=NOON), terms=NEVER)
+        waits = basic("w", tenant_id=TenantId(waiting), served_ms=HOUR)
+        tenants = [a_tenant(name, **changes) for name, changes in had(a_ms, b_ms).items()]
+        snapshot = a_snapshot([lasting_node()], [held, waits], tenants=tenants)
+        decided = planned(snapshot, POLICY, Instant(NOON + 1)).decisions
+        assert all(isinstance(decision, Suspend) for decision in decided)
+        return [decision.reason for decision in decided if isinstance(decision, Suspend)]
+
+    said = "makes room for w (basic), whose tenant has had less than half its part"
+    assert moved("a", "b", 0, 76 * HOUR, 24 * HOUR) == [said]
+    assert moved("a", "b", 0, 74 * HOUR, 26 * HOUR) == []
+    for b_ms, gives_way in ((24, False), (30, False), (32, True)):
+        assert bool(moved("b", "a", 20 * HOUR, (100 - b_ms) * HOUR, b_ms * HOUR)) is gives_way
 
 
 # --- turns inside a rank ---------------------------------------------------------------------

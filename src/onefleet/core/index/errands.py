@@ -23,6 +23,7 @@ class Errands:
     works whose tier promises something that was not promised to them yet, by what that is, oldest
     first. to_checkpoint: running works whose newest image is old. to_move: running jobs that shall
     be elsewhere. to_resize: running elastic jobs that have not the width that they shall have.
+    lenders: running elastic jobs that have more than their least, because it was free.
     frozen: works that stand still. promised: thousandths of devices that works are promised."""
 
     def __init__(
@@ -33,6 +34,7 @@ class Errands:
         self.to_checkpoint: dict[WorkId, None] = {}
         self.to_move: dict[WorkId, None] = {}
         self.to_resize: dict[WorkId, None] = {}
+        self.lenders: dict[WorkId, None] = {}
         self.frozen: dict[WorkId, None] = {}
         self.promised: dict[Bearer, int] = {}
         self._nodes = nodes
@@ -53,6 +55,8 @@ class Errands:
             self.to_move[work.id] = None
         if _runs(work) and work.demand.is_elastic and _has_another_width(work):
             self.to_resize[work.id] = None
+        if _runs(work) and work.width is None and devices_held(work) > work.demand.least:
+            self.lenders[work.id] = None
         if work.phase is Phase.FROZEN:
             self.frozen[work.id] = None
         self._count(work, 1)
@@ -78,6 +82,7 @@ class Errands:
         self.to_checkpoint.pop(work.id, None)
         self.to_move.pop(work.id, None)
         self.to_resize.pop(work.id, None)
+        self.lenders.pop(work.id, None)
         self.frozen.pop(work.id, None)
         self._count(work, -1)
 

@@ -18,7 +18,7 @@ from onefleet.core.index.fleet import Fleet
 from onefleet.core.index.room import Kept
 from onefleet.core.index.roster import Roster
 from onefleet.core.policy import Policy
-from onefleet.core.promise import Book, stock_of
+from onefleet.core.promise import Book, lineage, stock_of
 from onefleet.core.snapshot import Snapshot
 from onefleet.domain.fleet import DeviceKind, Node
 from onefleet.domain.ids import Instant, NodeId, ReservationId, TenantId
@@ -90,6 +90,7 @@ class Index:
                     self.roster.refresh(hold.work.id)
             case Tenant():
                 self.tenants[record.id] = record
+                self.roster.usage.put_tenant(record, lineage(record.id, self.tenants))
                 self._regroup(old, record)
             case Reservation():
                 self.reservations[record.id] = record
@@ -115,6 +116,7 @@ class Index:
                 self._turn()
             case Tenant():
                 del self.tenants[old.id]
+                self.roster.usage.remove_tenant(old.id)
                 self._regroup(old, None)
             case Reservation():
                 del self.reservations[old.id]

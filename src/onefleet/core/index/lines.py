@@ -2,16 +2,17 @@
 
 In a line stand the works of one rank, one tenant and one shape: what a work of a shape needs, and
 where, is the same for all of it, so that when one does not fit, the whole line is passed over. A
-queue goes over the lines of one rank: the lowest level first, on one level the tenant with the
-least share, and of its works the first of all its lines. Shares change while it is worked off.
+queue goes over the lines of one rank: those of tenants that are under their part first, then the
+lowest level, on one level the tenant with the least share, and of its works the first of all its
+lines. Shares change while it is worked off.
 """
 
 from __future__ import annotations
 
 import heapq
 from bisect import bisect_left, bisect_right, insort
-from collections.abc import Callable, Iterator, Mapping
-from typing import NamedTuple
+from collections.abc import Collection, Iterator, Mapping
+from typing import NamedTuple, Protocol
 
 from onefleet.core.ordering import RANK_NAMES
 from onefleet.domain.ids import NodeId, TenantId, WorkId
@@ -67,9 +68,9 @@ class Lines:
         if not number[1]:
             del self._numbers[place.shape], self._shapes[number[0]]
 
-    def queue(self, rank: int, share: Callable[[TenantId], Share]) -> Queue:
+    def queue(self, rank: int, shares: Shares) -> Queue:
         """Everything of a rank that waits now."""
-        return Queue(self._ranks[rank], self._shapes, share)
+        return Queue(self._ranks[rank], self._shapes, shares)
 
     def lowest_level(self) -> int | None:
         """The lowest level at which anything waits, of all ranks; None: nothing waits."""
@@ -92,54 +93,82 @@ class Lines:
         return number[0]
 
 
-#: The level, a tenant's share as it was, the turn and the line of a work.
-_Head = tuple[int, Share, Turn, TenantId, int]
+class Under(NamedTuple):
+    """Tenants that are under their part of what was had: those that go before others of their rank,
+    and those from which no others take their turn."""
+
+    claiming: Collection[TenantId]
+    sheltered: Collection[TenantId]
+
+
+class Shares(Protocol):
+    """See `core/shares.py`."""
+
+    def of(self, tenant_id: TenantId, /) -> Share: ...
+
+    def under(self) -> Under: ...
+
+
+#: Whether its tenant is not under its part, the level, the share as it was, turn, line of a work.
+_Head = tuple[bool, int, Share, Turn, TenantId, int]
 
 
 class Queue:
     """The works of one rank that wait as it begins, one after another; the lines may change
-    meanwhile. Say `pass_over` where a line is hopeless."""
+    meanwhile. Say `pass_over` where a line is hopeless.
+
+    under: the tenants that are, as it begins.
+    """
 
     def __init__(
         self,
         lines: Mapping[tuple[TenantId, int], list[Turn]],
         shapes: Mapping[int, Shape],
-        share: Callable[[TenantId], Share],
+        shares: Shares,
     ) -> None:
         self._lines = dict(lines)
         self._shapes = dict(shapes)
-        self._share = share
+        self._share = shares.of
+        self.under = shares.under() if lines else Under((), ())
+        claiming = self.under.claiming
         self._heads: list[_Head] = [
-            (line[0][0], share(tenant_id), line[0], tenant_id, number)
-            for (tenant_id, number), line in lines.items()
+            (name not in claiming, line[0][0], self._share(name), line[0], name, number)
+            for (name, number), line in lines.items()
         ]
         heapq.heapify(self._heads)
-        self._hopeless: dict[int, list[_Head]] = {}  # by shape
-        self._now = 0
+        self._hopeless: dict[tuple[bool, int], list[_Head]] = {}  # by shape
+        self._now = (False, 0)
+
+    @property
+    def claims(self) -> bool:
+        """Whether the tenant of the work just given is under its part."""
+        return not self._now[0]
 
     def __iter__(self) -> Iterator[WorkId]:
         while self._heads:
-            _, share, turn, tenant_id, number = heapq.heappop(self._heads)
-            if number in self._hopeless:
-                self._hopeless[number].append((turn[0], share, turn, tenant_id, number))
+            later, level, share, turn, tenant_id, number = heapq.heappop(self._heads)
+            if (later, number) in self._hopeless:
+                head = (later, level, share, turn, tenant_id, number)
+                self._hopeless[later, number].append(head)
                 continue
             now = self._share(tenant_id)
             if share != now:
-                heapq.heappush(self._heads, (turn[0], now, turn, tenant_id, number))
+                heapq.heappush(self._heads, (later, level, now, turn, tenant_id, number))
                 continue
-            self._now = number
+            self._now = (later, number)
             yield turn[2]
             line = self._lines[tenant_id, number]
             at = bisect_right(line, turn)
             if at < len(line):
-                head = (line[at][0], self._share(tenant_id), line[at], tenant_id, number)
-                if number in self._hopeless:
-                    self._hopeless[number].append(head)
+                head = (later, line[at][0], self._share(tenant_id), line[at], tenant_id, number)
+                if (later, number) in self._hopeless:
+                    self._hopeless[later, number].append(head)
                 else:
                     heapq.heappush(self._heads, head)
 
     def pass_over(self) -> None:
-        """What is true of the work just given is true of all of its shape: look at none of them."""
+        """What is true of the work just given is true of all of its shape whose tenants are, or are
+        not, under their part as well: look at none of them."""
         self._hopeless.setdefault(self._now, [])
 
     def hope(self) -> None:

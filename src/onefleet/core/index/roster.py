@@ -18,6 +18,8 @@ from onefleet.core.index.fleet import Fleet
 from onefleet.core.index.lines import Lines, Place, Shape
 from onefleet.core.index.movable import Movable, Scope, Victim
 from onefleet.core.index.room import MEASURES, SOON, Hold, gone
+from onefleet.core.index.usage import Usage
+from onefleet.core.ledger import Use, use_of
 from onefleet.core.ordering import (
     behind_changes_at,
     gives_way,
@@ -60,13 +62,13 @@ class _Entry:
     place: Place | None
     due: Instant  # when it has to be looked at again, though nothing of it changed
     rises_at: Instant  # when it gets to its next level
+    use: Use
 
 
 class Roster:
     """All works.
 
-    ranks: of works that have not ended. held: thousandths of devices, by tenant, those of the
-    tenants below it included. to_stop,
+    ranks: of works that have not ended. usage: what tenants hold, and have had of late. to_stop,
     to_pause: works whose owners want them stopped, or suspended or frozen, and that are not yet.
     ended: jobs that have, first those that ended first.
     """
@@ -81,7 +83,7 @@ class Roster:
         self.works: dict[WorkId, Work] = {}
         self.lines = Lines()
         self.ranks: dict[WorkId, int] = {}
-        self.held: dict[TenantId, int] = {}
+        self.usage = Usage()
         self.to_stop: dict[WorkId, None] = {}
         self.to_pause: dict[WorkId, None] = {}
         self.ended: list[tuple[Instant, WorkId]] = []
@@ -158,6 +160,8 @@ class Roster:
     def regroup(self) -> None:
         """Tenants are below others than before."""
         self.coverage.regroup()
+        for tenant in self._tenants.values():
+            self.usage.put_tenant(tenant, lineage(tenant.id, self._tenants))
         for work_id in tuple(self.works):
             self.refresh(work_id)
 
@@ -224,8 +228,8 @@ class Roster:
         for node_id in images:
             self._fleet.lay(node_id, work.id)
         line = lineage(work.tenant_id, self._tenants)
-        for tenant_id in line:
-            self.held[tenant_id] = self.held.get(tenant_id, 0) + milli
+        self.usage.hold(milli, work.tier, line)
+        self.usage.want(_wants(work), work.tier, work.tenant_id)
         place = self._place(work)
         if place is not None:
             self.lines.add(place)
@@ -239,7 +243,10 @@ class Roster:
             rises_at = next_level_at(work, self.now, self._policy) or NEVER
             heapq.heappush(self._rises, (rises_at, work.id))
         self.movable.touch(work.id)
-        self._entries[work.id] = _Entry(nodes, images, line, milli, victim, place, due, rises_at)
+        use = use_of(work, self.now)
+        self.usage.add(use, work.tier, line)
+        entry = _Entry(nodes, images, line, milli, victim, place, due, rises_at, use)
+        self._entries[work.id] = entry
 
     def _leave(self, work: Work) -> None:
         entry = self._entries.pop(work.id)
@@ -253,8 +260,9 @@ class Roster:
             self._fleet.let_go(node_id, work.id)
         for node_id in entry.images:
             self._fleet.take_up(node_id, work.id)
-        for tenant_id in entry.line:
-            self.held[tenant_id] -= entry.held_milli
+        self.usage.hold(-entry.held_milli, work.tier, entry.line)
+        self.usage.want(-_wants(work), work.tier, work.tenant_id)
+        self.usage.take_out(entry.use, work.tier, entry.line)
         if entry.place is not None:
             self.lines.remove(entry.place)
         self.errands.leave(work)
@@ -322,8 +330,10 @@ class Roster:
 
     def _due(self, work: Work) -> Instant:
         moves_at = work.not_before if work.phase is Phase.RUNNING else NEVER
+        counts_at = work.accounted_until if work.phase is Phase.RUNNING else NEVER
         owed_at = behind_changes_at(work, self.now, self._policy) or NEVER
-        times = (self._ready_at(work), moves_at, owed_at, self.errands.due(work) or NEVER)
+        errand_at = self.errands.due(work) or NEVER
+        times = (self._ready_at(work), moves_at, counts_at, owed_at, errand_at)
         return min((at for at in times if at > self.now), default=NEVER)
 
 
@@ -410,6 +420,10 @@ def wait_nodes(work: Work) -> tuple[NodeId, ...] | None:
     if len(work.move_to) == 1:
         return work.move_to * work.demand.workers
     return work.move_to or work.image.nodes
+
+
+def _wants(work: Work) -> bool:
+    return work.want is Want.RUN and work.phase is not Phase.ENDED
 
 
 def _ended(work: Work) -> tuple[Instant, WorkId]:

@@ -12,19 +12,18 @@ from collections.abc import Iterator
 from onefleet.core.blockers import Waiting
 from onefleet.core.capacity import Nodes, Shy
 from onefleet.core.index import SOON, Room, wait_nodes
-from onefleet.core.index.lines import Queue, Share
+from onefleet.core.index.lines import Queue
 from onefleet.core.index.room import workers_in_time
 from onefleet.core.index.shelves import falling
-from onefleet.core.ordering import RANK_NAMES
+from onefleet.core.ordering import RANK_NAMES, TIERS
 from onefleet.core.plan import Place, Stop, Suspend
-from onefleet.core.promise import lineage
 from onefleet.core.scratch import Scratch
+from onefleet.core.shares import Shares
+from onefleet.core.steps.narrow import narrow_for
 from onefleet.domain.fleet import DeviceKind
-from onefleet.domain.ids import NodeId, TenantId, WorkId
+from onefleet.domain.ids import NodeId, WorkId
+from onefleet.domain.tiers import Tier
 from onefleet.domain.work import Demand, Phase, Work, WorkKind
-
-#: The weight of a tenant that has none of its own, in thousandths.
-WEIGHT = 1_000
 
 
 class Hopeless:
@@ -68,30 +67,30 @@ class Placing:
         self.thorough = thorough
         self.waiting: dict[WorkId, Waiting] = {}
         self.contended: dict[DeviceKind, list[WorkId]] = {}
-        self.started = self.restored = self.moved = 0
+        self.started = self.restored = self.moved = self.narrowed = 0
         self.no_fit = Hopeless()
-        self.no_room = [Hopeless() for _ in RANK_NAMES]
-        self.granted: dict[TenantId, int] = {}
-        self.shares: dict[TenantId, Share] = {}  # as they follow from `granted`
+        self.no_room: dict[bool, Hopeless] = {}  # in this rank, for who claims its part or not
+        self.shares = {tier: Shares(this.index, tier, this.now) for tier in Tier}
         self.queues: list[Queue] = []
 
     def order(self) -> None:
-        """Order what is ready to be placed: by rank, level, tenant's share and age."""
+        """Order what is ready to be placed: by rank, excess, level, tenant's share and age."""
         index = self.this.index
         index.settle()
-        self.granted = dict(index.roster.held)
         sizes = zip(index.roster.lines.sizes, RANK_NAMES, strict=True)
         told = [f"{size} {name}" for size, name in sizes if size]
         text = ", ".join(told) + " in the queue" if told else "the queue is empty"
         self.this.report("order", text)
-        ranks = range(len(RANK_NAMES))
-        self.queues = [index.roster.lines.queue(rank, self._share) for rank in ranks]
+        self.queues = [
+            index.roster.lines.queue(rank, self.shares[tier]) for rank, tier in enumerate(TIERS)
+        ]
 
     def place(self) -> None:
         """Place what fits, make room where a rank permits it, keep devices for who waits long."""
         patience_ms = self.this.policy.patience_ms
         for rank, queue in enumerate(self.queues):
             heads: dict[DeviceKind, Work] = {}
+            self.no_room = {claims: Hopeless() for claims in (True, False)}
             for work_id in queue:
                 work = self.this.works[work_id]
                 if self._place_one(work) or self._make_room(work, rank, queue):
@@ -103,28 +102,12 @@ class Placing:
                 if self.this.waited_ms(work) < patience_ms:
                     self._keep_for(work)
         self.this.report("place", f"{self.started} works started")
-        self.this.report("preempt", f"{self.moved} works moved out of the way of others")
+        told = f"{self.moved} works moved out of the way of others"
+        told += f", {self.narrowed} made narrower" if self.narrowed else ""
+        self.this.report("preempt", told)
         self.this.report("resume", f"{self.restored} works restored")
 
     # --- one work ----------------------------------------------------------------------------
-
-    def _share(self, tenant_id: TenantId) -> Share:
-        """What the tenant holds by its weight; first what those above it hold, from the top."""
-        found = self.shares.get(tenant_id)
-        if found is not None:
-            return found
-        tenants, shares = self.this.index.tenants, list[int]()
-        for name in reversed(lineage(tenant_id, tenants)):
-            tenant = tenants.get(name)
-            weight = WEIGHT if tenant is None else max(tenant.weight, 1)
-            shares.append(self.granted.get(name, 0) * WEIGHT // weight)
-        return self.shares.setdefault(tenant_id, tuple(shares))
-
-    def _grant(self, work: Work) -> None:
-        self.shares.clear()
-        amount = work.demand.least * work.demand.milli
-        for name in lineage(work.tenant_id, self.this.index.tenants):
-            self.granted[name] = self.granted.get(name, 0) + amount
 
     def _place_one(self, work: Work) -> bool:
         """Place it on free devices, if it fits whole."""
@@ -142,7 +125,7 @@ class Placing:
         restore = work.phase is Phase.SUSPENDED
         self.this.placed[work.id] = (len(self.this.decisions), work)
         self.this.decide(Place(work.id, slots, restore))
-        self._grant(work)
+        self.shares[work.tier].grant(work)
         if restore:
             self.restored += 1
         else:
@@ -155,43 +138,61 @@ class Placing:
         line = self.contended.setdefault(demand.kind, [])
         ahead = len(line)
         line.append(work.id)
-        self.waiting[work.id] = Waiting(line, ahead, kept=False)
-        if self.no_room[rank].has(demand, nodes):
+        late = not queue.claims and bool(queue.under.claiming)
+        self.waiting[work.id] = Waiting(line, ahead, kept=False, late=late)
+        no_room = self.no_room[queue.claims]
+        if no_room.has(demand, nodes):
             self._pass_over(queue)
             return False
         fitting = this.capacity.fit_soon(demand, nodes)
+        if fitting is None and self._narrow(work, rank, nodes):
+            line.pop()
+            del self.waiting[work.id]
+            return True
         if fitting is None:
-            chosen = this.victims.choose(work, rank, nodes)
+            chosen = this.victims.choose(work, rank, nodes, queue.under, claims=queue.claims)
             if not chosen:
                 if nodes is not None and this.waited_ms(work) >= this.policy.patience_ms:
                     self._relocate(work, rank, nodes)
-                self.no_room[rank].add(demand, nodes)
+                no_room.add(demand, nodes)
                 self._pass_over(queue)
                 return False
             for victim in chosen:
-                self._move(victim, work)
+                self._move(victim, work, claims=queue.claims)
             queue.hope()
             fitting = this.capacity.fit_soon(demand, nodes)
             assert fitting is not None, "what was chosen did not suffice"
         this.capacity.keep(demand, fitting)
-        self.waiting[work.id] = Waiting(line, ahead, kept=True)
-        self._grant(work)
+        self.waiting[work.id] = self.waiting[work.id]._replace(kept=True)
+        self.shares[work.tier].grant(work)
         return True
+
+    def _narrow(self, work: Work, rank: int, nodes: Nodes | None) -> bool:
+        """Place it on what elastic works lend it."""
+        lent = narrow_for(self.this, work, rank, nodes)
+        for change in lent:
+            self.this.decide(change)
+            self.this.victims.spare(change.work_id)
+        if lent:
+            self.narrowed += len(lent)
+            self.no_fit.clear()
+        return bool(lent) and self._place_one(work)
 
     def _pass_over(self, queue: Queue) -> None:
         if not self.thorough:
             queue.pass_over()
 
-    def _move(self, victim: Work, waiting: Work) -> None:
+    def _move(self, victim: Work, waiting: Work, *, claims: bool) -> None:
         ranks = self.this.index.roster.ranks
         reason = f"makes room for {waiting.id} ({waiting.tier})"
         if ranks[victim.id] == ranks[waiting.id]:
-            reason += ", which has had less device time"
+            whose = "whose tenant has had less than half its part" if claims else ""
+            reason += f", {whose or 'which has had less device time'}"
         if victim.kind is WorkKind.REPLICA:
             self.this.decide(Stop(victim.id, reason, waiting.id))
         else:
             self.this.decide(Suspend(victim.id, reason, waiting.id))
-        for hopeless in self.no_room:  # a victim may free more than is needed
+        for hopeless in self.no_room.values():  # a victim may free more than is needed
             hopeless.clear()
         self.moved += 1
 

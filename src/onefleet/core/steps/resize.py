@@ -30,7 +30,7 @@ def resize(this: Scratch, contended: Mapping[DeviceKind, Sequence[WorkId]]) -> N
         wanted = work.demand.most if work.width is None else work.width
         if work.width is None and contended.get(work.demand.kind):
             continue
-        placement = _dealt(this, work, wanted)
+        placement = dealt(this, work, wanted)
         count = len({device for slot in placement for device in slot.devices})
         if count == len(held):
             continue
@@ -47,7 +47,7 @@ def devices_of(work: Work) -> dict[DeviceId, NodeId]:
     return {device: slot.node_id for slot in work.placement for device in slot.devices}
 
 
-def _dealt(this: Scratch, work: Work, wanted: int) -> tuple[Slot, ...]:
+def dealt(this: Scratch, work: Work, wanted: int) -> tuple[Slot, ...]:
     """Its placement on so many devices in all, or as many as there are; node by node."""
     by_node: dict[NodeId, list[int]] = {}
     for rank, slot in enumerate(work.placement):

@@ -14,11 +14,13 @@ from __future__ import annotations
 
 import heapq
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import assert_never
 
 from onefleet.core import lifecycle
+from onefleet.core.index import Record
+from onefleet.core.ledger import forgetting
 from onefleet.core.ordering import level_of, reaches_at
 from onefleet.core.plan import (
     Checkpoint,
@@ -53,15 +55,15 @@ from onefleet.domain.ids import (
     TenantId,
     WorkId,
 )
-from onefleet.domain.tenancy import Reservation, Tenant
+from onefleet.domain.tenancy import WEIGHT, Reservation, Tenant
 from onefleet.domain.work import Demand, Image, Phase, Terms, Want, Work, WorkKind
 from onefleet.sim.jobs.desk import Desk, JobView
 from onefleet.sim.jobs.job import Rules
 
 #: Passes at one moment before it is a defect that they do not come to rest.
 PASSES_MAX = 50
-#: Levels above its own that a job may get to in one run: a doubling each.
-LEVELS_NOTED = 24
+#: Levels above its own that a job may get to in one run.
+LEVELS_NOTED = 12
 _FOR_EVER = Instant(1 << 60)
 _BEGIN = Instant(0)
 #: Bytes of an image; the rules have its price.
@@ -84,7 +86,9 @@ class Pool:
         self._snapshot = Snapshot.of(NO_GENERATION, nodes=nodes, works=())
         self._index = Index(policy)
         self._index.advance(_BEGIN, {})
-        for record in [*nodes, *_tenants(rules)]:
+        self._tenants = {team.tenant: _tenant(team.tenant, team.weight) for team in rules.teams}
+        records: Iterable[Record] = (*nodes, *self._tenants.values(), *_reservations(rules))
+        for record in records:
             self._index.put(record)
         self._works: dict[int, Work] = {}
         self._views: dict[WorkId, JobView] = {}
@@ -129,6 +133,9 @@ class Pool:
             work = self._works.pop(view.number)
             del self._views[work.id]
             self._index.remove(Work, work.id)
+            tenant = self._tenants.get(view.tenant) or _tenant(view.tenant)
+            self._tenants[view.tenant] = tenant = forgetting(tenant, [work], now)
+            self._index.put(tenant)
 
     def _demand(self, devices: int) -> Demand:
         """A gang that no node takes whole is dealt to workers of one size, as large as can be."""
@@ -240,15 +247,15 @@ def simulated_node(number: int, size: int) -> Node:
     )
 
 
-def _tenants(rules: Rules) -> Sequence[Tenant | Reservation]:
-    records: list[Tenant | Reservation] = []
+def _tenant(name: str, weight: int = 1) -> Tenant:
+    return Tenant(TenantId(name), None, None, None, _BEGIN, weight * WEIGHT)
+
+
+def _reservations(rules: Rules) -> Iterator[Reservation]:
     for team in rules.teams:
-        weight = team.weight * 1_000
-        records.append(Tenant(team.tenant, None, None, None, _BEGIN, weight))
         if team.reserved:
             name = ReservationId(f"r-{team.tenant}")
-            records.append(Reservation(name, team.tenant, DeviceKind.GPU, team.reserved, _BEGIN))
-    return records
+            yield Reservation(name, TenantId(team.tenant), DeviceKind.GPU, team.reserved, _BEGIN)
 
 
 def _work(view: JobView, demand: Demand) -> Work:

@@ -1,0 +1,86 @@
+"""What tenants hold, and have had of late, by tier; kept by what works enter and leave.
+
+Sums are kept by day, not as of now, so that nothing has to be done as time passes, and what is kept
+is to the millisecond what would be added up anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+
+from onefleet.core.ledger import Use, uses_of
+from onefleet.domain.ids import Instant, TenantId
+from onefleet.domain.tenancy import Tenant
+from onefleet.domain.tiers import Tier
+
+
+class Usage:
+    """Of all tenants, that of the tenants below each included."""
+
+    def __init__(self) -> None:
+        self._held: dict[Tier, dict[TenantId, int]] = {tier: {} for tier in Tier}
+        self._wanting: dict[Tier, dict[TenantId, int]] = {tier: {} for tier in Tier}
+        self._days: dict[tuple[TenantId, Tier], dict[int, Use]] = {}
+        self._forgotten: dict[TenantId, tuple[Tenant, Sequence[TenantId]]] = {}
+
+    def of(self, tenant_id: TenantId, tier: Tier, now: Instant) -> int:
+        """Device-milliseconds of late, by now."""
+        return sum(use.by(now) for use in self._days.get((tenant_id, tier), {}).values())
+
+    def held(self, tenant_id: TenantId, tier: Tier) -> int:
+        """Thousandths of devices."""
+        return self._held[tier].get(tenant_id, 0)
+
+    def wanting(self, tier: Tier) -> Collection[TenantId]:
+        """Who has work of its own that runs or shall run."""
+        return self._wanting[tier].keys()
+
+    def hold(self, milli: int, tier: Tier, line: Iterable[TenantId]) -> None:
+        """These hold so much more, or less."""
+        if milli:
+            for tenant_id in line:
+                _add(self._held[tier], tenant_id, milli)
+
+    def want(self, works: int, tier: Tier, tenant_id: TenantId) -> None:
+        """So many more, or fewer, works of it run or shall run."""
+        _add(self._wanting[tier], tenant_id, works)
+
+    def put_tenant(self, tenant: Tenant, line: Sequence[TenantId]) -> None:
+        """A tenant came, or is now like this. line: it and those above it."""
+        self.remove_tenant(tenant.id)
+        self._forgotten[tenant.id] = (tenant, line)
+        for tier, use in uses_of(tenant):
+            self.add(use, tier, line)
+
+    def remove_tenant(self, tenant_id: TenantId) -> None:
+        """There is no such tenant any more."""
+        if tenant_id in self._forgotten:
+            tenant, line = self._forgotten.pop(tenant_id)
+            for tier, use in uses_of(tenant):
+                self.take_out(use, tier, line)
+
+    def add(self, use: Use, tier: Tier, line: Sequence[TenantId]) -> None:
+        """Count it for these tenants."""
+        self._count(use, tier, line, 1)
+
+    def take_out(self, use: Use, tier: Tier, line: Sequence[TenantId]) -> None:
+        """Do not count any more what was added."""
+        self._count(use, tier, line, -1)
+
+    def _count(self, use: Use, tier: Tier, line: Sequence[TenantId], sign: int) -> None:
+        if not use.had_ms and not use.milli:
+            return
+        for tenant_id in line:
+            days = self._days.setdefault((tenant_id, tier), {})
+            day, had_ms, milli, since = days.get(use.day, (use.day, 0, 0, 0))
+            had_ms, milli = had_ms + sign * use.had_ms, milli + sign * use.milli
+            if had_ms or milli:
+                days[day] = Use(day, had_ms, milli, since + sign * use.milli_since)
+            else:
+                del days[day]
+
+
+def _add(counts: dict[TenantId, int], tenant_id: TenantId, more: int) -> None:
+    counts[tenant_id] = counts.get(tenant_id, 0) + more
+    if not counts[tenant_id]:
+        del counts[tenant_id]

@@ -1,0 +1,91 @@
+"""Fair shares of the tenants inside a tier, over time.
+
+A tenant's share is what it has had of late (`ledger.Use`) and what it will have if it keeps for a
+day what it holds now, by its weight. Tenants of one department are compared with each other, and so
+are departments: of two on one level, who has the smaller share goes first.
+
+Whoever has work now has a part, by its weight, of what all together have had who have work now. Who
+has had less than half of its part is *under* it: it goes before all others of its rank, and may
+take its turn from any of them, until it has had that and a quarter more. Otherwise a tenant with
+enough short work would leave nothing to one with long work, since short work goes first.
+"""
+
+from __future__ import annotations
+
+from onefleet.core.index import Index
+from onefleet.core.index.lines import Share, Under
+from onefleet.core.ledger import HALVING_MS
+from onefleet.core.promise import lineage
+from onefleet.domain.ids import Instant, TenantId
+from onefleet.domain.tenancy import WEIGHT
+from onefleet.domain.tiers import Tier
+from onefleet.domain.work import WHOLE, Work
+
+#: Who has had less than so many thousandths of its part goes first, and takes turns from others.
+CLAIM_PERMILLE = 500
+#: Who has had less than so many gives turns to those alone who go first.
+SHELTER_PERMILLE = 625
+
+
+class Shares:
+    """Of one tier, within one pass; what the pass gives away counts at once."""
+
+    def __init__(self, index: Index, tier: Tier, now: Instant) -> None:
+        self._index, self._tier, self._now = index, tier, now
+        self._uses: dict[TenantId, int] = {}
+        self._shares: dict[TenantId, Share] = {}
+
+    def of(self, tenant_id: TenantId) -> Share:
+        """Of those above it and of the tenant itself, from the top; the smaller goes first."""
+        found = self._shares.get(tenant_id)
+        if found is None:
+            line = reversed(lineage(tenant_id, self._index.tenants))
+            found = tuple(self._use(name) * WEIGHT // self._weight(name) for name in line)
+            self._shares[tenant_id] = found
+        return found
+
+    def grant(self, work: Work) -> None:
+        """Devices were found for it, or are kept for it."""
+        used = work.demand.least * work.demand.milli * HALVING_MS // WHOLE
+        for name in lineage(work.tenant_id, self._index.tenants):
+            self._uses[name] = self._use(name) + used
+        self._shares.clear()
+
+    def under(self) -> Under:
+        """Which tenants are under their part, or belong to a department that is.
+
+        By what was had alone: what is given and taken away at one moment does not change it, or two
+        tenants would take the same devices from each other in turn.
+        """
+        usage, tenants = self._index.roster.usage, self._index.tenants
+        lines = {name: lineage(name, tenants) for name in usage.wanting(self._tier)}
+        siblings: dict[TenantId | None, dict[TenantId, None]] = {}
+        for line in lines.values():
+            for name, parent in zip(line, [*line[1:], None], strict=True):
+                siblings.setdefault(parent, {})[name] = None
+        permille: dict[TenantId, int] = {}  # of its part
+        for group in siblings.values():
+            had = {name: usage.of(name, self._tier, self._now) for name in group}
+            all_had, weight = sum(had.values()), sum(self._weight(name) for name in group)
+            for name, its_own in had.items():
+                part = all_had * self._weight(name)
+                permille[name] = its_own * weight * WHOLE // part if part else WHOLE
+        least = {name: min(permille[above] for above in line) for name, line in lines.items()}
+        return Under(
+            frozenset(name for name, part in least.items() if part < CLAIM_PERMILLE),
+            frozenset(name for name, part in least.items() if part < SHELTER_PERMILLE),
+        )
+
+    def _use(self, tenant_id: TenantId) -> int:
+        """Device-milliseconds."""
+        use = self._uses.get(tenant_id)
+        if use is None:
+            usage = self._index.roster.usage
+            milli = usage.held(tenant_id, self._tier)
+            use = usage.of(tenant_id, self._tier, self._now) + milli * HALVING_MS // WHOLE
+            self._uses[tenant_id] = use
+        return use
+
+    def _weight(self, tenant_id: TenantId) -> int:
+        tenant = self._index.tenants.get(tenant_id)
+        return WEIGHT if tenant is None else max(tenant.weight, 1)
