@@ -15,6 +15,21 @@ STEPS = 2_500
 DEVICES = len(os.sched_getaffinity(0))
 
 
+@pytest.mark.skipif(DEVICES < 2, reason="this machine has one core")
+def test_an_elastic_job_lends_a_newcomer_a_core_and_gets_it_back(
+    up: Pool, undisturbed: dict[int, str]
+) -> None:
+    wide = up.submit(steps=STEPS, name="wide", devices=f"1..{DEVICES}")
+    until("it has all cores", lambda: len(up.job(wide)["devices"]) == DEVICES)
+    second = up.submit(steps=300, name="second")
+    assert up.finished(second)["outcome"] == "succeeded"
+    assert up.digest(second) == undisturbed[300]
+    until("it has all cores again", lambda: len(up.job(wide)["devices"]) == DEVICES)
+    ended = up.finished(wide)
+    assert (ended["outcome"], ended["suspends"], ended["attempts"]) == ("succeeded", 0, 1)
+    assert up.digest(wide) == undisturbed[STEPS]
+
+
 def test_a_burst_suspends_a_job_and_the_job_ends_as_if_undisturbed(
     serving: Pool, undisturbed: dict[int, str]
 ) -> None:
