@@ -30,6 +30,25 @@ def test_an_elastic_job_lends_a_newcomer_a_core_and_gets_it_back(
     assert up.digest(wide) == undisturbed[STEPS]
 
 
+def test_a_job_stands_still_for_a_premium_one_that_its_memory_leaves_room_for(
+    up: Pool, undisturbed: dict[int, str]
+) -> None:
+    all_of_it = {"devices": str(DEVICES)}
+    words = ("--memory", str(64 << 20))
+    held = up.submit("--tier", "basic", *words, steps=STEPS, name="held", **all_of_it)
+    until("the basic job runs", lambda: up.run("logs", held))
+    urgent = up.submit("--tier", "premium", *words, steps=300, name="urgent", **all_of_it)
+    until("it stands still", lambda: up.phase(held) == "frozen" or up.phase(urgent) == "ended")
+    assert up.finished(urgent)["outcome"] == "succeeded"
+    ended = up.finished(held)
+    assert (ended["outcome"], ended["attempts"], ended["lost_ms"]) == ("succeeded", 1, 0)
+    assert up.digest(held) == undisturbed[STEPS]
+    (receipt,) = up.json("receipts", held)
+    assert (receipt["by"], receipt["lost_ms"]) == (urgent, 0)
+    if ended["checkpoint"] == "criu":
+        assert ended["suspends"] == 0
+
+
 def test_a_burst_suspends_a_job_and_the_job_ends_as_if_undisturbed(
     serving: Pool, undisturbed: dict[int, str]
 ) -> None:

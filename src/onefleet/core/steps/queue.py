@@ -7,7 +7,7 @@ has devices kept for it: after its patience at once, before that against lower r
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from onefleet.core.blockers import Waiting
 from onefleet.core.capacity import Nodes, Shy
@@ -16,10 +16,11 @@ from onefleet.core.index.lines import Queue
 from onefleet.core.index.room import workers_in_time
 from onefleet.core.index.shelves import falling
 from onefleet.core.ordering import RANK_NAMES, TIERS
-from onefleet.core.plan import Place, Stop, Suspend
+from onefleet.core.plan import Freeze, Place, Resize, Stop, Suspend
 from onefleet.core.scratch import Scratch
 from onefleet.core.shares import Shares
 from onefleet.core.steps.narrow import narrow_for
+from onefleet.core.steps.still import freeze_for
 from onefleet.domain.fleet import DeviceKind
 from onefleet.domain.ids import NodeId, WorkId
 from onefleet.domain.tiers import Tier
@@ -145,9 +146,7 @@ class Placing:
             self._pass_over(queue)
             return False
         fitting = this.capacity.fit_soon(demand, nodes)
-        if fitting is None and self._narrow(work, rank, nodes):
-            line.pop()
-            del self.waiting[work.id]
+        if fitting is None and self._place_on(narrow_for(this, work, rank, nodes), work):
             return True
         if fitting is None:
             chosen = this.victims.choose(work, rank, nodes, queue.under, claims=queue.claims)
@@ -157,9 +156,12 @@ class Placing:
                 no_room.add(demand, nodes)
                 self._pass_over(queue)
                 return False
-            for victim in chosen:
-                self._move(victim, work, claims=queue.claims)
+            reasons = [self._reason(victim, work, claims=queue.claims) for victim in chosen]
             queue.hope()
+            if self._place_on(freeze_for(this, work, nodes, chosen, reasons), work):
+                return True
+            for victim, reason in zip(chosen, reasons, strict=True):
+                self._move(victim, work, reason)
             fitting = this.capacity.fit_soon(demand, nodes)
             assert fitting is not None, "what was chosen did not suffice"
         this.capacity.keep(demand, fitting)
@@ -167,33 +169,46 @@ class Placing:
         self.shares[work.tier].grant(work)
         return True
 
-    def _narrow(self, work: Work, rank: int, nodes: Nodes | None) -> bool:
-        """Place it on what elastic works lend it."""
-        lent = narrow_for(self.this, work, rank, nodes)
-        for change in lent:
+    def _place_on(self, freed: Sequence[Resize | Freeze], work: Work) -> bool:
+        """Place it on what comes free at once."""
+        if not freed:
+            return False
+        for change in freed:
             self.this.decide(change)
             self.this.victims.spare(change.work_id)
-        if lent:
-            self.narrowed += len(lent)
-            self.no_fit.clear()
-        return bool(lent) and self._place_one(work)
+            if isinstance(change, Resize):
+                self.narrowed += 1
+            else:
+                self.moved += 1
+        self.no_fit.clear()
+        self._hope()
+        self.contended[work.demand.kind].pop()
+        del self.waiting[work.id]
+        return self._place_one(work)
+
+    def _hope(self) -> None:
+        """More may come free than was needed."""
+        for hopeless in self.no_room.values():
+            hopeless.clear()
 
     def _pass_over(self, queue: Queue) -> None:
         if not self.thorough:
             queue.pass_over()
 
-    def _move(self, victim: Work, waiting: Work, *, claims: bool) -> None:
+    def _reason(self, victim: Work, waiting: Work, *, claims: bool) -> str:
         ranks = self.this.index.roster.ranks
         reason = f"makes room for {waiting.id} ({waiting.tier})"
         if ranks[victim.id] == ranks[waiting.id]:
             whose = "whose tenant has had less than half its part" if claims else ""
             reason += f", {whose or 'which has had less device time'}"
+        return reason
+
+    def _move(self, victim: Work, waiting: Work, reason: str) -> None:
         if victim.kind is WorkKind.REPLICA:
             self.this.decide(Stop(victim.id, reason, waiting.id))
         else:
             self.this.decide(Suspend(victim.id, reason, waiting.id))
-        for hopeless in self.no_room.values():  # a victim may free more than is needed
-            hopeless.clear()
+        self._hope()
         self.moved += 1
 
     def _relocate(self, work: Work, rank: int, nodes: Nodes) -> None:
