@@ -43,6 +43,10 @@ def _limit(count: int | None) -> str:
     return "unlimited" if count is None else str(count)
 
 
+def _device_hours(device_ms: int) -> str:
+    return f"{device_ms / 3_600_000:,.1f} device-h" if device_ms else "-"
+
+
 def _phase(job: JobView) -> str:
     return job.outcome or job.phase
 
@@ -163,6 +167,7 @@ TENANT: Kind[TenantView] = Kind(
             lambda t: ",".join(f"{k}={n}" for k, n in sorted(t.reservations.items())) or "-",
         ),
         Column("WEIGHT", lambda t: f"{t.weight / 1000:g}", right=True),
+        Column("USED", lambda t: _device_hours(sum(t.used.values())), right=True),
         Column("AGE", lambda t: age(t.created_at), right=True),
     ),
 )

@@ -10,6 +10,7 @@ from onefleet.control.discretion import ANOTHERS, discreet
 from onefleet.control.gateway_table import Blockers, wait_reason
 from onefleet.control.leases import Sightings
 from onefleet.core.checkpointing import interval_ms
+from onefleet.core.index.usage import DeviceUse
 from onefleet.core.ledger import HOUR_MS, HOURS_KEPT, fraction_permille
 from onefleet.core.policy import DEFAULT_POLICY, Policy
 from onefleet.core.promise import holds
@@ -19,6 +20,7 @@ from onefleet.domain.ids import DeploymentId, Instant
 from onefleet.domain.jobs import Job
 from onefleet.domain.serving import Deployment, Model, Replica
 from onefleet.domain.tenancy import ApiKey, Reservation, Tenant
+from onefleet.domain.tiers import Tier
 from onefleet.domain.work import Phase, Want, Work
 from onefleet.store.base import State
 from onefleet.wire.api import (
@@ -55,7 +57,8 @@ class Scene:
         return discreet(text, self.state, self.viewer.sees)
 
 
-def tenant_view(tenant: Tenant, state: State) -> TenantView:
+def tenant_view(tenant: Tenant, state: State, usage: DeviceUse, now: Instant) -> TenantView:
+    used = {tier.value: usage.of(tenant.id, tier, now) for tier in Tier}
     reserved: dict[str, int] = {}
     for r in state.reservations.values():
         if r.tenant_id == tenant.id and r.starts_at is None and r.ends_at is None:
@@ -68,6 +71,7 @@ def tenant_view(tenant: Tenant, state: State) -> TenantView:
         reservations=reserved,
         created_at=tenant.created_at,
         weight=tenant.weight,
+        used={tier: device_ms for tier, device_ms in used.items() if device_ms},
     )
 
 

@@ -184,6 +184,9 @@ class CordonDevice(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
 
 class TenantView(msgspec.Struct, frozen=True, kw_only=True):
+    """used: device-milliseconds that it and those below it have had of late, by tier; what was had
+    before today counts half as much with each day. It is what shares inside a tier go by."""
+
     id: str
     parent: str | None
     tokens_per_minute: int | None
@@ -191,6 +194,7 @@ class TenantView(msgspec.Struct, frozen=True, kw_only=True):
     reservations: dict[str, int]
     created_at: int
     weight: int = 1_000
+    used: dict[str, int] = {}
 
 
 class ReservationView(msgspec.Struct, frozen=True, kw_only=True):

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.fleets import a_job, a_tenant, placed
 
-from onefleet.core.index.usage import Usage
+from onefleet.core.index.usage import DeviceUse
 from onefleet.core.ledger import (
     HALVING_MS,
     HOUR_MS,
@@ -110,7 +110,7 @@ def test_it_does_not_matter_how_often_it_is_accounted(passing: list[int], device
 
 @given(st.lists(st.tuples(st.integers(0, 5 * HALVING_MS), st.booleans()), max_size=6))
 def test_what_is_kept_by_day_is_the_sum_over_the_works(entries: list[tuple[int, bool]]) -> None:
-    usage, works, now = Usage(), list[Work](), at(6 * HALVING_MS)
+    usage, works, now = DeviceUse(), list[Work](), at(6 * HALVING_MS)
     for since, runs in entries:
         work = running(accounted_until=at(since), submitted_at=at(0), recent_ms=since // 3)
         works.append(work if runs else replace(work, phase=Phase.PENDING, placement=()))
@@ -130,7 +130,7 @@ def test_a_tenant_remembers_what_works_had_whose_records_go_away() -> None:
     assert (tenant.used_ms, tenant.used_until) == ((0, 100 + 1_000, 50), 1_000)
     later = forgetting(tenant, [], at(HALVING_MS))
     assert later.used_ms == (0, 550, 25)
-    usage = Usage()
+    usage = DeviceUse()
     usage.put_tenant(tenant, [tenant.id])
     usage.put_tenant(later, [tenant.id])
     assert usage.of(tenant.id, Tier.BASIC, at(HALVING_MS)) == 25

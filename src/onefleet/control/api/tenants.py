@@ -10,6 +10,7 @@ from onefleet.control.api.existing import must_exist
 from onefleet.control.api.reservations import RESERVED_MAX, must_be_free
 from onefleet.control.auth import digest_of, last_admin
 from onefleet.control.call import Call, good_name, good_text, one_of, within
+from onefleet.core.index.usage import usage_of
 from onefleet.domain.errors import Conflict, InvalidRequest, NotFound, QuotaExceeded
 from onefleet.domain.fleet import DeviceKind
 from onefleet.domain.ids import Instant, KeyId, ReservationId, TenantId
@@ -89,10 +90,11 @@ def _reservations(new: NewTenant, call: Call, state: State, now: Instant) -> lis
 
 
 async def list_tenants(call: Call) -> Page[TenantView]:
-    state = await call.pool.store.read()
+    state, now = await call.pool.store.read(), call.pool.clock.now()
+    usage = usage_of(state.tenants, state.works.values(), now)
     seen = (t for t in state.tenants.values() if call.caller.sees(t.id))
     ordered = sorted(seen, key=lambda t: (t.created_at, t.id))
-    return Page(tuple(views.tenant_view(t, state) for t in ordered))
+    return Page(tuple(views.tenant_view(t, state, usage, now) for t in ordered))
 
 
 async def create_key(call: Call) -> KeyView:

@@ -18,7 +18,7 @@ from onefleet.core.index.fleet import Fleet
 from onefleet.core.index.lines import Lines, Place, Shape
 from onefleet.core.index.movable import Movable, Scope, Victim
 from onefleet.core.index.room import MEASURES, SOON, Hold, gone
-from onefleet.core.index.usage import Usage
+from onefleet.core.index.usage import DeviceUse
 from onefleet.core.ledger import Use, use_of
 from onefleet.core.ordering import (
     behind_changes_at,
@@ -83,7 +83,7 @@ class Roster:
         self.works: dict[WorkId, Work] = {}
         self.lines = Lines()
         self.ranks: dict[WorkId, int] = {}
-        self.usage = Usage()
+        self.usage = DeviceUse()
         self.to_stop: dict[WorkId, None] = {}
         self.to_pause: dict[WorkId, None] = {}
         self.ended: list[tuple[Instant, WorkId]] = []

@@ -6,15 +6,17 @@ is to the millisecond what would be added up anew.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
-from onefleet.core.ledger import Use, uses_of
+from onefleet.core.ledger import Use, use_of, uses_of
+from onefleet.core.promise import lineage
 from onefleet.domain.ids import Instant, TenantId
 from onefleet.domain.tenancy import Tenant
 from onefleet.domain.tiers import Tier
+from onefleet.domain.work import Work
 
 
-class Usage:
+class DeviceUse:
     """Of all tenants, that of the tenants below each included."""
 
     def __init__(self) -> None:
@@ -78,6 +80,16 @@ class Usage:
                 days[day] = Use(day, had_ms, milli, since + sign * use.milli_since)
             else:
                 del days[day]
+
+
+def usage_of(tenants: Mapping[TenantId, Tenant], works: Iterable[Work], now: Instant) -> DeviceUse:
+    """What was had of late, of records that nobody keeps an index of."""
+    usage = DeviceUse()
+    for tenant in tenants.values():
+        usage.put_tenant(tenant, lineage(tenant.id, tenants))
+    for work in works:
+        usage.add(use_of(work, now), work.tier, lineage(work.tenant_id, tenants))
+    return usage
 
 
 def _add(counts: dict[TenantId, int], tenant_id: TenantId, more: int) -> None:
