@@ -42,6 +42,8 @@ RANK_NAMES = (
     "basic",
 )
 TIERS = (Tier.PREMIUM, Tier.PREMIUM, Tier.STANDARD, Tier.STANDARD, Tier.BASIC)
+#: What counts as lost of work that has to save itself: a month.
+MAY_LOSE_MS = 30 * 24 * HOUR_MS
 _BY_TIER = {Tier.PREMIUM: PREMIUM, Tier.STANDARD: STANDARD, Tier.BASIC: BASIC}
 
 
@@ -76,14 +78,19 @@ def level_at(device_ms: int, policy: Policy) -> int:
     return -(-(device_ms // policy.level_ms).bit_length() // policy.level_doublings)
 
 
-def loss_device_ms(work: Work, policy: Policy) -> int:
-    """Device-milliseconds that it costs to move the work away and bring it back."""
+def loss_device_ms(work: Work, nodes: Iterable[Node | None], policy: Policy) -> int:
+    """Device-milliseconds that it costs to move the work away and bring it back. nodes: its own.
+
+    What has to save itself may lose what it did since it last did. Nobody knows how much that is,
+    so it goes after all that is saved from outside.
+    """
     if work.kind is WorkKind.REPLICA:
         return policy.replica_start_ms * devices_held(work)
     image_bytes = 0 if work.image is None else work.image.size_bytes
     state_bytes = max(image_bytes, work.demand.memory_bytes * work.demand.workers)
     once_ms = policy.save_fixed_ms + state_bytes // max(policy.save_bytes_per_ms, 1)
-    return 2 * once_ms * devices_held(work)
+    may_lose = 0 if _is_saved_from_outside(nodes) else MAY_LOSE_MS
+    return (2 * once_ms + may_lose) * devices_held(work)
 
 
 def gives_way(work: Work, nodes: Iterable[Node | None]) -> bool:
@@ -94,6 +101,10 @@ def gives_way(work: Work, nodes: Iterable[Node | None]) -> bool:
     """
     if work.kind is WorkKind.REPLICA or (work.tier is Tier.PREMIUM and work.promised):
         return False
+    return _is_saved_from_outside(nodes)
+
+
+def _is_saved_from_outside(nodes: Iterable[Node | None]) -> bool:
     return all(node and node.checkpoint_mode is CheckpointMode.CRIU for node in nodes)
 
 

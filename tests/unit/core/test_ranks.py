@@ -228,6 +228,19 @@ def test_what_has_to_save_itself_does_not_take_turns() -> None:
     assert planned(a_snapshot([lasting_node()], works), POLICY, later).decisions
 
 
+def test_what_has_to_save_itself_makes_room_last_in_its_tier() -> None:
+    later = Instant(NOON + HOUR)
+    itself = replace(lasting_node("n1"), checkpoint_mode=CheckpointMode.COOPERATIVE)
+    small = placed(basic("small"), ("n1", "0"), at=NOON)
+    large = placed(basic("large", memory_bytes=1 << 35), ("n2", "0"), at=NOON)
+    works = [replace(work, terms=NEVER) for work in (small, large)]
+    urgent = a_job("w", tier=Tier.PREMIUM, submitted_at=later, phase_since=later)
+    for node, goes in ((itself, "large"), (lasting_node("n1"), "small")):
+        snapshot = a_snapshot([node, lasting_node("n2")], [*works, urgent])
+        (decision,) = planned(snapshot, POLICY, later).decisions
+        assert isinstance(decision, Suspend) and decision.work_id == goes
+
+
 def test_neither_replicas_nor_promised_premium_take_turns() -> None:
     later = Instant(NOON + 5 * HOUR)
     for held in (

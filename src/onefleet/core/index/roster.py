@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import heapq
 from bisect import bisect_left, insort
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from onefleet.core.feasibility import node_memory
@@ -237,7 +237,7 @@ class Roster:
         due = self._due(work)
         if due != NEVER:
             heapq.heappush(self._timers, (due, work.id))
-        victim = self._victim(work) if nodes and self.is_movable(work) else None
+        victim = self._victim(work, nodes) if nodes and self.is_movable(work) else None
         rises_at = NEVER
         if victim is not None:
             rises_at = next_level_at(work, self.now, self._policy) or NEVER
@@ -289,8 +289,8 @@ class Roster:
             self._fleet.hold(node_id, Hold(work, devices, memory[node_id], there, stays))
         return tuple(on), sum(sum(devices.values()) for devices in on.values())
 
-    def _victim(self, work: Work) -> Victim:
-        loss = loss_device_ms(work, self._policy)
+    def _victim(self, work: Work, nodes: Iterable[NodeId]) -> Victim:
+        loss = loss_device_ms(work, map(self._fleet.nodes.get, nodes), self._policy)
         return Victim(-self.ranks[work.id], 0, loss, -work.phase_since, work.id, work)
 
     def _there(self, work: Work) -> int:
