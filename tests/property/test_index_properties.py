@@ -47,6 +47,7 @@ def facts(index: Index) -> dict[str, Any]:
         },
         "free": {kind: count for kind, count in fleet.shelves.free.items() if count},
         "usable": fleet.usable,
+        "open": fleet.open,
         "late": fleet.late,
         "absent": fleet.absent,
         "images": fleet.images,

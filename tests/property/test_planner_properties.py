@@ -29,7 +29,7 @@ from onefleet.core.plan_check import check_plan, unexplained
 from onefleet.core.planner import Index, feasibility, plan
 from onefleet.core.policy import Policy
 from onefleet.core.snapshot import Snapshot
-from onefleet.domain.fleet import Node, NodeState
+from onefleet.domain.fleet import CheckpointMode, Node, NodeState
 from onefleet.domain.ids import DeviceId, Instant, NodeId, TenantId, WorkId
 from onefleet.domain.serving import Replica
 from onefleet.domain.tenancy import Reservation
@@ -37,6 +37,7 @@ from onefleet.domain.tiers import Tier
 from onefleet.domain.work import Image, Phase, Slot, Terms, Want, Work, WorkKind
 
 POLICY = Policy()
+MODES = [CheckpointMode.CRIU] * 6 + [CheckpointMode.COOPERATIVE, CheckpointMode.NONE]
 TIERS = st.sampled_from(list(Tier))
 TENANTS = st.sampled_from([TenantId("a"), TenantId("b"), TenantId("c")])
 
@@ -55,6 +56,8 @@ def fleets(draw: st.DrawFn) -> list[Node]:
                 state=state,
                 lease_expires_at=Instant(NOW + lease),
                 memory_bytes=draw(st.sampled_from([4 * GIB, 16 * GIB])),
+                address=draw(st.sampled_from([f"n{index}:1"] * 3 + [""])),
+                checkpoint_mode=draw(st.sampled_from(MODES)),
             )
         )
     return nodes
@@ -126,6 +129,8 @@ def snapshots(draw: st.DrawFn) -> Snapshot:
         if work.phase is Phase.PENDING and index and draw(st.integers(0, 3)) == 0:
             before = draw(st.sampled_from([*found, a_job("unknown")]))
             work = replace(work, ready=False, terms=replace(work.terms, after=(before.id,)))
+        if work.phase in (Phase.SUSPENDED, Phase.RUNNING) and draw(st.integers(0, 7)) == 0:
+            work = replace(work, move_to=(draw(st.sampled_from(nodes)).id,))
         recent_ms = draw(st.sampled_from([0, 0, 1, 600_001, 1 << 40]))
         found.append(replace(work, want=wanted, recent_ms=recent_ms))
         if work.kind is WorkKind.REPLICA:
@@ -159,7 +164,14 @@ def draw_image(draw: st.DrawFn, work: Work, nodes: list[Node]) -> Image:
     where = [draw(st.sampled_from(names))] * work.demand.workers
     if draw(st.integers(0, 3)) == 0:  # scattered, or on a node that is gone
         where = [draw(st.sampled_from([NodeId("n9"), *names])) for _ in where]
-    return Image(lifecycle.image_id(work), tuple(where), draw(st.integers(0, 4)) * GIB, Instant(0))
+    copies = [tuple(n for n in draw(st.sets(st.sampled_from(names))) if n != w) for w in where]
+    return Image(
+        lifecycle.image_id(work),
+        tuple(where),
+        draw(st.sampled_from([0, 0, 1, 4])) * GIB,
+        Instant(0),
+        copies=tuple(tuple(sorted(nodes)) for nodes in copies) if any(copies) else (),
+    )
 
 
 def a_plan(snapshot: Snapshot, now: Instant = NOW, policy: Policy = POLICY) -> Plan:

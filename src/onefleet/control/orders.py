@@ -175,8 +175,8 @@ class Orders:
         yield from ((node_id, newest) for node_id, newest in wanted.items() if node_id != here)
 
     def _another(self, work: Work, rank: int, holders: tuple[NodeId, ...]) -> NodeId | None:
-        """Where a further copy shall lie: where it is going to move, else anywhere, as evenly as
-        the works' names are; in another zone if there is one."""
+        """Where a further copy shall lie: where it is going to move, else as evenly as the works'
+        names are; on a node that could bring it back if there is one, in another zone if so."""
         free = [node for node in self._reachable if node.id not in holders]
         if not free:
             return None
@@ -184,6 +184,8 @@ class Orders:
             target = work.move_to[rank % len(work.move_to)]
             if any(node.id == target for node in free):
                 return target
+        home = self._state.nodes.get(holders[0])
+        free = [node for node in free if home is not None and _is_alike(node, home)] or free
         zones = [node.zone for n in holders if (node := self._state.nodes.get(n))]
         apart = [node for node in free if node.zone not in zones] or free
         return apart[zlib.crc32(work.id.encode()) % len(apart)].id
@@ -220,6 +222,14 @@ class Orders:
                 opens = ticket(key, image_name(work_id, rank, image.id))
                 found.append(Source(node_id=holder, address=node.address, ticket=opens))
         return tuple(found)
+
+
+def _is_alike(node: Node, other: Node) -> bool:
+    """Whether both save in the same way, on the same products."""
+    if node.checkpoint_mode is not other.checkpoint_mode:
+        return False
+    products = [dict.fromkeys((d.kind, d.product) for d in n.devices) for n in (node, other)]
+    return products[0] == products[1]
 
 
 def _is_there(node: Node) -> bool:

@@ -11,7 +11,8 @@ from typing import NamedTuple
 
 from onefleet.core.capacity import Capacity
 from onefleet.core.feasibility import feasibility, node_memory
-from onefleet.core.index import LEAVING, NOW, Index, wait_nodes
+from onefleet.core.index import LEAVING, NOW, Home, Index
+from onefleet.core.index.homes import roams_at
 from onefleet.core.plan import Blocker, Gate
 from onefleet.core.policy import Policy
 from onefleet.core.snapshot import Snapshot
@@ -112,7 +113,8 @@ class Blockers:
             yield Blocker(Gate.FEASIBILITY, f"cannot run on this fleet: {impossible}")
 
     def _data(self, work: Work) -> Iterator[Blocker]:
-        for node_id in dict.fromkeys(wait_nodes(work) or ()):
+        home = self._home(work)
+        for node_id in () if home is None or home.kin is not None else dict.fromkeys(home.nodes):
             node = self.after.nodes.get(node_id)
             if node is None:
                 yield Blocker(Gate.DATA, f"its image lies on node {node_id}, which is gone")
@@ -124,16 +126,20 @@ class Blockers:
                 yield Blocker(Gate.DATA, text)
 
     def _contention(self, work: Work, waiting: Waiting | None) -> Iterator[Blocker]:
-        nodes = wait_nodes(work)
-        if waiting is None and self._capacity.fit(work.demand, nodes) is not None:
+        home, demand = self._home(work), work.demand
+        if waiting is None and self._capacity.fit(demand, home) is not None:
             return
-        demand = work.demand
-        places = tuple(dict.fromkeys(nodes)) if nodes else ()
+        places: tuple[NodeId, ...] = ()
+        if home is not None and home.kin is None:
+            places = tuple(node for nodes in (home.nodes, *home.copies) for node in nodes)
+            places = tuple(dict.fromkeys(places))
         needs = f"needs {_devices(demand.workers * demand.devices_min, demand.kind)}"
         if demand.workers > 1:
             needs += f" ({demand.workers} workers of {demand.devices_min}, all at once)"
         if places:
-            needs += f" on {', '.join(places)}, where its image lies"
+            needs += f" on {', '.join(places)}, where its image lies{self._elsewhere(work)}"
+        elif home is not None:
+            needs += ", here or on any node that can fetch its image and bring it back"
         holders = self._holders_of(demand.kind, places)
         text = f"{needs}, {self._free_text(demand, places)}"
         if holders:
@@ -141,6 +147,16 @@ class Blockers:
         yield Blocker(Gate.CONTENTION, text, tuple(holder.id for holder in holders))
         if waiting is not None:
             yield from self._queue(waiting, demand.kind, holders)
+
+    def _home(self, work: Work) -> Home | None:
+        return self._unkept.roster.home_of(work)
+
+    def _elsewhere(self, work: Work) -> str:
+        """From when on it may go on elsewhere, if it may."""
+        at = None if work.move_to else roams_at(work, self._unkept.fleet, self._policy)
+        if at is None or at <= self._now:
+            return ""
+        return f" (elsewhere in {_seconds(at - self._now)}: to move it takes as long)"
 
     def _queue(
         self, waiting: Waiting, kind: DeviceKind, holders: Sequence[Work]

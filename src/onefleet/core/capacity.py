@@ -1,9 +1,9 @@
 """Where work fits: the rules of placement, over the index.
 
 A gang lies on one node where it can, the fullest one that takes it (best fit); else on as few
-nodes as possible. Work with an image goes where the image lies, rank by rank. What is free is
-taken; what is leaving can only be waited for, and is kept then, so that nothing later in the queue
-takes it.
+nodes as possible. Work with an image goes home, rank by rank, or where a copy of it lies; elsewhere
+when it may (`index/homes.py`) and home will not be free soon. What is free is taken; what is
+leaving can only be waited for, and is kept then, so that nothing later in the queue takes it.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 
 from onefleet.core.feasibility import node_memory
-from onefleet.core.index import NOW, SOON, Index, Kept, Room
-from onefleet.core.index.room import pick, workers_on
+from onefleet.core.index import NOW, SOON, Home, Index, Kept, Kin, Room, is_in_reach
+from onefleet.core.index.room import pick, workers_in_time, workers_on
 from onefleet.core.index.shelves import Shelf, falling, rising
 from onefleet.domain.ids import DeviceId, NodeId
 from onefleet.domain.work import WHOLE, Demand, Slot
@@ -30,33 +30,49 @@ class Capacity:
         self.index = index
         self.rooms = index.fleet.rooms
 
-    def fit(
-        self, demand: Demand, nodes: Sequence[NodeId] | None, shy: Shy | None = None
-    ) -> Nodes | None:
-        """Where it fits whole on what is free now. nodes: where it must be, by rank."""
+    def fit(self, demand: Demand, home: Home | None, shy: Shy | None = None) -> Nodes | None:
+        """Where it fits whole on what is free now. home: where it must be; None: anywhere."""
         self.index.settle_rooms()
-        if nodes is not None:
-            return self._on(demand, nodes, NOW)
+        if home is not None:
+            found = self._at(demand, home, NOW)
+            if found or home.kin is None or self._on(demand, home.nodes, SOON):
+                return found
+            shy = out_of_reach(demand, home.kin)
         shelves = self.index.fleet.shelves.suiting(demand)
         return self._fullest(demand, shelves, shy) or self.spread(demand, shelves, NOW, shy)
 
-    def fit_soon(self, demand: Demand, nodes: Sequence[NodeId] | None) -> Nodes | None:
+    def fit_soon(self, demand: Demand, home: Home | None) -> Nodes | None:
         """Where it will fit when what is leaving has left; for what does not fit now."""
         self.index.settle_rooms()
-        if nodes is not None:
-            return self._on(demand, nodes, SOON)
+        shy = None
+        if home is not None:
+            found = self._at(demand, home, SOON)
+            if found or home.kin is None:
+                return found
+            shy = out_of_reach(demand, home.kin)
         shelves = self.index.fleet.shelves.suiting(demand)
         best: tuple[int, int, NodeId] | None = None
         for shelf in shelves:
             for node_id in shelf.stirring:
                 room = self.rooms[node_id]
+                if shy is not None and shy(room):
+                    continue
                 if workers_on(room, demand, SOON) >= demand.workers:
                     counts = room.kinds[demand.kind].counts
                     key = (max(demand.least - counts[NOW], 0), counts[SOON], node_id)
                     best = key if best is None else min(best, key)
         if best is not None:
             return (best[-1],) * demand.workers
-        return self.spread(demand, shelves, SOON)
+        return self.spread(demand, shelves, SOON, shy)
+
+    def fit_in_time(self, demand: Demand, home: Home) -> Nodes | None:
+        """Where its image is and it will fit when the jobs there have ended; if it cannot go on
+        elsewhere, where it would if replicas moved."""
+        self.index.settle_rooms()
+        ways = [w for w in (home.nodes, *home.copies) if all(node in self.rooms for node in w)]
+        if home.kin is None:
+            return ways[0] if ways else None
+        return next((nodes for nodes in ways if self._in_time(demand, nodes)), None)
 
     def spread(
         self, demand: Demand, shelves: Sequence[Shelf], measure: int, shy: Shy | None = None
@@ -138,6 +154,15 @@ class Capacity:
 
     # --- how ---------------------------------------------------------------------------------
 
+    def _at(self, demand: Demand, home: Home, measure: int) -> Nodes | None:
+        """At home, else where a copy lies."""
+        ways = (home.nodes, *home.copies)
+        return next((nodes for nodes in ways if self._on(demand, nodes, measure)), None)
+
+    def _in_time(self, demand: Demand, nodes: Nodes) -> bool:
+        found = _ranks_by_node(nodes).items()
+        return all(workers_in_time(self.rooms[n], demand) >= len(ranks) for n, ranks in found)
+
     def _on(self, demand: Demand, nodes: Sequence[NodeId], measure: int) -> Nodes | None:
         for node_id, ranks in _ranks_by_node(nodes).items():
             room = self.rooms.get(node_id)
@@ -155,6 +180,11 @@ class Capacity:
                 if shy is None or not shy(room):
                     return (node_id,) * demand.workers
         return None
+
+
+def out_of_reach(demand: Demand, kin: Kin) -> Shy:
+    """The nodes that cannot bring back an image for such devices."""
+    return lambda room: not is_in_reach(room, kin, demand.kind)
 
 
 def whole(demand: Demand) -> int:

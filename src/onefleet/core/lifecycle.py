@@ -238,7 +238,7 @@ def _after(work: Work, event: Event, now: Instant) -> Work:  # one arm an event
         case Restored():
             return _enter(work, Phase.RUNNING, now, "")
         case RestoreFailed(reason):
-            return _fall_back(work, now, f"could not be restored: {reason}", RESTORE_TRIES_MAX)
+            return _restore_failed(work, reason, now)
         case SaveOrdered(reason, by):
             if not work.suspendable:
                 raise _illegal(work, event, "it cannot be saved")
@@ -451,6 +451,14 @@ def _lost(work: Work, now: Instant, reason: str) -> Work:
         return _failed_once(_enter(work, Phase.PENDING, now, reason), now)
     noted = work if _is_open(work.receipts) else _receipt(work, now, None, reason)
     return _fall_back(noted, now, reason, LOSSES_MAX)
+
+
+def _restore_failed(work: Work, reason: str, now: Instant) -> Work:
+    """What could not be brought back elsewhere is tried again where its image lies."""
+    back = _fall_back(work, now, f"could not be restored: {reason}", RESTORE_TRIES_MAX)
+    if back.image is None or work.image is None or work.ran_on == work.image.nodes:
+        return back
+    return replace(back, move_to=back.image.nodes)
 
 
 def _fall_back(work: Work, now: Instant, reason: str, tries_max: int) -> Work:

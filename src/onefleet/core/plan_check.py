@@ -198,14 +198,21 @@ class _Checker:
         if not decision.restore or work.image is None:
             return
         for rank, slot in enumerate(decision.placement):
-            home = work.image.nodes[rank : rank + 1]
-            if home != (slot.node_id,) and not self._fetched(home, slot.node_id):
+            holders = work.image.holders(rank)
+            if slot.node_id in holders:
+                continue
+            if not any(self._fetched(node_id, slot.node_id) for node_id in holders):
                 yield f"{work.id}.{rank} is restored on {slot.node_id}, where its image is not"
+            home, to = self.nodes.get(holders[0]), self.nodes.get(slot.node_id)
+            if not work.move_to and home and to and home.checkpoint_mode is not to.checkpoint_mode:
+                yield f"{work.id}.{rank} is restored on {slot.node_id}, which saves in another way"
 
-    def _fetched(self, home: tuple[NodeId, ...], to: NodeId) -> bool:
-        """Whether the agent of a node can fetch the image from the node where it lies."""
-        ends = [self.nodes.get(node_id) for node_id in (*home, to)]
-        return len(ends) == 2 and all(node is not None and node.address for node in ends)
+    def _fetched(self, home: NodeId, to: NodeId) -> bool:
+        """Whether the agent of a node can fetch the image from a node that has it."""
+        ends = [self.nodes.get(node_id) for node_id in (home, to)]
+        return all(
+            node is not None and node.address and node.state is not NodeState.LOST for node in ends
+        )
 
     def _slots(self, work: Work, placement: tuple[Slot, ...]) -> Iterator[str]:
         """As many workers as it has, each with as much as it may have, of the right things."""

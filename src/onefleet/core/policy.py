@@ -30,6 +30,8 @@ class Policy:
     scale_up_waiting: held requests a ready replica, from which on one more is wanted.
     save_fixed_ms, save_bytes_per_ms, replica_start_ms: what suspending work costs, to choose the
     cheapest victims: a fixed part, its state's bytes twice (out and in), loading a model again.
+    move_fixed_ms, move_bytes_per_ms: how long an image takes to another node (1 Gbit/s); suspended
+    work waits for so long before it goes on where its image is not.
     freeze_ms: work that stands still and wants to run is saved after this long, so that it can go
     on elsewhere.
     node_mttf_ms: the time between two failures of one node, for periodic checkpoints.
@@ -48,6 +50,8 @@ class Policy:
     save_fixed_ms: int = 300
     save_bytes_per_ms: int = 500_000
     replica_start_ms: int = 3_000
+    move_fixed_ms: int = 500
+    move_bytes_per_ms: int = 125_000
     freeze_ms: int = 60_000
     node_mttf_ms: int = PRIOR_NODE_MS
 

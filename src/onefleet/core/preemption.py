@@ -14,8 +14,8 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from itertools import islice
 from typing import NamedTuple
 
-from onefleet.core.capacity import Capacity, whole
-from onefleet.core.index import Hold, Index, gone
+from onefleet.core.capacity import Capacity, Shy, out_of_reach, whole
+from onefleet.core.index import Hold, Home, Index, gone
 from onefleet.core.index.lines import Under
 from onefleet.core.index.movable import Scope, Victim
 from onefleet.core.index.room import workers_on, workers_without
@@ -66,17 +66,11 @@ class Victims:
         self._spared[work_id] = None
 
     def choose(
-        self,
-        work: Work,
-        rank: int,
-        nodes: Sequence[NodeId] | None,
-        under: Under,
-        *,
-        claims: bool,
+        self, work: Work, rank: int, home: Home | None, under: Under, *, claims: bool
     ) -> tuple[Work, ...]:
         """The cheapest set that makes room for the work, or nothing when no set does.
 
-        nodes: where the work has to be, by rank. claims: its tenant is under its part.
+        home: where the work may go on. claims: its tenant is under its part.
         """
         demand = work.demand
         self._index.settle_rooms()
@@ -84,10 +78,12 @@ class Victims:
         last = max(rank, RESERVED + 1)  # nobody gives way to his like inside a reservation
         for lowest in range(BASIC, last - 1, -1):  # lowest tiers alone, if that suffices
             able = Able(lowest, rank, level, claims, under.sheltered)
-            if nodes is not None:
-                found = self._there(demand, nodes, able)
-            else:
-                found = self._one_node(demand, able) or self._several_nodes(demand, able)
+            found: list[Victim] = []
+            for nodes in () if home is None else (home.nodes, *home.copies):
+                found = found or self._there(demand, nodes, able)
+            if not found and (home is None or home.kin is not None):
+                shy = None if home is None or home.kin is None else out_of_reach(demand, home.kin)
+                found = self._one_node(demand, able, shy) or self._several_nodes(demand, able, shy)
             if found:
                 return tuple(victim.work for victim in found)
         return ()
@@ -125,10 +121,10 @@ class Victims:
         candidates = self._candidates(demand, tuple(dict.fromkeys(nodes)), able)
         return self._fewest(candidates, self._suffices_on(demand, nodes))
 
-    def _one_node(self, demand: Demand, able: Able) -> list[Victim]:
+    def _one_node(self, demand: Demand, able: Able, shy: Shy | None) -> list[Victim]:
         """On the node where it costs least."""
         best: tuple[tuple[int, NodeId], list[Victim]] | None = None
-        for node_id in islice(self._promising(demand, able.lowest), NODES_COMPARED):
+        for node_id in islice(self._promising(demand, able.lowest, shy), NODES_COMPARED):
             suffices = self._suffices_on(demand, (node_id,) * demand.workers)
             found = self._fewest(self._candidates(demand, (node_id,), able), suffices)
             if found:
@@ -137,21 +133,24 @@ class Victims:
                     best = (key, found)
         return [] if best is None else best[1]
 
-    def _promising(self, demand: Demand, lowest: int) -> Iterator[NodeId]:
+    def _promising(self, demand: Demand, lowest: int, shy: Shy | None) -> Iterator[NodeId]:
         """Nodes that would take it whole without what may leave, the tightest first."""
         measure = gone(lowest)
         shelves = self._index.fleet.shelves.suiting(demand)
         for _, nodes in rising(shelves, measure, max(whole(demand), 1)):
             for node_id in nodes:
-                if workers_on(self._capacity.rooms[node_id], demand, measure) >= demand.workers:
+                room = self._capacity.rooms[node_id]
+                if shy is not None and shy(room):
+                    continue
+                if workers_on(room, demand, measure) >= demand.workers:
                     yield node_id
 
-    def _several_nodes(self, demand: Demand, able: Able) -> list[Victim]:
+    def _several_nodes(self, demand: Demand, able: Able, shy: Shy | None) -> list[Victim]:
         """On as few nodes as a gang needs, those with most to give first."""
         if demand.workers == 1:
             return []
         shelves = self._index.fleet.shelves.suiting(demand)
-        nodes = self._capacity.spread(demand, shelves, gone(able.lowest))
+        nodes = self._capacity.spread(demand, shelves, gone(able.lowest), shy)
         return [] if nodes is None else self._there(demand, nodes, able)
 
     # --- what they are made of ---------------------------------------------------------------

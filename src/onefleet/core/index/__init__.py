@@ -6,21 +6,24 @@ has the works, those that wait in `Lines`.
 
 from __future__ import annotations
 
+from onefleet.core.index.homes import Home, Kin, is_in_reach
 from onefleet.core.index.index import Index, Record
 from onefleet.core.index.lines import Shape
 from onefleet.core.index.room import NOW, SOON, Hold, Kept, Room, gone
-from onefleet.core.index.roster import LEAVING, wait_nodes
+from onefleet.core.index.roster import LEAVING
 
 __all__ = [
     "LEAVING",
     "NOW",
     "SOON",
     "Hold",
+    "Home",
     "Index",
     "Kept",
+    "Kin",
     "Record",
     "Room",
     "Shape",
     "gone",
-    "wait_nodes",
+    "is_in_reach",
 ]

@@ -16,7 +16,8 @@ _NOT = object()
 class Fleet:
     """Nodes and what is on them. `settle` before anything is looked up in rooms and shelves.
 
-    rooms: of usable nodes only. turned: nodes that became usable or unusable. late: nodes that are
+    rooms: of usable nodes only. open: nodes that others can fetch images from. turned: nodes that
+    became usable or unusable, or began or ceased to be open. late: nodes that are
     not given up and whose lease ran out. absent: nodes that are lost or unknown, and on which works
     or images lie.
     """
@@ -29,6 +30,7 @@ class Fleet:
         self.images: dict[NodeId, dict[WorkId, None]] = {}
         self.kept: dict[NodeId, list[Kept]] = {}
         self.usable: dict[NodeId, None] = {}
+        self.open: dict[NodeId, None] = {}
         self.turned: dict[NodeId, None] = {}
         self.late: dict[NodeId, None] = {}
         self.absent: dict[NodeId, None] = {}
@@ -157,7 +159,7 @@ class Fleet:
         self._check_absent(node_id)
         node = self.nodes.get(node_id)
         self.late.pop(node_id, None)
-        before = self.usable.pop(node_id, _NOT) is not _NOT
+        before = [states.pop(node_id, _NOT) is not _NOT for states in (self.usable, self.open)]
         if node is not None and node.state is not NodeState.LOST:
             lease = self.lease_of(node)
             if lease <= self.now:
@@ -166,7 +168,9 @@ class Fleet:
                 heapq.heappush(self._due, (lease, node_id))
                 if node.state is NodeState.READY:
                     self.usable[node_id] = None
-        if before != (node_id in self.usable):
+                if node.address:
+                    self.open[node_id] = None
+        if before != [node_id in states for states in (self.usable, self.open)]:
             self.turned[node_id] = None
 
     def _check_absent(self, node_id: NodeId) -> None:

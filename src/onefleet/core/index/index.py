@@ -88,6 +88,7 @@ class Index:
                     return
                 for hold in tuple(self.fleet.works_on(record.id)):
                     self.roster.refresh(hold.work.id)
+                self._see_homes_anew(record.id)
             case Tenant():
                 self.tenants[record.id] = record
                 self.roster.usage.put_tenant(record, lineage(record.id, self.tenants))
@@ -114,6 +115,7 @@ class Index:
                 self._count(old, -1)
                 self.fleet.remove(old.id)
                 self._turn()
+                self._see_homes_anew(old.id)
             case Tenant():
                 del self.tenants[old.id]
                 self.roster.usage.remove_tenant(old.id)
@@ -198,11 +200,14 @@ class Index:
                     del self.stock[key]
 
     def _turn(self) -> None:
-        """Works whose images lie on nodes that became usable or unusable do or do not wait now."""
+        """Where works go on whose images lie on nodes that turned is seen anew."""
         for node_id in self.fleet.turned:
-            for work_id in tuple(self.fleet.images.get(node_id, ())):
-                self.roster.refresh(work_id)
+            self._see_homes_anew(node_id)
         self.fleet.turned.clear()
+
+    def _see_homes_anew(self, node_id: NodeId) -> None:
+        for work_id in tuple(self.fleet.images.get(node_id, ())):
+            self.roster.refresh(work_id)
 
     def _reserve_anew(self, reservation: Record | None) -> None:
         if isinstance(reservation, Reservation):
@@ -216,4 +221,4 @@ class Index:
 
 def _matters(node: Node) -> tuple[object, ...]:
     """What of a node's record matters to the works on it."""
-    return (node.state, node.cordons, node.checkpoint_mode)
+    return (node.state, node.cordons, node.checkpoint_mode, node.devices)

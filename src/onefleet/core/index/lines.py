@@ -14,8 +14,9 @@ from bisect import bisect_left, bisect_right, insort
 from collections.abc import Collection, Iterator, Mapping
 from typing import NamedTuple, Protocol
 
+from onefleet.core.index.homes import Home
 from onefleet.core.ordering import RANK_NAMES
-from onefleet.domain.ids import NodeId, TenantId, WorkId
+from onefleet.domain.ids import TenantId, WorkId
 from onefleet.domain.work import Demand, WorkKind
 
 #: Where a work stands in its line: its level, when it was submitted, its id.
@@ -25,10 +26,10 @@ Share = tuple[int, ...]
 
 
 class Shape(NamedTuple):
-    """What decides whether a work fits. nodes: where its image lies, by rank; None: anywhere."""
+    """What decides whether a work fits. home: where it may go on; None: it may start anywhere."""
 
     demand: Demand
-    nodes: tuple[NodeId, ...] | None
+    home: Home | None
     kind: WorkKind
 
 

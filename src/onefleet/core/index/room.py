@@ -61,7 +61,7 @@ class Kept(NamedTuple):
 class Bay:
     """The devices of one kind on a node, those without a cordon, by index."""
 
-    __slots__ = ("at", "devices", "key", "kind", "mixed")
+    __slots__ = ("at", "devices", "key", "kind", "mixed", "product")
 
     def __init__(self, node: Node, kind: DeviceKind, devices: Sequence[Device]) -> None:
         self.kind = kind
@@ -69,8 +69,8 @@ class Bay:
         self.at = {device.id: index for index, device in enumerate(self.devices)}
         classes = dict.fromkeys(_class_of(device) for device in self.devices)
         self.mixed = len(classes) > 1
-        product, size = ("", -1) if self.mixed else next(iter(classes))
-        self.key: Class = (kind.value, product, size, node.zone)
+        self.product, size = ("", -1) if self.mixed else next(iter(classes))
+        self.key: Class = (kind.value, self.product, size, node.zone)
 
 
 @dataclass(slots=True)

@@ -15,6 +15,7 @@ from onefleet.core.feasibility import node_memory
 from onefleet.core.index.coverage import Coverage
 from onefleet.core.index.errands import Errands
 from onefleet.core.index.fleet import Fleet
+from onefleet.core.index.homes import Home, home_of, roams_at
 from onefleet.core.index.lines import Lines, Place, Shape
 from onefleet.core.index.movable import Movable, Scope, Victim
 from onefleet.core.index.room import MEASURES, SOON, Hold, gone
@@ -310,12 +311,14 @@ class Roster:
 
     def _place(self, work: Work) -> Place | None:
         """Its place among those that wait for devices and for nothing else."""
-        nodes = wait_nodes(work)
         if self._ready_at(work) > self.now:
             return None
-        if not all(node_id in self._fleet.usable for node_id in nodes or ()):
-            return None
-        shape = Shape(work.demand, nodes, work.kind)
+        home = self.home_of(work)
+        if home is not None and home.kin is None:
+            ways = (home.nodes, *home.copies)
+            if not any(all(node in self._fleet.usable for node in nodes) for nodes in ways):
+                return None
+        shape = Shape(work.demand, home, work.kind)
         turn = (level_of(work, self.now, self._policy), work.submitted_at, work.id)
         return Place(self.ranks[work.id], work.tenant_id, shape, turn)
 
@@ -333,8 +336,14 @@ class Roster:
         counts_at = work.accounted_until if work.phase is Phase.RUNNING else NEVER
         owed_at = behind_changes_at(work, self.now, self._policy) or NEVER
         errand_at = self.errands.due(work) or NEVER
-        times = (self._ready_at(work), moves_at, counts_at, owed_at, errand_at)
+        times = [self._ready_at(work), moves_at, counts_at, owed_at, errand_at]
+        if work.phase is Phase.SUSPENDED and work.image is not None:
+            times.append(roams_at(work, self._fleet, self._policy) or NEVER)
         return min((at for at in times if at > self.now), default=NEVER)
+
+    def home_of(self, work: Work) -> Home | None:
+        """Where suspended work may go on by now (`homes.py`); None: it may start anywhere."""
+        return home_of(work, self._fleet, self.now, self._policy)
 
 
 class Spares:
@@ -412,16 +421,6 @@ class Spares:
                 self._stale.pop(deployment_id, None)  # its count has not changed by that
 
 
-def wait_nodes(work: Work) -> tuple[NodeId, ...] | None:
-    """Where it must be placed, by rank: where it shall move to, else where its image lies. None:
-    anywhere."""
-    if work.phase is not Phase.SUSPENDED or work.image is None:
-        return None
-    if len(work.move_to) == 1:
-        return work.move_to * work.demand.workers
-    return work.move_to or work.image.nodes
-
-
 def _wants(work: Work) -> bool:
     return work.want is Want.RUN and work.phase is not Phase.ENDED
 
@@ -431,4 +430,10 @@ def _ended(work: Work) -> tuple[Instant, WorkId]:
 
 
 def _image_nodes(work: Work) -> tuple[NodeId, ...]:
-    return tuple(dict.fromkeys(wait_nodes(work) or ()))
+    """The nodes that matter for where suspended work goes on: those that have its image, and those
+    where it is wanted."""
+    if work.phase is not Phase.SUSPENDED or work.image is None:
+        return ()
+    image = work.image
+    holders = (node_id for rank in range(len(image.nodes)) for node_id in image.holders(rank))
+    return tuple(dict.fromkeys((*work.move_to, *holders)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from onefleet.core.index import Home
 from onefleet.core.plan import Suspend, Thaw
 from onefleet.core.scratch import Scratch
 from onefleet.domain.fleet import NodeState
@@ -21,7 +22,7 @@ def thaw(this: Scratch) -> None:
         work = this.works[work_id]
         if work.want is Want.RUN:
             nodes = tuple(slot.node_id for slot in work.placement)
-            fitting = this.capacity.fit(work.demand, nodes) if _usable(this, nodes) else None
+            fitting = this.capacity.fit(work.demand, Home(nodes)) if _usable(this, nodes) else None
             if fitting is not None:
                 this.decide(Thaw(work_id, this.capacity.take(work.demand, fitting)))
                 thawed += 1

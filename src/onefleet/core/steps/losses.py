@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 from onefleet.core.feasibility import feasibility
-from onefleet.core.index import wait_nodes
 from onefleet.core.plan import DropImage, Fence, Lose
 from onefleet.core.scratch import Scratch
 from onefleet.domain.fleet import NodeState
@@ -47,18 +47,25 @@ def drop_images(this: Scratch) -> None:
         work = this.works[work_id]
         if work.want is not Want.RUN:
             continue
-        for node_id in dict.fromkeys(wait_nodes(work) or ()):
-            if not fleet.is_absent(node_id):
+        for holders in _holders(work):
+            if not all(fleet.is_absent(node_id) for node_id in holders):
                 continue
-            node, away_since = fleet.nodes.get(node_id), work.phase_since
-            if node is not None:
-                away_since = max(away_since, fleet.lease_of(node))
+            nodes = [fleet.nodes[node_id] for node_id in holders if node_id in fleet.nodes]
+            away_since = max(work.phase_since, *map(fleet.lease_of, nodes), 0)
             if this.now - away_since >= this.policy.image_wait_ms:
-                reason = f"its image lay on node {node_id}, which did not come back"
+                there = " and ".join(holders)
+                reason = f"its image lay on node {there}, which did not come back"
                 this.decide(DropImage(work.id, reason))
                 dropped += 1
                 break
     this.report("images", f"{dropped} images given up")
+
+
+def _holders(work: Work) -> Iterator[tuple[NodeId, ...]]:
+    """Of each rank, the nodes that have its image."""
+    image = work.image
+    if image is not None:
+        yield from (image.holders(rank) for rank in range(len(image.nodes)))
 
 
 def _on_absent(this: Scratch) -> list[tuple[Work, NodeId]]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from onefleet.core.capacity import Nodes
+from onefleet.core.index import Home
+from onefleet.core.index.homes import kin_of, wish_of
 from onefleet.core.plan import Move
 from onefleet.core.scratch import Scratch
 from onefleet.domain.fleet import NodeState
-from onefleet.domain.ids import NodeId
 from onefleet.domain.work import Work
 
 
@@ -30,22 +31,16 @@ def move(this: Scratch) -> None:
 
 def _target(this: Scratch, work: Work) -> Nodes | None:
     """The node of each rank where it fits now, and where its image can be had; else None."""
-    wish = work.move_to
-    nodes = None if not wish else wish * work.demand.workers if len(wish) == 1 else wish
-    if nodes is not None and not all(node in this.index.fleet.usable for node in nodes):
-        return None
-    fitting = this.capacity.fit(work.demand, nodes)
-    if fitting is None:
-        return None
-    homes = (slot.node_id for slot in work.placement)
-    moves = zip(homes, fitting, strict=True)
-    return fitting if all(a == b or _in_reach(this, a, b) for a, b in moves) else None
-
-
-def _in_reach(this: Scratch, home: NodeId, to: NodeId) -> bool:
-    """Whether the agent of one node can fetch images from the other's."""
-    ends = [this.index.fleet.nodes.get(node_id) for node_id in (home, to)]
-    return all(node is not None and node.address for node in ends)
+    wish, fleet, demand = wish_of(work), this.index.fleet, work.demand
+    homes = tuple(slot.node_id for slot in work.placement)
+    if wish:
+        ways = zip(homes, wish, strict=True)
+        reached = all(a == b or (a in fleet.open and b in fleet.open) for a, b in ways)
+        return this.capacity.fit(demand, Home(wish)) if reached else None
+    kin = kin_of(homes, fleet, demand.kind)
+    if kin is None or not all(node_id in fleet.open for node_id in homes):
+        return this.capacity.fit(demand, Home(homes))
+    return this.capacity.fit(demand, Home(homes, (), kin))
 
 
 def _why(this: Scratch, work: Work) -> str:

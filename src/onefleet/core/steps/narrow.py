@@ -11,6 +11,7 @@ from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from itertools import islice
 
+from onefleet.core.index import Home
 from onefleet.core.ordering import STANDARD
 from onefleet.core.plan import Resize, applied
 from onefleet.core.scratch import Scratch
@@ -22,25 +23,21 @@ from onefleet.domain.work import Slot, Work
 NODES_TRIED = 16
 
 
-def narrow_for(
-    this: Scratch, work: Work, rank: int, nodes: Sequence[NodeId] | None
-) -> list[Resize]:
+def narrow_for(this: Scratch, work: Work, rank: int, home: Home | None) -> list[Resize]:
     """What makes elastic works narrower so that it fits now; nothing when that does not suffice.
 
-    rank: of the waiting work. nodes: where it has to be, by rank; None: anywhere.
+    rank: of the waiting work. home: where it may go on; None: anywhere.
     """
-    for lenders in islice(_groups(this, work, rank, nodes), NODES_TRIED):
+    for lenders in islice(_groups(this, work, rank, home), NODES_TRIED):
         mark = this.index.mark()
-        found = _enough(this, work, nodes, lenders)
+        found = _enough(this, work, home, lenders)
         this.index.rollback(mark)
         if found:
             return found
     return []
 
 
-def _groups(
-    this: Scratch, work: Work, rank: int, nodes: Sequence[NodeId] | None
-) -> Iterator[list[Work]]:
+def _groups(this: Scratch, work: Work, rank: int, home: Home | None) -> Iterator[list[Work]]:
     """Works that could together make room: those on one node, or all for a gang."""
     roster, least_rank = this.index.roster, rank if rank >= STANDARD else rank + 1
     lenders = [this.works[name] for name in roster.errands.lenders if name not in this.touched]
@@ -50,25 +47,23 @@ def _groups(
         if roster.ranks[lender.id] >= least_rank and lender.demand.kind is work.demand.kind
     ]
     able.sort(key=lambda lender: (-roster.ranks[lender.id], -lender.phase_since, lender.id))
-    if nodes is None:
+    if home is None or home.kin is not None:
         on: dict[NodeId, list[Work]] = {}
         for lender in able:
             for node_id in dict.fromkeys(slot.node_id for slot in lender.placement):
                 on.setdefault(node_id, []).append(lender)
         yield from (on[node_id] for node_id in sorted(on, key=lambda name: (len(on[name]), name)))
-    if able and (nodes is not None or work.demand.workers > 1):
+    if able and (home is not None or work.demand.workers > 1):
         yield able
 
 
-def _enough(
-    this: Scratch, work: Work, nodes: Sequence[NodeId] | None, lenders: Sequence[Work]
-) -> list[Resize]:
+def _enough(this: Scratch, work: Work, home: Home | None, lenders: Sequence[Work]) -> list[Resize]:
     """The first of them at their least, but the last no narrower than needed. Leaves traces."""
 
     def fits(lender: Work, placement: tuple[Slot, ...]) -> bool:
         change = Resize(lender.id, placement, reason, work.id)
         this.index.put(applied(lender, change, this.now))
-        return this.capacity.fit(work.demand, nodes) is not None
+        return this.capacity.fit(work.demand, home) is not None
 
     found = list[Resize]()
     reason = f"lends {work.id} ({work.tier}) what it has above its least"

@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from onefleet.core.blockers import Waiting
-from onefleet.core.capacity import Nodes, Shy
-from onefleet.core.index import SOON, Room, wait_nodes
+from onefleet.core.capacity import Nodes, Shy, out_of_reach
+from onefleet.core.index import SOON, Home, Room
 from onefleet.core.index.lines import Queue
 from onefleet.core.index.room import workers_in_time
 from onefleet.core.index.shelves import falling
@@ -34,14 +34,14 @@ class Hopeless:
     def __init__(self) -> None:
         self._least: dict[object, int] = {}
 
-    def add(self, demand: Demand, nodes: Nodes | None) -> None:
-        """Nothing was found for it. nodes: where it has to be, by rank."""
-        key, size = _without_size(demand, nodes)
+    def add(self, demand: Demand, home: Home | None) -> None:
+        """Nothing was found for it. home: where it may go on."""
+        key, size = _without_size(demand, home)
         self._least[key] = min(size, self._least.get(key, size))
 
-    def has(self, demand: Demand, nodes: Nodes | None) -> bool:
+    def has(self, demand: Demand, home: Home | None) -> bool:
         """Whether it is known that nothing will be found for it."""
-        key, size = _without_size(demand, nodes)
+        key, size = _without_size(demand, home)
         return size >= self._least.get(key, size + 1)
 
     def clear(self) -> None:
@@ -49,11 +49,11 @@ class Hopeless:
         self._least.clear()
 
 
-def _without_size(demand: Demand, nodes: Nodes | None) -> tuple[object, int]:
+def _without_size(demand: Demand, home: Home | None) -> tuple[object, int]:
     """Single workers that differ in their devices alone are compared by these; gangs are not."""
     if demand.workers > 1:
-        return (demand, nodes), 0
-    same = (demand.kind, demand.memory_bytes, demand.milli, demand.speeds, demand.zones, nodes)
+        return (demand, home), 0
+    same = (demand.kind, demand.memory_bytes, demand.milli, demand.speeds, demand.zones, home)
     return same, demand.devices_min
 
 
@@ -112,15 +112,15 @@ class Placing:
 
     def _place_one(self, work: Work) -> bool:
         """Place it on free devices, if it fits whole."""
-        nodes = wait_nodes(work)
-        if self.no_fit.has(work.demand, nodes):  # free devices only get fewer within a pass
+        home = self.this.index.roster.home_of(work)
+        if self.no_fit.has(work.demand, home):  # free devices only get fewer within a pass
             return False
         fitting = None
         if work.kind is WorkKind.REPLICA:  # it stays for long: not where an image needs the room
-            fitting = self.this.capacity.fit(work.demand, nodes, self._claims(work.demand))
-        fitting = fitting or self.this.capacity.fit(work.demand, nodes)
+            fitting = self.this.capacity.fit(work.demand, home, self._claims(work.demand))
+        fitting = fitting or self.this.capacity.fit(work.demand, home)
         if fitting is None:
-            self.no_fit.add(work.demand, nodes)
+            self.no_fit.add(work.demand, home)
             return False
         slots = self.this.capacity.take(work.demand, fitting)
         restore = work.phase is Phase.SUSPENDED
@@ -135,34 +135,35 @@ class Placing:
 
     def _make_room(self, work: Work, rank: int, queue: Queue) -> bool:
         """Keep what is leaving for it; if that is too little, make more leave, if that suffices."""
-        this, demand, nodes = self.this, work.demand, wait_nodes(work)
+        this, demand = self.this, work.demand
+        home = this.index.roster.home_of(work)
         line = self.contended.setdefault(demand.kind, [])
         ahead = len(line)
         line.append(work.id)
         late = not queue.claims and bool(queue.under.claiming)
         self.waiting[work.id] = Waiting(line, ahead, kept=False, late=late)
         no_room = self.no_room[queue.claims]
-        if no_room.has(demand, nodes):
+        if no_room.has(demand, home):
             self._pass_over(queue)
             return False
-        fitting = this.capacity.fit_soon(demand, nodes)
-        if fitting is None and self._place_on(narrow_for(this, work, rank, nodes), work):
+        fitting = this.capacity.fit_soon(demand, home)
+        if fitting is None and self._place_on(narrow_for(this, work, rank, home), work):
             return True
         if fitting is None:
-            chosen = this.victims.choose(work, rank, nodes, queue.under, claims=queue.claims)
+            chosen = this.victims.choose(work, rank, home, queue.under, claims=queue.claims)
             if not chosen:
-                if nodes is not None and this.waited_ms(work) >= this.policy.patience_ms:
-                    self._relocate(work, rank, nodes)
-                no_room.add(demand, nodes)
+                if home is not None and this.waited_ms(work) >= this.policy.patience_ms:
+                    self._relocate(work, rank, home.nodes)
+                no_room.add(demand, home)
                 self._pass_over(queue)
                 return False
             reasons = [self._reason(victim, work, claims=queue.claims) for victim in chosen]
             queue.hope()
-            if self._place_on(freeze_for(this, work, nodes, chosen, reasons), work):
+            if self._place_on(freeze_for(this, work, home, chosen, reasons), work):
                 return True
             for victim, reason in zip(chosen, reasons, strict=True):
                 self._move(victim, work, reason)
-            fitting = this.capacity.fit_soon(demand, nodes)
+            fitting = this.capacity.fit_soon(demand, home)
             assert fitting is not None, "what was chosen did not suffice"
         this.capacity.keep(demand, fitting)
         self.waiting[work.id] = self.waiting[work.id]._replace(kept=True)
@@ -230,7 +231,8 @@ class Placing:
             for work_id in fleet.images.get(room.node.id, ()):
                 work = self.this.works[work_id]
                 if work.demand.kind is demand.kind:
-                    count = (wait_nodes(work) or ()).count(room.node.id)
+                    home = self.this.index.roster.home_of(work)
+                    count = 0 if home is None else home.nodes.count(room.node.id)
                     most = max(most, count * work.demand.devices_min)
             return most > len(left.bay.devices) - left.lasting - demand.devices_min and most > 0
 
@@ -249,25 +251,29 @@ class Placing:
         Replicas do not end, so that nodes that they fill are no use. The node with most to give is
         chosen: what is kept there cannot become less, so that the choice stays and the wait ends.
         """
-        nodes = wait_nodes(work)
-        if nodes is not None:
-            return nodes
         self.this.index.settle_rooms()
-        demand, ranks = work.demand, list[NodeId]()
-        for node_id, workers in self._offers(demand):
+        demand, ranks, shy = work.demand, list[NodeId](), None
+        home = self.this.index.roster.home_of(work)
+        if home is not None:
+            found = self.this.capacity.fit_in_time(demand, home)
+            if found is not None or home.kin is None:
+                return found or ()
+            shy = out_of_reach(demand, home.kin)
+        for node_id, workers in self._offers(demand, shy):
             if workers >= demand.workers:
                 return (node_id,) * demand.workers
-        for node_id, workers in self._offers(demand):
+        for node_id, workers in self._offers(demand, shy):
             ranks.extend([node_id] * min(workers, demand.workers - len(ranks)))
             if len(ranks) == demand.workers:
                 return tuple(ranks)
         return ()
 
-    def _offers(self, demand: Demand) -> Iterator[tuple[NodeId, int]]:
+    def _offers(self, demand: Demand, shy: Shy | None) -> Iterator[tuple[NodeId, int]]:
         """How many workers nodes take once their jobs have ended; most to give soon first."""
         index = self.this.index
         for _, nodes in falling(index.fleet.shelves.suiting(demand), SOON, 0):
             for node_id in nodes:
-                workers = workers_in_time(index.fleet.rooms[node_id], demand)
+                room = index.fleet.rooms[node_id]
+                workers = 0 if shy is not None and shy(room) else workers_in_time(room, demand)
                 if workers:
                     yield node_id, workers

@@ -8,23 +8,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from onefleet.core.index import Home
 from onefleet.core.plan import Freeze, applied
 from onefleet.core.scratch import Scratch
 from onefleet.domain.fleet import CheckpointMode, DeviceKind
-from onefleet.domain.ids import NodeId
 from onefleet.domain.work import Work, WorkKind
 
 
 def freeze_for(
     this: Scratch,
     work: Work,
-    nodes: Sequence[NodeId] | None,
+    home: Home | None,
     victims: Sequence[Work],
     reasons: Sequence[str],
 ) -> list[Freeze]:
     """What lets them stand still, so that the work fits now; nothing when it would not.
 
-    nodes: where the work has to be, by rank; None: anywhere. reasons: why each victim stands still.
+    home: where the work may go on; None: anywhere. reasons: why each victim stands still.
     """
     if not work.demand.memory_bytes or not all(_may_stand_still(this, v) for v in victims):
         return []
@@ -32,7 +32,7 @@ def freeze_for(
     mark = this.index.mark()
     for victim, freeze in zip(victims, found, strict=True):
         this.index.put(applied(victim, freeze, this.now))
-    fits = this.capacity.fit(work.demand, nodes) is not None
+    fits = this.capacity.fit(work.demand, home) is not None
     this.index.rollback(mark)
     return found if fits else []
 

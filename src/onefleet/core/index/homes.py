@@ -1,0 +1,122 @@
+"""Where suspended work may go on: at home, on a further copy of its image, or elsewhere.
+
+At home, where its image lies, it goes on with nothing to fetch, and so it does where a copy lies.
+Anywhere else its image has to come first. That is worth while if home stays full for long, and
+nobody knows for how long it will. So it waits for as long as the way takes, and then goes where it
+can: it never takes more than twice what it would have, had it known (the ski rental; Karlin et al.,
+"Competitive snoopy caching", 1988). A home that cannot take it at all, because it is drained, is
+not waited for; nor is one that is away, if others have the image.
+
+What comes of it is kept with the work's place in its line (`lines.py`), so that works that may go
+on in the same places are looked at together.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from onefleet.core.index.fleet import Fleet
+from onefleet.core.index.room import Room
+from onefleet.core.policy import Policy
+from onefleet.domain.fleet import CheckpointMode, DeviceKind, Node
+from onefleet.domain.ids import Instant, NodeId
+from onefleet.domain.work import Image, Phase, Work
+
+#: The node of each rank.
+Nodes = tuple[NodeId, ...]
+
+
+class Kin(NamedTuple):
+    """What a node has in common with those that can bring back what it saved.
+
+    A process that was saved from outside has to find the same kind of processor or accelerator. A
+    program that saved itself does not (product is empty).
+    """
+
+    mode: CheckpointMode
+    product: str
+
+
+class Home(NamedTuple):
+    """Where suspended work may go on, the best first. nodes: home; copies: where further copies
+    lie; both by rank. kin: of nodes elsewhere; None: nowhere else, not now."""
+
+    nodes: Nodes
+    copies: tuple[Nodes, ...] = ()
+    kin: Kin | None = None
+
+
+def home_of(work: Work, fleet: Fleet, now: Instant, policy: Policy) -> Home | None:
+    """Where the work may be placed now; None: anywhere, there is no image to go on from."""
+    image = work.image
+    if work.phase is not Phase.SUSPENDED or image is None:
+        return None
+    wish = wish_of(work)
+    if wish and all(node_id in fleet.usable for node_id in wish):
+        return Home(wish)
+    kind = work.demand.kind
+    kin = kin_of(image.nodes, fleet, kind)
+    if kin is None:
+        return Home(image.nodes)
+    layers = zip(*image.copies, strict=False)
+    copies = tuple(nodes for nodes in layers if kin_of(nodes, fleet, kind) == kin)
+    at = roams_at(work, fleet, policy)
+    return Home(image.nodes, copies, None if at is None or now < at else kin)
+
+
+def wish_of(work: Work) -> Nodes:
+    """The node of each rank where its owner, or the pool, wants it to go on; empty: no wish."""
+    many = work.demand.workers if len(work.move_to) == 1 else 1
+    return work.move_to * many
+
+
+def roams_at(work: Work, fleet: Fleet, policy: Policy) -> Instant | None:
+    """From when on suspended work may go on where its image is not; None: it cannot."""
+    image, wait_ms = work.image, policy.resume_hold_ms
+    if image is None or kin_of(image.nodes, fleet, work.demand.kind) is None:
+        return None
+    if not all(_has_it(rank, image, fleet) for rank in range(len(image.nodes))):
+        return None
+    if all(node_id in fleet.usable for node_id in image.nodes):
+        wait_ms = max(wait_ms, way_ms(image, policy))
+    return Instant(max(work.phase_since + wait_ms, work.not_before))
+
+
+def way_ms(image: Image, policy: Policy) -> int:
+    """How long it takes to bring an image to other nodes, as far as is known."""
+    return policy.move_fixed_ms + image.size_bytes // max(policy.move_bytes_per_ms, 1)
+
+
+def kin_of(nodes: Nodes, fleet: Fleet, kind: DeviceKind) -> Kin | None:
+    """What other nodes need in common with all of these; None: nothing would do."""
+    found = dict.fromkeys(_kin(fleet, node_id, kind) for node_id in nodes)
+    return next(iter(found)) if len(found) == 1 else None
+
+
+def is_in_reach(room: Room, kin: Kin, kind: DeviceKind) -> bool:
+    """Whether images can be fetched by this node and brought back on its devices."""
+    left = room.kinds.get(kind)
+    if left is None or not room.node.address or room.node.checkpoint_mode is not kin.mode:
+        return False
+    return not kin.product or kin.product == left.bay.product
+
+
+def _kin(fleet: Fleet, node_id: NodeId, kind: DeviceKind) -> Kin | None:
+    node = fleet.nodes.get(node_id)
+    if node is None or node.checkpoint_mode is CheckpointMode.NONE:
+        return None
+    if node.checkpoint_mode is CheckpointMode.COOPERATIVE:
+        return Kin(node.checkpoint_mode, "")
+    product = _product(node, kind)
+    return Kin(node.checkpoint_mode, product) if product else None
+
+
+def _product(node: Node, kind: DeviceKind) -> str:
+    """The product of all its devices of the kind; empty when they are not alike, or none."""
+    found = dict.fromkeys(device.product for device in node.devices if device.kind is kind)
+    return next(iter(found)) if len(found) == 1 else ""
+
+
+def _has_it(rank: int, image: Image, fleet: Fleet) -> bool:
+    """Whether the image of this rank can be fetched from somewhere."""
+    return any(node_id in fleet.open for node_id in image.holders(rank))
