@@ -24,7 +24,7 @@ from tests.fleets import (
 from onefleet.core import lifecycle
 from onefleet.core.explain import explain
 from onefleet.core.ordering import RESERVED
-from onefleet.core.plan import Checkpoint, Plan, Resize, Suspend, Thaw, describe
+from onefleet.core.plan import Checkpoint, Place, Plan, Resize, Suspend, Thaw, describe
 from onefleet.core.plan_check import check_plan, unexplained
 from onefleet.core.planner import Index, feasibility, plan
 from onefleet.core.policy import Policy
@@ -38,6 +38,7 @@ from onefleet.domain.work import Image, Phase, Slot, Terms, Want, Work, WorkKind
 
 POLICY = Policy()
 MODES = [CheckpointMode.CRIU] * 6 + [CheckpointMode.COOPERATIVE, CheckpointMode.NONE]
+DEADLINES = (-1_000, 30_000, 120_000)
 TIERS = st.sampled_from(list(Tier))
 TENANTS = st.sampled_from([TenantId("a"), TenantId("b"), TenantId("c")])
 
@@ -81,7 +82,11 @@ def works(draw: st.DrawFn, name: str) -> Work:
         phase_since=Instant(NOW - draw(st.sampled_from([0, 500, 5_000, 60_000]))),
         want=draw(st.sampled_from([Want.RUN] * 8 + [Want.SUSPEND, Want.FREEZE, Want.STOP])),
         promised=draw(st.sampled_from([True, True, False])),
-        terms=Terms(checkpoint_every_ms=draw(st.sampled_from([None, 0, 10_000]))),
+        terms=Terms(
+            checkpoint_every_ms=draw(st.sampled_from([None, 0, 10_000])),
+            deadline=draw(st.sampled_from([None] * 3 + [Instant(NOW + ms) for ms in DEADLINES])),
+            estimate_ms=draw(st.sampled_from([None, 20_000, 100_000])),
+        ),
     )
 
 
@@ -303,4 +308,5 @@ def test_what_is_feasible_runs_on_the_empty_fleet_and_nothing_else_does(
     ]
     pending = replace(work, want=Want.RUN)
     decided = a_plan(a_snapshot(ready, [pending]))
-    assert bool(decided.decisions) == (feasibility(work.demand, ready) is None)
+    starts = any(isinstance(d, Place) for d in decided.decisions)
+    assert starts == (feasibility(work.demand, ready) is None)

@@ -14,7 +14,7 @@ from onefleet.core import lifecycle
 from onefleet.core.feasibility import accepts
 from onefleet.core.index import Index
 from onefleet.core.index.lines import Under
-from onefleet.core.ordering import gives_way, level_of
+from onefleet.core.ordering import gives_way
 from onefleet.core.plan import (
     Checkpoint,
     Decision,
@@ -380,8 +380,8 @@ class _Checker:
         elif self._ranks()[victim.id] < self._ranks()[for_work]:
             yield f"{victim.id} makes room for {for_work}, which ranks behind it"
         elif self._ranks()[victim.id] == self._ranks()[for_work]:
-            now, policy = self.index.now, self.index.policy
-            has_more = level_of(victim, now, policy) > level_of(waiting, now, policy)
+            level_of = self.index.roster.level_of
+            has_more = level_of(victim) > level_of(waiting)
             claims = waiting.tenant_id in self._under(waiting.tier).claiming
             is_sheltered = victim.tenant_id in self._under(waiting.tier).sheltered
             may = has_more or not is_sheltered if claims else has_more and not is_sheltered

@@ -23,6 +23,8 @@ class Policy:
     other node could run; then they are given up.
     level_ms: device-milliseconds that a work has had when it leaves the first level of its rank;
     level_doublings: so often it doubles until it leaves the next one, and so on.
+    slack_ms, slack_permille: a job with a deadline goes first in its rank when it has no more slack
+    than this, and than this part of the run time that its owner said.
     promise_window_ms: over this long, and the hours that it begins in, promises are looked at;
     promise_margin_permille: what runs is held to have less than was promised until it had so much
     more, so that it is not taken off at once.
@@ -43,6 +45,8 @@ class Policy:
     image_wait_ms: int = 600_000
     level_ms: int = 600_000
     level_doublings: int = 3
+    slack_ms: int = 60_000
+    slack_permille: int = 250
     promise_window_ms: int = 3_600_000
     promise_margin_permille: int = 200
     idle_ms: int = 5_000

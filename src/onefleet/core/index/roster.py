@@ -11,6 +11,7 @@ from bisect import bisect_left, insort
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from onefleet.core.deadlines import URGENT, is_urgent, urgent_at
 from onefleet.core.feasibility import node_memory
 from onefleet.core.index.coverage import Coverage
 from onefleet.core.index.errands import Errands
@@ -25,7 +26,6 @@ from onefleet.core.ordering import (
     behind_changes_at,
     gives_way,
     level_at,
-    level_of,
     loss_device_ms,
     next_level_at,
     rank_of,
@@ -187,6 +187,8 @@ class Roster:
 
     def level_of(self, work: Work) -> int:
         """Its level by now (`ordering.py`)."""
+        if is_urgent(work, self.now, self._policy):
+            return URGENT
         return level_at(self._served_ms(work), self._policy)
 
     def _served_ms(self, work: Work) -> int:
@@ -319,7 +321,7 @@ class Roster:
             if not any(all(node in self._fleet.usable for node in nodes) for nodes in ways):
                 return None
         shape = Shape(work.demand, home, work.kind)
-        turn = (level_of(work, self.now, self._policy), work.submitted_at, work.id)
+        turn = (self.level_of(work), work.submitted_at, work.id)
         return Place(self.ranks[work.id], work.tenant_id, shape, turn)
 
     def _ready_at(self, work: Work) -> Instant:
@@ -337,6 +339,8 @@ class Roster:
         owed_at = behind_changes_at(work, self.now, self._policy) or NEVER
         errand_at = self.errands.due(work) or NEVER
         times = [self._ready_at(work), moves_at, counts_at, owed_at, errand_at]
+        if work.terms.deadline is not None:
+            times += (work.terms.deadline, urgent_at(work, self.now, self._policy) or NEVER)
         if work.phase is Phase.SUSPENDED and work.image is not None:
             times.append(roams_at(work, self._fleet, self._policy) or NEVER)
         return min((at for at in times if at > self.now), default=NEVER)

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 
 from onefleet.core.blockers import Waiting
 from onefleet.core.capacity import Nodes, Shy, out_of_reach
+from onefleet.core.deadlines import is_urgent
 from onefleet.core.index import SOON, Home, Room
 from onefleet.core.index.lines import Queue
 from onefleet.core.index.room import workers_in_time
@@ -200,8 +201,12 @@ class Placing:
         ranks = self.this.index.roster.ranks
         reason = f"makes room for {waiting.id} ({waiting.tier})"
         if ranks[victim.id] == ranks[waiting.id]:
-            whose = "whose tenant has had less than half its part" if claims else ""
-            reason += f", {whose or 'which has had less device time'}"
+            whose = "which has had less device time"
+            if claims:
+                whose = "whose tenant has had less than half its part"
+            elif is_urgent(waiting, self.this.now, self.this.policy):
+                whose = "whose deadline is near"
+            reason += f", {whose}"
         return reason
 
     def _move(self, victim: Work, waiting: Work, reason: str) -> None:
