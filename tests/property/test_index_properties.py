@@ -15,10 +15,12 @@ from onefleet.core.index import Index, Record
 from onefleet.core.plan_check import check_plan
 from onefleet.core.planner import plan
 from onefleet.core.snapshot import Snapshot
+from onefleet.domain.fleet import DeviceKind
 from onefleet.domain.ids import Instant, TenantId
 from onefleet.domain.tiers import Tier
 
 NAMES = [TenantId(name) for name in ("a", "b", "c", "top")]
+BUCKETS = [(tier, kind) for tier in Tier for kind in DeviceKind]
 TABLES = ("tenants", "reservations", "deployments", "replicas", "nodes", "works")
 
 many = settings(
@@ -52,9 +54,9 @@ def facts(index: Index) -> dict[str, Any]:
         "absent": fleet.absent,
         "images": fleet.images,
         "ranks": roster.ranks,
-        "held": {(name, tier): usage.held(name, tier) for name in NAMES for tier in Tier},
-        "used": {(name, tier): usage.of(name, tier, index.now) for name in NAMES for tier in Tier},
-        "wanting": {tier: set(usage.wanting(tier)) for tier in Tier},
+        "held": {(name, b): usage.held(name, b) for name in NAMES for b in BUCKETS},
+        "used": {(name, b): usage.of(name, b, index.now) for name in NAMES for b in BUCKETS},
+        "wanting": {bucket: set(usage.wanting(bucket)) for bucket in BUCKETS},
         "lines": sorted(roster.lines, key=repr),
         "stop": roster.to_stop,
         "pause": roster.to_pause,

@@ -29,10 +29,10 @@ from onefleet.core.plan_check import check_plan, unexplained
 from onefleet.core.planner import Index, feasibility, plan
 from onefleet.core.policy import Policy
 from onefleet.core.snapshot import Snapshot
-from onefleet.domain.fleet import CheckpointMode, Node, NodeState
+from onefleet.domain.fleet import CheckpointMode, DeviceKind, Node, NodeState
 from onefleet.domain.ids import DeviceId, Instant, NodeId, TenantId, WorkId
 from onefleet.domain.serving import Replica
-from onefleet.domain.tenancy import Reservation
+from onefleet.domain.tenancy import Reservation, Used
 from onefleet.domain.tiers import Tier
 from onefleet.domain.work import Image, Phase, Slot, Terms, Want, Work, WorkKind
 
@@ -141,7 +141,8 @@ def snapshots(draw: st.DrawFn) -> Snapshot:
         if work.kind is WorkKind.REPLICA:
             replicas.append(replica_of(work, deployment))
     team = a_tenant("a", draw(st.sampled_from([None, "top"])))
-    team = replace(team, used_ms=draw(st.sampled_from([(), (0, 600_001, 1 << 40)])))
+    used = Used(Tier.BASIC, DeviceKind.CPU, 1 << 40)
+    team = replace(team, used=draw(st.sampled_from([(), (used,)])))
     return a_snapshot(
         nodes,
         found,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 
 from onefleet.cli.output import Column, Kind, pairs
@@ -43,8 +43,9 @@ def _limit(count: int | None) -> str:
     return "unlimited" if count is None else str(count)
 
 
-def _device_hours(device_ms: int) -> str:
-    return f"{device_ms / 3_600_000:,.1f} device-h" if device_ms else "-"
+def _device_hours(used: Mapping[str, Mapping[str, int]]) -> str:
+    hours = {kind: sum(tiers.values()) / 3_600_000 for kind, tiers in used.items()}
+    return ",".join(f"{n:,.1f} {kind}-h" for kind, n in sorted(hours.items()) if n) or "-"
 
 
 def _phase(job: JobView) -> str:
@@ -167,7 +168,7 @@ TENANT: Kind[TenantView] = Kind(
             lambda t: ",".join(f"{k}={n}" for k, n in sorted(t.reservations.items())) or "-",
         ),
         Column("WEIGHT", lambda t: f"{t.weight / 1000:g}", right=True),
-        Column("USED", lambda t: _device_hours(sum(t.used.values())), right=True),
+        Column("USED", lambda t: _device_hours(t.used), right=True),
         Column("AGE", lambda t: age(t.created_at), right=True),
     ),
 )

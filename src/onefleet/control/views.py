@@ -20,7 +20,6 @@ from onefleet.domain.ids import DeploymentId, Instant
 from onefleet.domain.jobs import Job
 from onefleet.domain.serving import Deployment, Model, Replica
 from onefleet.domain.tenancy import ApiKey, Reservation, Tenant
-from onefleet.domain.tiers import Tier
 from onefleet.domain.work import Phase, Want, Work
 from onefleet.store.base import State
 from onefleet.wire.api import (
@@ -58,7 +57,9 @@ class Scene:
 
 
 def tenant_view(tenant: Tenant, state: State, usage: DeviceUse, now: Instant) -> TenantView:
-    used = {tier.value: usage.of(tenant.id, tier, now) for tier in Tier}
+    used: dict[str, dict[str, int]] = {}
+    for tier, kind in usage.buckets(tenant.id):
+        used.setdefault(kind.value, {})[tier.value] = usage.of(tenant.id, (tier, kind), now)
     reserved: dict[str, int] = {}
     for r in state.reservations.values():
         if r.tenant_id == tenant.id and r.starts_at is None and r.ends_at is None:
@@ -71,7 +72,7 @@ def tenant_view(tenant: Tenant, state: State, usage: DeviceUse, now: Instant) ->
         reservations=reserved,
         created_at=tenant.created_at,
         weight=tenant.weight,
-        used={tier: device_ms for tier, device_ms in used.items() if device_ms},
+        used=used,
     )
 
 

@@ -16,8 +16,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import NamedTuple
 
+from onefleet.domain.fleet import DeviceKind
 from onefleet.domain.ids import Instant
-from onefleet.domain.tenancy import Tenant
+from onefleet.domain.tenancy import Tenant, Used
 from onefleet.domain.tiers import Tier
 from onefleet.domain.work import WHOLE, Hour, Phase, Want, Work
 
@@ -26,6 +27,10 @@ HOUR_MS = 3_600_000
 HOURS_KEPT = 24
 #: Device time had before a multiple of this counts half as much after it.
 HALVING_MS = 24 * HOUR_MS
+
+
+#: Device time of one kind in one tier is compared with the same alone.
+Bucket = tuple[Tier, DeviceKind]
 
 
 class Use(NamedTuple):
@@ -61,17 +66,24 @@ def use_of(work: Work, now: Instant) -> Use:
 
 def forgetting(tenant: Tenant, works: Iterable[Work], now: Instant) -> Tenant:
     """The tenant, with what works of it have had whose records go away."""
-    used = {tier: use.by(now) for tier, use in uses_of(tenant)}
+    had = {bucket: use.by(now) for bucket, use in uses_of(tenant)}
     for work in works:
-        used[work.tier] += use_of(work, now).by(now)
-    return replace(tenant, used_ms=tuple(used[tier] for tier in Tier), used_until=now)
+        bucket = bucket_of(work)
+        had[bucket] = had.get(bucket, 0) + use_of(work, now).by(now)
+    used = tuple(Used(tier, kind, ms) for (tier, kind), ms in sorted(had.items()) if ms)
+    return replace(tenant, used=used, used_until=now)
 
 
-def uses_of(tenant: Tenant) -> Iterator[tuple[Tier, Use]]:
-    """What works have had of which there is no record any more, by tier."""
+def uses_of(tenant: Tenant) -> Iterator[tuple[Bucket, Use]]:
+    """What works have had of which there is no record any more."""
     day = tenant.used_until // HALVING_MS
-    for tier, used_ms in zip(Tier, tenant.used_ms or (0,) * len(Tier), strict=True):
-        yield tier, Use(day, used_ms, 0, 0)
+    for used in tenant.used:
+        yield (used.tier, used.kind), Use(day, used.ms, 0, 0)
+
+
+def bucket_of(work: Work) -> Bucket:
+    """Where its device time counts."""
+    return work.tier, work.demand.kind
 
 
 def account(work: Work, now: Instant) -> Work:

@@ -14,6 +14,7 @@ from onefleet.core import lifecycle
 from onefleet.core.feasibility import accepts
 from onefleet.core.index import Index
 from onefleet.core.index.lines import Under
+from onefleet.core.ledger import bucket_of
 from onefleet.core.ordering import gives_way
 from onefleet.core.plan import (
     Checkpoint,
@@ -91,7 +92,7 @@ class _Checker:
         self.works = index.roster.works
         self.nodes = index.fleet.nodes
         self.ranks: Mapping[WorkId, int] | None = None
-        self._unders: dict[Tier, Under] = {}
+        self._unders: dict[tuple[Tier, DeviceKind], Under] = {}
         self.touched: dict[WorkId, Decision] = {}
         self.given_on: dict[NodeId, bool] = {}
 
@@ -382,17 +383,18 @@ class _Checker:
         elif self._ranks()[victim.id] == self._ranks()[for_work]:
             level_of = self.index.roster.level_of
             has_more = level_of(victim) > level_of(waiting)
-            claims = waiting.tenant_id in self._under(waiting.tier).claiming
-            is_sheltered = victim.tenant_id in self._under(waiting.tier).sheltered
+            claims = waiting.tenant_id in self._under(waiting).claiming
+            is_sheltered = victim.tenant_id in self._under(waiting).sheltered
             may = has_more or not is_sheltered if claims else has_more and not is_sheltered
             nodes = [self.nodes.get(slot.node_id) for slot in victim.placement]
             if not may or not gives_way(victim, nodes):
                 yield f"{victim.id} makes room for {for_work}, which does not outrank it"
 
-    def _under(self, tier: Tier) -> Under:
-        if tier not in self._unders:
-            self._unders[tier] = Shares(self.index, tier, self.index.now).under()
-        return self._unders[tier]
+    def _under(self, work: Work) -> Under:
+        bucket = tier, kind = bucket_of(work)
+        if bucket not in self._unders:
+            self._unders[bucket] = Shares(self.index, tier, self.index.now).under(kind)
+        return self._unders[bucket]
 
 
 def _before(work: Work, works: Mapping[WorkId, Work]) -> list[Work | None]:

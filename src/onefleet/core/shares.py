@@ -1,4 +1,4 @@
-"""Fair shares of the tenants inside a tier, over time.
+"""Fair shares of the tenants inside a tier, over time, by kind of device.
 
 A tenant's share is what it has had of late (`ledger.Use`) and what it will have if it keeps for a
 day what it holds now, by its weight. Tenants of one department are compared with each other, and so
@@ -16,6 +16,7 @@ from onefleet.core.index import Index
 from onefleet.core.index.lines import Share, Under
 from onefleet.core.ledger import HALVING_MS
 from onefleet.core.promise import lineage
+from onefleet.domain.fleet import DeviceKind
 from onefleet.domain.ids import Instant, TenantId
 from onefleet.domain.tenancy import WEIGHT
 from onefleet.domain.tiers import Tier
@@ -32,40 +33,41 @@ class Shares:
 
     def __init__(self, index: Index, tier: Tier, now: Instant) -> None:
         self._index, self._tier, self._now = index, tier, now
-        self._uses: dict[TenantId, int] = {}
-        self._shares: dict[TenantId, Share] = {}
+        self._uses: dict[tuple[TenantId, DeviceKind], int] = {}
+        self._shares: dict[tuple[TenantId, DeviceKind], Share] = {}
 
-    def of(self, tenant_id: TenantId) -> Share:
+    def of(self, tenant_id: TenantId, kind: DeviceKind) -> Share:
         """Of those above it and of the tenant itself, from the top; the smaller goes first."""
-        found = self._shares.get(tenant_id)
+        found = self._shares.get((tenant_id, kind))
         if found is None:
             line = reversed(lineage(tenant_id, self._index.tenants))
-            found = tuple(self._use(name) * WEIGHT // self._weight(name) for name in line)
-            self._shares[tenant_id] = found
+            found = tuple(self._use(name, kind) * WEIGHT // self._weight(name) for name in line)
+            self._shares[tenant_id, kind] = found
         return found
 
     def grant(self, work: Work) -> None:
         """Devices were found for it, or are kept for it."""
+        kind = work.demand.kind
         used = work.demand.least * work.demand.milli * HALVING_MS // WHOLE
         for name in lineage(work.tenant_id, self._index.tenants):
-            self._uses[name] = self._use(name) + used
+            self._uses[name, kind] = self._use(name, kind) + used
         self._shares.clear()
 
-    def under(self) -> Under:
+    def under(self, kind: DeviceKind) -> Under:
         """Which tenants are under their part, or belong to a department that is.
 
         By what was had alone: what is given and taken away at one moment does not change it, or two
         tenants would take the same devices from each other in turn.
         """
-        usage, tenants = self._index.roster.usage, self._index.tenants
-        lines = {name: lineage(name, tenants) for name in usage.wanting(self._tier)}
+        usage, tenants, bucket = self._index.roster.usage, self._index.tenants, (self._tier, kind)
+        lines = {name: lineage(name, tenants) for name in usage.wanting(bucket)}
         siblings: dict[TenantId | None, dict[TenantId, None]] = {}
         for line in lines.values():
             for name, parent in zip(line, [*line[1:], None], strict=True):
                 siblings.setdefault(parent, {})[name] = None
         permille: dict[TenantId, int] = {}  # of its part
         for group in siblings.values():
-            had = {name: usage.of(name, self._tier, self._now) for name in group}
+            had = {name: usage.of(name, bucket, self._now) for name in group}
             all_had, weight = sum(had.values()), sum(self._weight(name) for name in group)
             for name, its_own in had.items():
                 part = all_had * self._weight(name)
@@ -76,14 +78,13 @@ class Shares:
             frozenset(name for name, part in least.items() if part < SHELTER_PERMILLE),
         )
 
-    def _use(self, tenant_id: TenantId) -> int:
+    def _use(self, tenant_id: TenantId, kind: DeviceKind) -> int:
         """Device-milliseconds."""
-        use = self._uses.get(tenant_id)
+        use = self._uses.get((tenant_id, kind))
         if use is None:
-            usage = self._index.roster.usage
-            milli = usage.held(tenant_id, self._tier)
-            use = usage.of(tenant_id, self._tier, self._now) + milli * HALVING_MS // WHOLE
-            self._uses[tenant_id] = use
+            usage, bucket = self._index.roster.usage, (self._tier, kind)
+            daily = usage.held(tenant_id, bucket) * HALVING_MS // WHOLE
+            use = self._uses[tenant_id, kind] = usage.of(tenant_id, bucket, self._now) + daily
         return use
 
     def _weight(self, tenant_id: TenantId) -> int:

@@ -16,6 +16,7 @@ from onefleet.domain.ids import (
     ReservationId,
     TenantId,
 )
+from onefleet.domain.tiers import Tier
 
 #: The tenant that `onefleet up` makes. Its deployments are visible to every tenant of the pool.
 DEFAULT_TENANT = TenantId("default")
@@ -25,12 +26,21 @@ WEIGHT = 1_000
 
 
 @dataclass(frozen=True, slots=True)
+class Used:
+    """Device-milliseconds of one kind of device, had in one tier."""
+
+    tier: Tier
+    kind: DeviceKind
+    ms: int
+
+
+@dataclass(frozen=True, slots=True)
 class Tenant:
     """Isolated and charged. Tenants nest: department > team. The id is the chosen name.
 
     A rate of None is unlimited. weight: its part among its siblings when they share what nobody
-    reserved, in proportion. used_ms: by tier, device-milliseconds of late that works had
-    of which there is no record any more, as of used_until; empty: none.
+    reserved, in proportion. used: what works of it had of late of which there is no record any
+    more, as of used_until.
     """
 
     id: TenantId
@@ -39,7 +49,7 @@ class Tenant:
     requests_per_minute: int | None
     created_at: Instant
     weight: int = WEIGHT
-    used_ms: tuple[int, ...] = ()
+    used: tuple[Used, ...] = ()
     used_until: Instant = EPOCH
     generation: Generation = NO_GENERATION
 

@@ -184,8 +184,8 @@ class CordonDevice(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
 
 class TenantView(msgspec.Struct, frozen=True, kw_only=True):
-    """used: device-milliseconds that it and those below it have had of late, by tier; what was had
-    before today counts half as much with each day. It is what shares inside a tier go by."""
+    """used: device-milliseconds that it and those below it have had of late, by kind of device and
+    tier, each time halved as a day ends. It is what shares inside a tier go by."""
 
     id: str
     parent: str | None
@@ -194,7 +194,7 @@ class TenantView(msgspec.Struct, frozen=True, kw_only=True):
     reservations: dict[str, int]
     created_at: int
     weight: int = 1_000
-    used: dict[str, int] = {}
+    used: dict[str, dict[str, int]] = {}
 
 
 class ReservationView(msgspec.Struct, frozen=True, kw_only=True):

@@ -90,7 +90,7 @@ TENANT = api.TenantView(
     requests_per_minute=60,
     reservations={"cpu": 1},
     created_at=NOW,
-    used={"basic": 9_000_000, "premium": 1_800_000},
+    used={"cpu": {"basic": 9_000_000, "premium": 1_800_000}},
 )
 KEY_VIEW = api.KeyView(
     id="key-1",

@@ -19,8 +19,9 @@ from onefleet.core.autoscale import DemandNow
 from onefleet.core.plan import Plan
 from onefleet.core.policy import DEFAULT_POLICY
 from onefleet.domain.errors import InternalError
-from onefleet.domain.fleet import NodeState
+from onefleet.domain.fleet import DeviceKind, NodeState
 from onefleet.domain.ids import CountingIds, Instant, NodeId, TenantId
+from onefleet.domain.tenancy import Used
 from onefleet.domain.tiers import Tier
 from onefleet.domain.work import Phase, Want
 from onefleet.store.base import Commit, Put, Record, State
@@ -221,7 +222,7 @@ def test_the_oldest_ended_jobs_are_forgotten(monkeypatch: pytest.MonkeyPatch) ->
         await world.put(*records, a_tenant("a"))
         await world.run()
         state = await world.store.read()
-        assert state.tenants[TenantId("a")].used_ms == (0, 0, 110_000)  # what they had counts on
+        assert state.tenants[TenantId("a")].used == (Used(Tier.BASIC, DeviceKind.CPU, 110_000),)
         kept = ["job-0", "job-1", "job-2", "job-3"]  # three that ended, and the one that has not
         assert list(state.jobs) == list(state.works) == kept
         await world.run()

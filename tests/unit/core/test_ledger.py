@@ -14,13 +14,16 @@ from onefleet.core.ledger import (
     HOUR_MS,
     HOURS_KEPT,
     account,
+    bucket_of,
     forgetting,
     fraction_permille,
     held_milli,
     use_of,
 )
 from onefleet.core.lifecycle import Resized, SaveOrdered, WantChanged, apply
+from onefleet.domain.fleet import DeviceKind
 from onefleet.domain.ids import DeviceId, Instant
+from onefleet.domain.tenancy import Used
 from onefleet.domain.tiers import Tier
 from onefleet.domain.work import Phase, Slot, Want, Work
 
@@ -114,25 +117,30 @@ def test_what_is_kept_by_day_is_the_sum_over_the_works(entries: list[tuple[int, 
     for since, runs in entries:
         work = running(accounted_until=at(since), submitted_at=at(0), recent_ms=since // 3)
         works.append(work if runs else replace(work, phase=Phase.PENDING, placement=()))
-        usage.add(use_of(works[-1], now), work.tier, [work.tenant_id])
+        usage.add(use_of(works[-1], now), bucket_of(work), [work.tenant_id])
     summed = sum(use_of(work, now).by(now) for work in works)
-    tenant_id, tier = a_job("j").tenant_id, a_job("j").tier
-    assert abs(usage.of(tenant_id, tier, now) - summed) <= 12
+    tenant_id, bucket = a_job("j").tenant_id, bucket_of(a_job("j"))
+    assert abs(usage.of(tenant_id, bucket, now) - summed) <= 12
     for work in works:
-        usage.take_out(use_of(work, now), tier, [tenant_id])
-        assert usage.of(tenant_id, tier, now) <= summed + 12
-    assert usage.of(tenant_id, tier, now) == 0
+        usage.take_out(use_of(work, now), bucket, [tenant_id])
+        assert usage.of(tenant_id, bucket, now) <= summed + 12
+    assert usage.of(tenant_id, bucket, now) == 0
+
+
+def used(standard_ms: int, basic_ms: int) -> tuple[Used, ...]:
+    basic = Used(Tier.BASIC, DeviceKind.CPU, basic_ms)
+    return (basic, Used(Tier.STANDARD, DeviceKind.CPU, standard_ms))
 
 
 def test_a_tenant_remembers_what_works_had_whose_records_go_away() -> None:
     works = [running(recent_ms=100), a_job("k", tier=Tier.BASIC, recent_ms=50)]
     tenant = forgetting(a_tenant("a"), works, at(1_000))
-    assert (tenant.used_ms, tenant.used_until) == ((0, 100 + 1_000, 50), 1_000)
+    assert (tenant.used, tenant.used_until) == (used(1_100, 50), 1_000)
     later = forgetting(tenant, [], at(HALVING_MS))
-    assert later.used_ms == (0, 550, 25)
+    assert later.used == used(550, 25)
     usage = DeviceUse()
     usage.put_tenant(tenant, [tenant.id])
     usage.put_tenant(later, [tenant.id])
-    assert usage.of(tenant.id, Tier.BASIC, at(HALVING_MS)) == 25
+    assert usage.of(tenant.id, (Tier.BASIC, DeviceKind.CPU), at(HALVING_MS)) == 25
     usage.remove_tenant(tenant.id)
-    assert usage.of(tenant.id, Tier.STANDARD, at(HALVING_MS)) == 0
+    assert usage.of(tenant.id, (Tier.STANDARD, DeviceKind.CPU), at(HALVING_MS)) == 0

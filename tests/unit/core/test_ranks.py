@@ -23,9 +23,9 @@ from onefleet.core.plan import Place, Suspend
 from onefleet.core.planner import Index
 from onefleet.core.policy import Policy
 from onefleet.core.snapshot import Snapshot
-from onefleet.domain.fleet import CheckpointMode, Node
+from onefleet.domain.fleet import CheckpointMode, DeviceKind, Node
 from onefleet.domain.ids import Instant, TenantId, WorkId
-from onefleet.domain.tenancy import Tenant
+from onefleet.domain.tenancy import Tenant, Used
 from onefleet.domain.tiers import Tier
 from onefleet.domain.work import Terms, Work
 
@@ -149,16 +149,18 @@ def test_the_tenant_that_has_had_less_of_late_goes_first() -> None:
         Instant(NOON + 10 * MINUTE),
     )
     assert placed_next(ended, first, second) == "w2"
-    forgotten = {"used_ms": (0, 0, 10 * MINUTE), "used_until": NOON}
+    forgotten = {"used": (Used(Tier.BASIC, DeviceKind.CPU, 10 * MINUTE),), "used_until": NOON}
     assert placed_next(first, second, a=forgotten) == "w2"
     assert placed_next(first, second, a={**forgotten, "weight": 3_000}, b=forgotten) == "w1"
-    premium_use = {"used_ms": (10 * MINUTE, 0, 0), "used_until": NOON}
-    assert placed_next(first, second, a=premium_use) == "w1"
+    for tier, kind in ((Tier.PREMIUM, DeviceKind.CPU), (Tier.BASIC, DeviceKind.GPU)):
+        other = {"used": (Used(tier, kind, 10 * MINUTE),), "used_until": NOON}
+        assert placed_next(first, second, a=other) == "w1"
 
 
 def had(a_ms: int, b_ms: int) -> dict[str, dict[str, Any]]:
     return {
-        name: {"used_ms": (0, 0, ms), "used_until": NOON} for name, ms in (("a", a_ms), ("b", b_ms))
+        name: {"used": (Used(Tier.BASIC, DeviceKind.CPU, ms),), "used_until": NOON}
+        for name, ms in (("a", a_ms), ("b", b_ms))
     }
 
 

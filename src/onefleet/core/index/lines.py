@@ -16,6 +16,7 @@ from typing import NamedTuple, Protocol
 
 from onefleet.core.index.homes import Home
 from onefleet.core.ordering import RANK_NAMES
+from onefleet.domain.fleet import DeviceKind
 from onefleet.domain.ids import TenantId, WorkId
 from onefleet.domain.work import Demand, WorkKind
 
@@ -105,9 +106,9 @@ class Under(NamedTuple):
 class Shares(Protocol):
     """See `core/shares.py`."""
 
-    def of(self, tenant_id: TenantId, /) -> Share: ...
+    def of(self, tenant_id: TenantId, kind: DeviceKind, /) -> Share: ...
 
-    def under(self) -> Under: ...
+    def under(self, kind: DeviceKind, /) -> Under: ...
 
 
 #: Whether its tenant is not under its part, the level, the share as it was, turn, line of a work.
@@ -116,10 +117,7 @@ _Head = tuple[bool, int, Share, Turn, TenantId, int]
 
 class Queue:
     """The works of one rank that wait as it begins, one after another; the lines may change
-    meanwhile. Say `pass_over` where a line is hopeless.
-
-    under: the tenants that are, as it begins.
-    """
+    meanwhile. Say `pass_over` where a line is hopeless."""
 
     def __init__(
         self,
@@ -129,16 +127,28 @@ class Queue:
     ) -> None:
         self._lines = dict(lines)
         self._shapes = dict(shapes)
-        self._share = shares.of
-        self.under = shares.under() if lines else Under((), ())
-        claiming = self.under.claiming
+        self._shares = shares
+        self._kinds = {number: shapes[number].demand.kind for _, number in lines}
+        self._under = {kind: shares.under(kind) for kind in dict.fromkeys(self._kinds.values())}
         self._heads: list[_Head] = [
-            (name not in claiming, line[0][0], self._share(name), line[0], name, number)
+            (
+                name not in self._under[self._kinds[number]].claiming,
+                line[0][0],
+                self._share(name, number),
+                line[0],
+                name,
+                number,
+            )
             for (name, number), line in lines.items()
         ]
         heapq.heapify(self._heads)
         self._hopeless: dict[tuple[bool, int], list[_Head]] = {}  # by shape
         self._now = (False, 0)
+
+    @property
+    def under(self) -> Under:
+        """The tenants that are under their part of the kind that the work just given wants."""
+        return self._under[self._kinds[self._now[1]]]
 
     @property
     def claims(self) -> bool:
@@ -152,7 +162,7 @@ class Queue:
                 head = (later, level, share, turn, tenant_id, number)
                 self._hopeless[later, number].append(head)
                 continue
-            now = self._share(tenant_id)
+            now = self._share(tenant_id, number)
             if share != now:
                 heapq.heappush(self._heads, (later, level, now, turn, tenant_id, number))
                 continue
@@ -161,11 +171,15 @@ class Queue:
             line = self._lines[tenant_id, number]
             at = bisect_right(line, turn)
             if at < len(line):
-                head = (later, line[at][0], self._share(tenant_id), line[at], tenant_id, number)
+                share = self._share(tenant_id, number)
+                head = (later, line[at][0], share, line[at], tenant_id, number)
                 if (later, number) in self._hopeless:
                     self._hopeless[later, number].append(head)
                 else:
                     heapq.heappush(self._heads, head)
+
+    def _share(self, tenant_id: TenantId, number: int) -> Share:
+        return self._shares.of(tenant_id, self._kinds[number])
 
     def pass_over(self) -> None:
         """What is true of the work just given is true of all of its shape whose tenants are, or are

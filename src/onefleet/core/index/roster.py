@@ -21,7 +21,7 @@ from onefleet.core.index.lines import Lines, Place, Shape
 from onefleet.core.index.movable import Movable, Scope, Victim
 from onefleet.core.index.room import MEASURES, SOON, Hold, gone
 from onefleet.core.index.usage import DeviceUse
-from onefleet.core.ledger import Use, use_of
+from onefleet.core.ledger import Use, bucket_of, use_of
 from onefleet.core.ordering import (
     behind_changes_at,
     gives_way,
@@ -231,8 +231,8 @@ class Roster:
         for node_id in images:
             self._fleet.lay(node_id, work.id)
         line = lineage(work.tenant_id, self._tenants)
-        self.usage.hold(milli, work.tier, line)
-        self.usage.want(_wants(work), work.tier, work.tenant_id)
+        self.usage.hold(milli, bucket_of(work), line)
+        self.usage.want(_wants(work), bucket_of(work), work.tenant_id)
         place = self._place(work)
         if place is not None:
             self.lines.add(place)
@@ -247,7 +247,7 @@ class Roster:
             heapq.heappush(self._rises, (rises_at, work.id))
         self.movable.touch(work.id)
         use = use_of(work, self.now)
-        self.usage.add(use, work.tier, line)
+        self.usage.add(use, bucket_of(work), line)
         entry = _Entry(nodes, images, line, milli, victim, place, due, rises_at, use)
         self._entries[work.id] = entry
 
@@ -263,9 +263,9 @@ class Roster:
             self._fleet.let_go(node_id, work.id)
         for node_id in entry.images:
             self._fleet.take_up(node_id, work.id)
-        self.usage.hold(-entry.held_milli, work.tier, entry.line)
-        self.usage.want(-_wants(work), work.tier, work.tenant_id)
-        self.usage.take_out(entry.use, work.tier, entry.line)
+        self.usage.hold(-entry.held_milli, bucket_of(work), entry.line)
+        self.usage.want(-_wants(work), bucket_of(work), work.tenant_id)
+        self.usage.take_out(entry.use, bucket_of(work), entry.line)
         if entry.place is not None:
             self.lines.remove(entry.place)
         self.errands.leave(work)

@@ -14,4 +14,4 @@ _NUMBERS = (("works", "recent_ms"), ("tenants", "used_until"))
 def upgrade() -> None:
     for table, name in _NUMBERS:
         op.add_column(table, sa.Column(name, sa.BigInteger(), nullable=False, server_default="0"))
-    op.add_column("tenants", sa.Column("used_ms", sa.Text(), nullable=False, server_default="[]"))
+    op.add_column("tenants", sa.Column("used", sa.Text(), nullable=False, server_default="[]"))
