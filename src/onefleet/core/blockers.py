@@ -88,8 +88,9 @@ class Blockers:
         if work.want is Want.SUSPEND:
             yield Blocker(Gate.ADMISSION, "its owner suspended it")
         held_ms = self._now - work.phase_since
-        if work.phase is Phase.SUSPENDED and held_ms < self._policy.resume_hold_ms:
-            hold = _seconds(self._policy.resume_hold_ms)
+        hold_ms = self._policy.hold_ms(bool(work.move_to))
+        if work.phase is Phase.SUSPENDED and held_ms < hold_ms:
+            hold = _seconds(hold_ms)
             because = f" ({work.reason})" if work.reason else ""
             text = f"was suspended {_seconds(held_ms)} ago{because} and stays so for {hold}"
             yield Blocker(Gate.ADMISSION, text)

@@ -59,6 +59,10 @@ class Policy:
     freeze_ms: int = 60_000
     node_mttf_ms: int = PRIOR_NODE_MS
 
+    def hold_ms(self, moves: bool) -> int:
+        """How long suspended work stays so; what was suspended in order to move does not wait."""
+        return 0 if moves else self.resume_hold_ms
+
     @property
     def save_cost(self) -> SaveCost:
         """What a save costs where it was not measured."""

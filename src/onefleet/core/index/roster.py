@@ -330,7 +330,8 @@ class Roster:
         if not waits or work.want is not Want.RUN or not work.ready:
             return NEVER
         if work.phase is Phase.SUSPENDED:
-            return max(work.not_before, Instant(work.phase_since + self._policy.resume_hold_ms))
+            hold_ms = self._policy.hold_ms(bool(work.move_to))
+            return max(work.not_before, Instant(work.phase_since + hold_ms))
         return work.not_before
 
     def _due(self, work: Work) -> Instant:
