@@ -6,7 +6,8 @@ which the same machine, at that moment, writes S bytes into a file and has them 
 resume, the time in which it reads S bytes into memory that is new, from the page cache ("warm") or
 from the disk ("cold": the cache was told to forget them). The budget is 1.5 times that, plus 0.3 s;
 "of budget" is the median over rounds of what was used of it. All of this needs cores and memory at
-once, so that other work on the machine counts against it, more than against a plain write or read.
+once, so that other work on the machine counts against it, more than against a plain write or read;
+both go ahead of others (`linux.ahead_of_others`), as saves and restores do.
 
     python -m benchmarks.checkpoint            report to checkpoint.md, exit 1 over budget
     python -m benchmarks.checkpoint --quick    one round, small sizes, report to the terminal
@@ -32,6 +33,7 @@ from onefleet.agent import archive
 from onefleet.config import settings
 from onefleet.domain.layout import Layout
 from onefleet.drivers import image as images
+from onefleet.drivers import linux
 from onefleet.drivers.base import Driver, WorkerSpec
 from onefleet.drivers.chunk_store import ChunkStore
 from onefleet.drivers.criu import CriuDriver, make_finder
@@ -107,6 +109,7 @@ class Pool:
     def __init__(self, root: Path) -> None:
         self.layout = Layout(root)
         self.driver = CriuDriver(make_finder(settings().layout.criu, settings().criu))
+        self.driver.keep_ready(True)  # as an agent has it
 
     def spec(self, worker: str, *command: str) -> WorkerSpec:
         work, _, rank = worker.rpartition(".")
@@ -154,7 +157,7 @@ def write_time(path: Path, size: int) -> float:
     """Seconds to write so many bytes of memory into a new file and have them on disk."""
     block = memoryview(os.urandom(8 * MB))
     began = time.perf_counter()
-    with open(path, "wb", buffering=0) as file:
+    with linux.ahead_of_others(), open(path, "wb", buffering=0) as file:
         for at in range(0, size, len(block)):
             file.write(block[: min(len(block), size - at)])
         os.fsync(file.fileno())
@@ -164,7 +167,7 @@ def write_time(path: Path, size: int) -> float:
 def read_time(path: Path) -> float:
     """Seconds to read the file into memory that nothing was in before."""
     began = time.perf_counter()
-    with open(path, "rb", buffering=0) as file:
+    with linux.ahead_of_others(), open(path, "rb", buffering=0) as file:
         size = os.fstat(file.fileno()).st_size
         into = memoryview(bytearray(size))
         done = 0

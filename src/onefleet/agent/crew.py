@@ -115,6 +115,11 @@ class Crew:
         await asyncio.to_thread(records.remember_proof, self._layout, *proofs)
         log.info("jobs are saved by", driver=self._job_driver, reason=self.capability.reason)
 
+    def keep_ready(self, on: bool) -> None:
+        """Have jobs start and come back as quickly as they can, or no more."""
+        for name, driver in self._drivers.items():
+            driver.keep_ready(on and name == self._job_driver)
+
     def folder(self, key: WorkerKey) -> Path:
         return self._layout.worker(key.work_id, key.rank)
 
@@ -351,7 +356,7 @@ class Crew:
                 driver=self._job_driver, order=order,
             )  # fmt: skip
             kept.append(asyncio.create_task(self._keep(record)))
-        errand = self.fetches[act.key] = fetching.Errand()
+        errand = self.fetches[act.key] = fetching.Errand(order.coming)
         try:
             whole = await self._take(folder, act.image) or await asyncio.to_thread(
                 fetching.fetch, self._layout, act.key, act.image, order.sources,

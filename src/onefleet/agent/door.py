@@ -26,9 +26,10 @@ from onefleet.domain.errors import Conflict, NotFound, OnefleetError
 from onefleet.domain.ids import ImageId, WorkId
 from onefleet.domain.layout import Layout
 from onefleet.drivers import image as images
-from onefleet.drivers import recipe, supervisor_files, transfer
+from onefleet.drivers import linux, process_tree, recipe, supervisor_files, transfer
 from onefleet.drivers.chunk_store import ChunkStore
 from onefleet.drivers.packs import DIGEST, digests_in
+from onefleet.drivers.page_check import PAGES
 from onefleet.wire.tickets import image_name, log_name, opens
 from onefleet.wire.transfer import TICKET_HEADER, ImageFile, ImageFiles
 
@@ -150,9 +151,11 @@ class _Visit(BaseHTTPRequestHandler):
                 return _Asked(name, path, self._chunks) if self.command == "POST" else None
             if self.command != "GET":
                 return None
+            if file == images.MANIFEST:
+                return _Asked(name, path / file, self._send)
             if file:
-                files = path if file == images.MANIFEST else Path(images.raw(str(path)))
-                return _Asked(name, files / file, self._send)
+                there = path if path.is_dir() else _growing(path)
+                return _Asked(name, Path(images.raw(str(there))) / file, self._send)
             return _Asked(name, path, self._listing if part else self._list)
         found = _LOG.fullmatch(self.path)
         if found and self.command == "GET":
@@ -165,6 +168,9 @@ class _Visit(BaseHTTPRequestHandler):
 
     def _list(self, folder: Path) -> None:
         """The manifest, and the files that it names if they are all there."""
+        if not folder.is_dir() and (partial := _growing(folder)).is_dir():
+            self._whole(msgspec.json.encode(_pages(partial)), "application/json")
+            return
         manifest = images.read(str(folder))
         raw = images.is_raw(str(folder), manifest)
         sizes = {images.MANIFEST: (folder / images.MANIFEST).stat().st_size}
@@ -210,6 +216,7 @@ class _Visit(BaseHTTPRequestHandler):
     def _send(self, path: Path) -> None:
         """The file, or the rest of it."""
         with ExitStack() as stack:
+            stack.enter_context(linux.ahead_of_others())  # copies in no hurry come by chunks
             try:
                 file = stack.enter_context(open(path, "rb", buffering=0, opener=_no_link))
             except OSError as error:  # a folder, for one
@@ -247,6 +254,23 @@ class _Visit(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: object) -> None:
         """Nothing is noted of a visit."""
+
+
+def _growing(image: Path) -> Path:
+    return image.with_name(image.name + images.PARTIAL)
+
+
+def _pages(partial: Path) -> ImageFiles:
+    """What there is of an image that is being made. Its other files are written more than once."""
+    pages = sorted(Path(images.raw(str(partial))).glob(f"{PAGES}*"))
+    worker = partial.parent.parent
+    root = supervisor_files.read_json(str(worker / supervisor_files.STATE)).get("pid") or 0
+    return ImageFiles(
+        files=tuple(ImageFile(name=p.name, size=p.stat().st_size) for p in pages),
+        raw=True,
+        growing=True,
+        expected=process_tree.memory_bytes(process_tree.tree(root)),
+    )
 
 
 def _no_link(path: str, flags: int) -> int:

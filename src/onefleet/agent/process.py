@@ -122,6 +122,7 @@ class Agent:
             self._spawn(self._prove_again())
         else:
             await self._crew.prove()
+        self._crew.keep_ready(True)
         for found in await self._crew.adopt():
             self._feed(found)
         await self._first_health()
@@ -141,6 +142,7 @@ class Agent:
             for task in (*loops, drain, *watches):
                 task.cancel()
             await asyncio.gather(*loops, drain, *watches, return_exceptions=True)
+            self._crew.keep_ready(False)
 
     def drain(self) -> None:
         """Begin to drain; the second call takes all grace away."""
@@ -162,6 +164,9 @@ class Agent:
         for key in self.machine.overtaken():
             if (errand := self._crew.fetches.get(key)) is not None:
                 errand.break_off()
+        for key in self.machine.counted():
+            if (errand := self._crew.fetches.get(key)) is not None:
+                errand.count()
         for effect in effects:
             if isinstance(effect, Report):
                 self._changed.set()
@@ -187,6 +192,7 @@ class Agent:
 
     async def _prove_again(self) -> None:
         await self._crew.prove()
+        self._crew.keep_ready(True)
         self._changed.set()
 
     def _fail_with(self, task: asyncio.Task[None]) -> None:

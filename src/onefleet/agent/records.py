@@ -173,7 +173,7 @@ def images(folder: Path) -> tuple[ImageId, ...]:
     One that lay in memory, and was lost with that, is none.
     """
     found = [f for f in subfolders(folder / IMAGES) if not f.name.endswith(image.PARTIAL)]
-    found = [f for f in found if image.is_durable(str(f)) or image.raw(str(f)) != str(f)]
+    found = [f for f in found if not image.is_lost(str(f))]
     return tuple(ImageId(f.name) for f in sorted(found, key=lambda f: (f.stat().st_mtime_ns, f)))
 
 

@@ -131,14 +131,29 @@ class WorkerMachine:
         return [self._workers[key] for key in sorted(self._workers)]
 
     def overtaken(self) -> Sequence[WorkerKey]:
-        """Whose image is being fetched in no hurry, and is now to run here, or not wanted here."""
+        """Whose image is being fetched in no hurry, and is now to run here, or is not wanted here
+        any more."""
+        found = []
+        for worker, fetch in self._fetches():
+            now, before = worker.order, fetch.order
+            sooner = now is not None and hurries(now) and not hurries(before)
+            if sooner or now is None or (before.coming and now.image != fetch.image):
+                found.append(worker.key)
+        return found
+
+    def counted(self) -> Sequence[WorkerKey]:
+        """Whose image is being fetched as it was made, and counts now."""
         return [
             worker.key
-            for worker in self.workers()
-            if isinstance(worker.doing, Fetch)
-            and not hurries(worker.doing.order)
-            and (worker.order is None or hurries(worker.order))
+            for worker, fetch in self._fetches()
+            if fetch.order.coming
+            and (now := worker.order) is not None
+            and now.image == fetch.image
+            and not now.coming
         ]
+
+    def _fetches(self) -> Sequence[tuple[Worker, Fetch]]:
+        return [(w, w.doing) for w in self.workers() if isinstance(w.doing, Fetch)]
 
     def get(self, key: WorkerKey) -> Worker | None:
         return self._workers.get(key)

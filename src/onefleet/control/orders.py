@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterator
+from itertools import chain
 
 from onefleet.core import lifecycle
 from onefleet.domain.fleet import Node, NodeState
-from onefleet.domain.ids import NodeId, WorkId
+from onefleet.domain.ids import ImageId, NodeId, WorkId
 from onefleet.domain.jobs import Job
 from onefleet.domain.serving import Deployment, Model
 from onefleet.domain.work import Image, Phase, Want, Work, WorkKind
@@ -86,10 +87,14 @@ class Orders:
             for rank, slot in enumerate(work.placement):
                 assert verb is not None, f"{work.id} is placed in phase {work.phase}"
                 self._note(slot.node_id, self._order(work, rank, verb))
+            coming = self._coming(work) if work.phase is Phase.SAVING else {}
+            for (_, node_id), order in coming.items():
+                self._note(node_id, order)
             if work.image is not None and work.phase is not Phase.ENDED:
                 for rank in range(len(work.image.nodes)):
                     for node_id, image in self._keepers(work, work.image, rank):
-                        self._note(node_id, self._keep(work, image, rank, node_id))
+                        if (rank, node_id) not in coming:
+                            self._note(node_id, self._keep(work, image, rank, node_id))
 
     def of(self, node_id: NodeId) -> NodeOrders:
         """Everything that this node shall do; a worker that is not named has no business there."""
@@ -190,6 +195,29 @@ class Orders:
         apart = [node for node in free if node.zone not in zones] or free
         return apart[zlib.crc32(work.id.encode()) % len(apart)].id
 
+    def _coming(self, work: Work) -> dict[tuple[int, NodeId], Order]:
+        """Where it is going to move, its image is fetched while it is made."""
+        image, job = lifecycle.image_id(work), self._state.jobs.get(work.id)
+        found = {}
+        for rank, slot in enumerate(work.placement if work.move_to else ()):
+            target = work.move_to[rank % len(work.move_to)]
+            sources = self._source(work.id, image, rank, slot.node_id)
+            if sources and target != slot.node_id and target in self._state.nodes:
+                found[rank, target] = Order(
+                    work_id=work.id,
+                    rank=rank,
+                    epoch=work.epoch,
+                    verb=OrderVerb.KEEP,
+                    image=image,
+                    keep=tuple(i.id for i in (work.image, work.image_before) if i),
+                    sources=sources,
+                    soon=True,
+                    coming=True,
+                    grace_ms=JOB_GRACE_MS,
+                    job=_job_spec(job, work) if job else None,
+                )
+        return found
+
     def _keep(self, work: Work, image: Image, rank: int, node_id: NodeId) -> Order:
         before = work.image_before
         if before is image or (before is not None and node_id not in before.holders(rank)):
@@ -214,14 +242,18 @@ class Orders:
         """Where a node that has not the image of this rank can fetch it."""
         if image is None or node_id in image.holders(rank):
             return ()
-        found = []
-        for holder in image.holders(rank):
-            node = self._state.nodes.get(holder)
-            if node is not None and node.address and _is_there(node):
-                key = door_key(self._secret, holder)
-                opens = ticket(key, image_name(work_id, rank, image.id))
-                found.append(Source(node_id=holder, address=node.address, ticket=opens))
-        return tuple(found)
+        found = (self._source(work_id, image.id, rank, holder) for holder in image.holders(rank))
+        return tuple(chain.from_iterable(found))
+
+    def _source(
+        self, work_id: WorkId, image: ImageId, rank: int, node_id: NodeId
+    ) -> tuple[Source, ...]:
+        """This node, if it can be reached."""
+        node = self._state.nodes.get(node_id)
+        if node is None or not node.address or not _is_there(node):
+            return ()
+        opens = ticket(door_key(self._secret, node_id), image_name(work_id, rank, image))
+        return (Source(node_id=node_id, address=node.address, ticket=opens),)
 
 
 def _is_alike(node: Node, other: Node) -> bool:

@@ -128,6 +128,10 @@ class Driver(Protocol):
         """The same for what workers have on GPUs, tried on the first of these (UUIDs)."""
         ...
 
+    def keep_ready(self, on: bool) -> None:
+        """Keep ready what makes starts and restores quicker, or do so no more."""
+        ...
+
     async def start(self, spec: WorkerSpec) -> None:
         """Start a fresh worker; return when its command runs.
 

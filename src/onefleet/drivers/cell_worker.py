@@ -23,7 +23,7 @@ from onefleet.domain.errors import (
     UpstreamFailed,
 )
 from onefleet.domain.gang import GangPlace
-from onefleet.drivers import clocks, criu_commands, image, process_tree, pstree
+from onefleet.drivers import clocks, criu_commands, image, linux, process_tree, pstree
 from onefleet.drivers.cell import JOB, OWN, ROOT_PID, Cell
 from onefleet.drivers.device_checkpoint import DeviceStateUnknown
 from onefleet.drivers.device_cut import LockRules
@@ -71,8 +71,8 @@ class CellWorker:
         try:
             if restoring:
                 source, chunks = order["image"], order.get("chunks")
-                with image.opened_early(source, chunks) as (manifest, pages):
-                    self._restore(image.raw(source), manifest, pages)
+                with linux.ahead_of_others(), image.opened_early(source, chunks) as opened:
+                    self._restore(image.raw(source), *opened)
             else:
                 self._start()
         except (OnefleetError, OSError):
@@ -142,6 +142,7 @@ class CellWorker:
         if self.cell.gang is not None:
             self.cell.gang.leave()
 
+    @linux.ahead_of_others()
     def dump(
         self,
         target: str,
@@ -240,6 +241,7 @@ class CellWorker:
         except OnefleetError:
             pass  # its complaint about our answer
 
+    @linux.ahead_of_others()
     def let_go(self, give_up: bool) -> dict[str, Any]:
         """End a hold; returns the manifest.
 
@@ -363,6 +365,7 @@ class CellWorker:
             self.destroy()
             raise
 
+    @linux.ahead_of_others()
     def resume(self) -> None:
         """Let a restored worker run. Raises OnefleetError when it cannot."""
         assert self._criu is not None

@@ -103,6 +103,8 @@ class ChunkStore:
         to check. Raises UpstreamFailed for what is damaged, OSError (a full disk, for one).
         """
         with self.opened(path) as (found, opened):
+            for pack in opened:
+                pack.expect()
             names = [f"{target}/{name}" for name, _ in found.files]
             files: list[int] = []
             try:

@@ -43,6 +43,7 @@ class CriuDriver(SupervisedDriver):
         device_calls: the command that makes the calls on GPUs, as `drivers.device_calls` does.
         gpu_counter: a program that proves that their state is saved, as `drivers.gpu_counter`.
         """
+        super().__init__()
         self._find = find
         self._device_calls = list(device_calls)
         self._gpu_counter = list(gpu_counter)

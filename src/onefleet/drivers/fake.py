@@ -89,6 +89,9 @@ class FakeDriver:
         self.places: dict[Path, GangPlace] = {}
         self._next_pid = _FIRST_PID
 
+    def keep_ready(self, on: bool) -> None:
+        """See Driver.keep_ready. Nothing here takes time to get ready."""
+
     async def probe(self) -> Capability:
         """See Driver.probe."""
         reason = "" if self._mode is CheckpointMode.CRIU else f"told to be {self._mode}"

@@ -29,8 +29,9 @@ import io
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import xxhash
@@ -51,6 +52,7 @@ PARTIAL = ".partial"
 MEMORY = "memory"
 
 _CHUNK = 1 << 20
+_NOTHING: Mapping[str, str] = MappingProxyType({})
 
 
 def begin(image: str, memory: str | None = None) -> str:
@@ -84,6 +86,11 @@ def raw(image: str) -> str:
 def is_durable(image: str) -> bool:
     """Whether it outlives the machine's next start."""
     return is_folded(image) or not os.path.islink(f"{image}/{MEMORY}")
+
+
+def is_lost(image: str) -> bool:
+    """Whether its files were in memory, and the machine has been started anew."""
+    return not is_durable(image) and raw(image) == image
 
 
 def discard(image: str) -> None:
@@ -154,10 +161,13 @@ def read(image: str) -> dict[str, Any]:
     return manifest
 
 
-def verify(image: str) -> dict[str, Any]:
-    """Check every file against the manifest; return it. Raises NotFound, UpstreamFailed."""
+def verify(image: str, known: Mapping[str, str] = _NOTHING) -> dict[str, Any]:
+    """Check every file against the manifest; return it. Raises NotFound, UpstreamFailed.
+
+    known: checksums of files that need not be read again for that.
+    """
     manifest = read(image)
-    _check(image, manifest["files"])
+    _check(image, manifest["files"], known)
     return manifest
 
 
@@ -228,15 +238,15 @@ def _put_together(
     _check(image, checked)
 
 
-def _check(image: str, files: dict[str, Any]) -> None:
+def _check(image: str, files: dict[str, Any], known: Mapping[str, str] = _NOTHING) -> None:
     folder = raw(image)
-    if not is_durable(image) and folder == image:
+    if is_lost(image):
         raise damaged(image, "its files were in memory, and the machine has been started anew")
     for name, entry in files.items():
         path = f"{folder}/{name}"
         _check_size(image, path, entry)
         try:
-            if not _is_unchanged(path, entry):
+            if known.get(name, "") != entry.get("xxh3") and not _is_unchanged(path, entry):
                 raise damaged(image, f"{name} has been changed: its checksum differs")
         except OSError as error:
             raise damaged(image, f"{name} cannot be read: {error.strerror}") from error

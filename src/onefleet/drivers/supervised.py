@@ -12,7 +12,7 @@ import contextlib
 import json
 import os
 import shutil
-import sys
+import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -23,6 +23,7 @@ from onefleet.drivers import image as images
 from onefleet.drivers import process_tree
 from onefleet.drivers import supervisor_files as files
 from onefleet.drivers.base import SavedImage, WorkerSpec, WorkerState, WorkerStatus
+from onefleet.drivers.spare import Spare, start
 
 #: How long a supervisor may take to answer: a start or restore of the largest image, a save.
 _ANSWER_LIMIT_S = 900.0
@@ -34,6 +35,18 @@ class SupervisedDriver:
     """Starts a supervisor a worker and speaks to it. `name` and what goes into the order differ."""
 
     name = ""
+
+    def __init__(self) -> None:
+        self._spare: Spare | None = None
+
+    def keep_ready(self, on: bool) -> None:
+        """See Driver.keep_ready."""
+        if on:
+            self._spare = self._spare or Spare()
+            self._spare.refill()
+        elif self._spare is not None:
+            self._spare.close()
+            self._spare = None
 
     def _order(self) -> dict[str, Any]:
         """What this driver's supervisor needs to know besides the spec."""
@@ -169,23 +182,19 @@ class SupervisedDriver:
             await asyncio.to_thread(_prepare, folder, order)
         except OSError as error:
             raise _storage_error(folder, error) from error
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-P", "-m", "onefleet.drivers.supervisor", str(folder)),
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-        )
+        process = start(str(folder)) if self._spare is None else self._spare.take()
+        line = None if self._spare is None else json.dumps(str(folder)).encode() + b"\n"
+        telling = asyncio.to_thread(process.communicate, line, _ANSWER_LIMIT_S)
         try:
-            async with asyncio.timeout(_ANSWER_LIMIT_S):
-                said, complaint = await process.communicate()
-        except TimeoutError as error:
+            said, complaint = await telling
+        except subprocess.TimeoutExpired as error:
             raise errors.TimedOut(
                 f"the supervisor of {folder} did not answer within {_ANSWER_LIMIT_S:.0f} s"
             ) from error
         finally:
-            if process.returncode is None:
-                with contextlib.suppress(ProcessLookupError):
-                    process.kill()
+            process.kill()
+            if self._spare is not None:
+                self._spare.refill()
         if not said:
             why = complaint.decode(errors="replace").strip().rpartition("\n")[2]
             raise errors.InternalError(

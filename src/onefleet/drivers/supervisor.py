@@ -1,20 +1,23 @@
 """The supervisor: a small daemon that owns one worker's processes and outlives the agent.
 
-usage: python -m onefleet.drivers.supervisor FOLDER
+usage: python -m onefleet.drivers.supervisor [FOLDER]
 
-It reads the order in the folder, forks twice so that it is nobody's child, starts or restores the
-worker, answers one JSON line on stdout (of the process that was called), and then serves commands
-on a socket in the folder until the worker has ended or is saved. If it is killed, its worker's
-processes are killed with it: nothing ever runs unseen. When the lease runs out under which a job
-runs here, it stands still until an agent that has a new one lets it go on.
+Without a folder, a line on stdin names it, in JSON; it may come late. It reads the order there,
+forks twice so that it is nobody's child, starts or restores the worker, answers one JSON line on
+stdout (of the process that was called), and then serves commands on a socket in the folder until
+the worker has ended or is saved. If it is killed, its worker's processes are killed with it:
+nothing ever runs unseen. When the lease runs out under which a job runs here, it stands still until
+an agent that has a new one lets it go on.
 
 Kept to the standard library's light modules: it starts in some 50 ms and there is one a worker.
+What more a restore needs is loaded while it waits for the line.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import importlib
 import json
 import os
 import selectors
@@ -39,6 +42,8 @@ _LOCK_LIMIT_S = 120.0
 #: While it waits for processes whose end the kernel does not announce to it.
 _POLL_S = 0.02
 _KILLED = 128 + signal.SIGKILL
+#: What a restore may need.
+_HEAVY = ("tarfile", "onefleet.drivers.chunk_store")
 
 Worker = cell_worker.CellWorker | keeper.Keeper
 
@@ -442,7 +447,9 @@ def _meaning(status: int | None) -> tuple[int, str]:
 
 
 def main(arguments: list[str]) -> int:
-    folder = arguments[0]
+    folder = arguments[0] if arguments else _awaited()
+    if not folder:  # nobody needs it any more
+        return 0
     os.chdir(folder)
     answer, say = os.pipe()
     child = os.fork()
@@ -451,13 +458,22 @@ def main(arguments: list[str]) -> int:
         os.waitpid(child, 0)
         with os.fdopen(answer, encoding="utf-8") as lines:
             sys.stdout.write(lines.readline())
-        return 0
+        sys.stdout.flush()
+        os._exit(0)  # to take Python down in order would keep who asked waiting
     os.close(answer)
     os.setsid()
     if os.fork():
         os._exit(0)
     _be_daemon(folder, say)
     return 0
+
+
+def _awaited() -> str:
+    """The folder, when it is told; empty at the end of standard input."""
+    for module in _HEAVY:
+        importlib.import_module(module)
+    line = sys.stdin.readline()
+    return str(json.loads(line)) if line else ""
 
 
 def _be_daemon(folder: str, say: int) -> None:

@@ -97,7 +97,7 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
     that shall be made of it while it runs. sources: nodes that have `image`. milli: the share of
     each device that is its own. in_memory: a save may leave its files in memory, if there is room:
     only the devices are to be free, and soon to be used again. soon: what is kept here is about to
-    run here.
+    run here. coming: `image` is being made, and counts only when an order says so without this.
     """
 
     work_id: WorkId
@@ -113,6 +113,7 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
     milli: int = WHOLE
     in_memory: bool = False
     soon: bool = False
+    coming: bool = False
     grace_ms: int = 10_000  # between asking a process to end and killing it
     job: JobSpec | None = None
     gang: GangSpec | None = None

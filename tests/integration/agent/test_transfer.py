@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import http.client
 import os
 import shutil
@@ -9,10 +10,11 @@ import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from onefleet.agent import fetching, records
+from onefleet.agent import fetching, memory_images, records
 from onefleet.agent.archive import tidy
 from onefleet.agent.door import CONNECTIONS_MAX, Door
 from onefleet.agent.protocol import WorkerKey
@@ -38,9 +40,9 @@ def door(tmp_path: Path) -> Iterator[Door]:
     worker = layout.worker(KEY.work_id, KEY.rank)
     (worker / records.IMAGES).mkdir(parents=True)
     target = worker / records.IMAGES / I1
-    partial = Path(images.begin(str(target)))
-    (partial / "pages").write_bytes(BODY)
-    (partial / "empty").write_bytes(b"")
+    files = Path(images.begin(str(target)))
+    (files / "pages").write_bytes(BODY)
+    (files / "empty").write_bytes(b"")
     images.commit(str(target), {"kind": "local"})
     (worker / "stdout").write_text("printed\n")
     (worker / "secret").write_text("not for others")
@@ -62,8 +64,14 @@ def hurry(request: pytest.FixtureRequest) -> bool:
     return bool(request.param == "in a hurry")
 
 
-def fetch(here: Layout, *sources: Source, hurry: bool = True, slice_s: float = 5.0) -> bool:
-    return fetching.fetch(here, KEY, I1, sources, hurry=hurry, slice_s=slice_s)
+def shm(here: Layout) -> Path:
+    """What stands for its file system in memory, where there is one."""
+    return here.root.with_name("shm")
+
+
+def fetch(here: Layout, *sources: Source, **how: Any) -> bool:
+    how = {"hurry": True, "shm": shm(here), **how}
+    return fetching.fetch(here, KEY, I1, sources, **how)
 
 
 def mine(here: Layout) -> Path:
@@ -73,7 +81,12 @@ def mine(here: Layout) -> Path:
 def content(here: Layout) -> bytes:
     """What is in it, once it is put together for a restore."""
     with images.opened(str(mine(here)), str(here.chunks(KEY.work_id))):
-        return (mine(here) / "pages").read_bytes()
+        return Path(images.raw(str(mine(here))), "pages").read_bytes()
+
+
+def partial(here: Layout) -> Path:
+    """Where it lies until it is whole."""
+    return mine(here).with_name(f"{I1}{images.PARTIAL}")
 
 
 def original(door: Door) -> Path:
@@ -85,13 +98,57 @@ def here(tmp_path: Path) -> Layout:
     return Layout(tmp_path / "here")
 
 
+@pytest.fixture
+def roomy(here: Layout, monkeypatch: pytest.MonkeyPatch) -> Layout:
+    """The same, with room in memory."""
+    shm(here).mkdir()
+    monkeypatch.setattr(memory_images, "memory_bytes", lambda: (64 << 30, 60 << 30))
+    return here
+
+
 def test_an_image_comes_whole(door: Door, here: Layout, hurry: bool) -> None:
     assert fetch(here, source(door), hurry=hurry)
     assert content(here) == BODY
     assert (mine(here) / "empty").read_bytes() == b""
     assert images.is_folded(str(mine(here))) is not hurry
+    assert images.is_durable(str(mine(here)))
     shutil.rmtree(original(door))
     assert fetch(here, source(door))  # it is here already
+
+
+def test_what_is_waited_for_comes_into_memory_where_there_is_room(
+    door: Door, roomy: Layout
+) -> None:
+    assert fetch(roomy, source(door))
+    assert content(roomy) == BODY
+    assert not images.is_durable(str(mine(roomy)))
+    assert records.images(mine(roomy).parent.parent) == (I1,)
+    (held,) = shm(roomy).rglob("pages")
+    images.discard(str(mine(roomy)))
+    assert not held.exists()
+
+
+def test_what_was_lost_with_memory_is_fetched_anew(door: Door, roomy: Layout) -> None:
+    assert not fetch(roomy, source(door), slice_s=0)
+    shutil.rmtree(shm(roomy))  # the machine is started anew
+    shm(roomy).mkdir()
+    assert fetch(roomy, source(door))
+    assert content(roomy) == BODY
+
+
+def test_memory_that_others_take_meanwhile_is_done_without(
+    door: Door, roomy: Layout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> bool:
+        raise OSError(errno.ENOSPC, "no space")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fetching._Peer, "copy", full)
+        assert not fetch(roomy, source(door))
+    assert not partial(roomy).exists() and not list(shm(roomy).rglob("pages"))
+    shutil.rmtree(shm(roomy))
+    assert fetch(roomy, source(door))
+    assert images.is_durable(str(mine(roomy))) and content(roomy) == BODY
 
 
 def test_what_is_folded_comes_by_chunks(door: Door, here: Layout) -> None:
@@ -105,8 +162,8 @@ def test_of_a_later_image_only_what_is_new_comes(door: Door, here: Layout) -> No
     assert fetch(here, source(door), hurry=False)
     before = ChunkStore(here.chunks(KEY.work_id)).size_bytes
     later = ImageId("job-1.2")
-    partial = Path(images.begin(str(original(door).with_name(later))))
-    (partial / "pages").write_bytes(b"new".ljust(4096) + BODY[4096:])
+    files = Path(images.begin(str(original(door).with_name(later))))
+    (files / "pages").write_bytes(b"new".ljust(4096) + BODY[4096:])
     images.commit(str(original(door).with_name(later)), {"kind": "local"})
     shown = ticket("key", image_name(KEY.work_id, KEY.rank, later))
     assert fetching.fetch(here, KEY, later, [source(door, shown)], hurry=False)
@@ -116,8 +173,7 @@ def test_of_a_later_image_only_what_is_new_comes(door: Door, here: Layout) -> No
 
 def test_what_has_come_is_not_fetched_again(door: Door, here: Layout) -> None:
     assert not fetch(here, source(door), slice_s=0)
-    partial = mine(here).with_name(f"{I1}{images.PARTIAL}")
-    (partial / "pages").write_bytes(BODY[: 1 << 20])
+    (partial(here) / "pages").write_bytes(BODY[: 1 << 20])
     with (original(door) / "pages").open("r+b") as file:  # what is here already is not looked at
         file.write(b"changed")
     assert fetch(here, source(door))

@@ -307,6 +307,24 @@ def test_a_growing_file_has_no_lines_of_the_future(criu: Bench) -> None:
     asyncio.run(scenario())
 
 
+def test_it_comes_back_with_the_priority_that_it_had(criu: Bench) -> None:
+    source = "import os; os.nice(3); print('up', flush=True); import time; time.sleep(1000)"
+
+    async def scenario() -> None:
+        await criu.driver.start(criu.spec(source))
+        criu.wait_lines(1)
+        await criu.driver.save(criu.folder, criu.image(), leave_running=True)
+        pids = [criu.supervisor(), (await criu.driver.status(criu.folder)).pid]
+        assert [os.getpriority(os.PRIO_PROCESS, pid) for pid in pids] == [0, 3]
+        await criu.driver.save(criu.folder, criu.image("next"))
+        await criu.driver.restore(criu.spec(source), criu.image("next"))
+        pids = [criu.supervisor(), (await criu.driver.status(criu.folder)).pid]
+        assert [os.getpriority(os.PRIO_PROCESS, pid) for pid in pids] == [0, 3]
+        await criu.driver.stop(criu.folder, 0)
+
+    asyncio.run(scenario())
+
+
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two cores")
 def test_it_comes_back_on_other_cores(criu: Bench) -> None:
     source = """

@@ -16,6 +16,7 @@ import pytest
 from onefleet.domain.errors import InvalidRequest
 from onefleet.drivers import process_tree
 from onefleet.drivers.base import WorkerState
+from onefleet.drivers.supervised import SupervisedDriver
 
 from .conftest import Bench, gone, wait_for
 
@@ -55,6 +56,42 @@ async def ended(bench: Bench):
         while (await bench.driver.status(bench.folder)).state is not WorkerState.ENDED:
             await asyncio.sleep(0.01)
     return await bench.driver.status(bench.folder)
+
+
+def test_one_that_was_started_ahead_is_used_and_another_takes_its_place(bench: Bench) -> None:
+    driver = bench.driver
+    assert isinstance(driver, SupervisedDriver)
+
+    def ahead() -> list[int]:
+        return [pid for pid in process_tree.children(os.getpid()) if pid not in before]
+
+    async def scenario() -> None:
+        driver.keep_ready(True)
+        driver.keep_ready(True)
+        (first,) = ahead()
+        await driver.start(bench.spec("print('up', flush=True); import time; time.sleep(1000)"))
+        (second,) = ahead()
+        assert second != first
+        bench.wait_lines(1)
+        os.kill(second, signal.SIGKILL)  # one that has died is no obstacle
+        wait_for(lambda: process_tree.stat_fields(second)[:1], lambda state: state == ["Z"])
+        await driver.stop(bench.folder, 0)
+        assert (await driver.status(bench.folder)).exit_code is not None
+        await driver.start(bench.spec("raise SystemExit(7)"))
+        assert (await ended(bench)).exit_code == 7
+
+    before = process_tree.children(os.getpid())
+    asyncio.run(scenario())
+    driver.keep_ready(False)
+    assert ahead() == []
+
+
+def test_one_that_was_started_ahead_ends_with_who_keeps_it() -> None:
+    source = (
+        "from onefleet.drivers.spare import Spare; it = Spare(); it.refill(); print(it.take().pid)"
+    )
+    said = subprocess.run([sys.executable, "-c", source], stdout=subprocess.PIPE, check=True)
+    wait_for(lambda: gone(int(said.stdout)), bool)
 
 
 def test_it_outlives_the_process_that_started_it(bench: Bench, request) -> None:

@@ -214,6 +214,7 @@ class TestNode:
         self.layout.agent.mkdir(parents=True, exist_ok=True)
         await self.crew.prove()
         self.queue: list[Act] = []
+        self.later: list[Act] = []
         for found in await self.crew.adopt():
             self.take(self.machine.handle(found, Instant(0)))
 
@@ -224,10 +225,15 @@ class TestNode:
     async def settle(self, now: Instant) -> None:
         """Do what is to be done, and look at the workers, until nothing is left."""
         try:
+            self.queue, self.later = [*self.later, *self.queue], []
             while self.queue:
                 act = self.queue.pop(0)
                 done = await self.crew.perform(act)
-                self.take(self.machine.handle(done, now))
+                effects = self.machine.handle(done, now)
+                if done.more:  # it is under way until the next round
+                    self.later += [e for e in effects if not isinstance(e, Report)]
+                else:
+                    self.take(effects)
             for worker in list(self.machine.workers()):
                 if worker.alive and worker.doing is None:
                     seen, _ = await self.crew.status(worker.key, worker.ran)
@@ -263,6 +269,7 @@ class TestPool:
         self.state = replace(self.state, generation=Generation(1))
         self.sightings = Sightings(self.now)
         self.ticks = 0
+        self.followed = False  # some of an image came before it counted
         self.lapsed = False  # what was done after that may be undone
         monkeypatch.setattr(fetching, "fetch", self._fetch)
         monkeypatch.setattr(records, "write", self._fused(records.write))
@@ -285,10 +292,17 @@ class TestPool:
         source = self.nodes[sources[0].node_id]
         found = source.layout.worker(key.work_id, key.rank) / records.IMAGES / image
         target = layout.worker(key.work_id, key.rank) / records.IMAGES / image
+        counts = how["errand"].counts
         if not target.exists():
-            shutil.copytree(found, target)
+            partial = target.with_name(f"{image}{images.PARTIAL}")
+            shutil.rmtree(partial, ignore_errors=True)
+            if found.is_dir():
+                shutil.copytree(found, partial)
+                self.followed |= not counts
+            if counts:
+                partial.rename(target)
         fuse.burn(Moment.AFTER)
-        return True
+        return target.exists()
 
     @property
     def work(self) -> Work:

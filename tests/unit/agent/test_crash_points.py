@@ -42,6 +42,16 @@ async def moved(pool: TestPool) -> None:
     await pool.place(("n2", "0"), ("n1", "1"), restore=True)
 
 
+async def followed_as_it_moved(pool: TestPool) -> None:
+    await pool.place(("n1", "0"), ("n1", "1"))
+    await pool.round()
+    there = (NodeId("n2"), NodeId("n1"))
+    pool.apply(lifecycle.MoveWanted(there), lifecycle.SaveOrdered("it moves"))
+    await pool.until(lambda work: work.phase is Phase.SUSPENDED)
+    assert pool.followed
+    await pool.place(("n2", "0"), ("n1", "1"), restore=True)
+
+
 async def saved_as_it_runs(pool: TestPool) -> None:
     await pool.place(("n1", "0"), ("n2", "0"))
     await pool.round()
@@ -91,6 +101,7 @@ async def resized(pool: TestPool) -> None:
 STORIES: tuple[Story, ...] = (
     suspended_and_resumed,
     moved,
+    followed_as_it_moved,
     saved_as_it_runs,
     frozen_and_thawed,
     frozen_and_saved,
@@ -123,7 +134,10 @@ async def told(pool: TestPool, story: Story, node: str, step: int, moment: Momen
 
 @pytest.mark.parametrize(
     ("story", "node"),
-    [*((story, "n1") for story in STORIES), (moved, "n2"), (suspended_and_resumed, "n2")],
+    [
+        *((story, "n1") for story in STORIES),
+        *((story, "n2") for story in (moved, followed_as_it_moved, suspended_and_resumed)),
+    ],
 )
 @pytest.mark.parametrize("moment", Moment)
 def test_no_step_at_which_an_agent_dies_costs_anything(

@@ -363,6 +363,26 @@ def test_a_fetch_in_no_hurry_is_overtaken_when_it_is_to_run_or_is_not_wanted() -
     assert bench.machine.overtaken() == []
 
 
+def test_an_image_that_is_being_made_is_followed_until_it_counts_or_comes_to_nothing() -> None:
+    coming = order(KEEP, I1, sources=AWAY, soon=True, coming=True)
+    bench = Bench()
+    fetch = only(bench.orders(coming))
+    assert isinstance(fetch, Fetch) and fetch.order.coming
+    assert (bench.machine.overtaken(), bench.machine.counted()) == ([], [])
+    bench.orders(order(RUN, I1, sources=AWAY, epoch=Generation(2)))
+    assert (bench.machine.overtaken(), bench.machine.counted()) == ([], [JOB])
+    again = only(bench.event(Done(JOB, Verb.FETCH, more=True)))
+    assert isinstance(again, Fetch) and not again.order.coming
+    assert isinstance(only(bench.event(Done(JOB, Verb.FETCH))), Restore)
+    for instead in ((), (order(KEEP, I2, sources=AWAY),)):  # its save failed
+        bench = Bench()
+        bench.orders(coming)
+        bench.orders(*instead)
+        assert (bench.machine.overtaken(), bench.machine.counted()) == ([JOB], [])
+        after = only(bench.event(Done(JOB, Verb.FETCH, more=True)))
+        assert isinstance(after, Fetch if instead else Discard)
+
+
 def test_old_images_do_not_keep_what_is_about_to_run_waiting() -> None:
     bench = Bench()
     bench.event(adopted(None, image=I1, images=(I1, I2)))

@@ -213,9 +213,26 @@ def test_who_moves_is_saved_into_memory_and_waited_for_where_it_goes() -> None:
     assert of(moving, "n1")[0].in_memory
     stays = lifecycle.apply(RUNNING, lifecycle.SaveOrdered("waits"), NOW)
     assert not of(stays, "n1")[0].in_memory
-    (coming,) = of(replace(SUSPENDED, move_to=there), "n2", **near("a", "b"))
+    (kept,) = of(replace(SUSPENDED, move_to=there), "n2", **near("a", "b"))
     (copy,) = of(SUSPENDED, "n2", **near("a", "b"))
-    assert (coming.verb, coming.soon, copy.soon) == (OrderVerb.KEEP, True, False)
+    assert (kept.verb, kept.soon, copy.soon) == (OrderVerb.KEEP, True, False)
+    assert not (kept.coming or copy.coming)
+
+
+def test_an_image_is_followed_where_its_worker_goes_as_it_is_saved() -> None:
+    before = replace(RESTORED, move_to=(NodeId("n2"),))
+    (older,) = of(before, "n2", **near("a", "b"))  # a copy of it goes there already
+    moving = lifecycle.apply(before, lifecycle.SaveOrdered("moves"), NOW)
+    (coming,) = of(moving, "n2", **near("a", "b"))
+    assert (coming.verb, coming.soon, coming.coming) == (OrderVerb.KEEP, True, True)
+    assert coming.image == lifecycle.image_id(moving) != older.image
+    assert coming.images == (coming.image, older.image)
+    assert [s.node_id for s in coming.sources] == ["n1"]
+    assert [o.verb for o in of(moving, "n1", **near("a", "b"))] == [OrderVerb.SAVE]
+    unreachable = {"nodes": by_id(a_node("n1"), a_node("n2", address="b:1"))}
+    assert not any(o.coming for o in of(moving, "n2", **unreachable))
+    failed = lifecycle.apply(moving, lifecycle.SaveFailed("no"), NOW)
+    assert of(failed, "n2", **near("a", "b")) == [older]
 
 
 def test_an_older_image_is_kept_where_it_lies() -> None:
