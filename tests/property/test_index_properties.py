@@ -70,6 +70,7 @@ def facts(index: Index) -> dict[str, Any]:
         "lenders": roster.errands.lenders,
         "frozen": roster.errands.frozen,
         "promised": roster.errands.promised,
+        "fixed": roster.errands.fixed,
     }
 
 

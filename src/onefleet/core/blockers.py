@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from onefleet.core.capacity import Capacity
 from onefleet.core.feasibility import feasibility, node_memory
+from onefleet.core.guarantees import Guarantees
 from onefleet.core.index import LEAVING, NOW, Home, Index
 from onefleet.core.index.homes import roams_at
 from onefleet.core.plan import Blocker, Gate
@@ -67,6 +68,7 @@ class Blockers:
             *self._start(work),
             *self._feasibility(work),
             *self._data(work),
+            *self._guarantees(work),
             *self._contention(work, self._waiting.get(work.id)),
         ]
         return tuple(found) or (Blocker(Gate.START, "the next pass will place it"),)
@@ -125,6 +127,15 @@ class Blockers:
             elif node_id not in self._capacity.rooms:
                 text = f"its image lies on node {node_id}, whose lease ran out"
                 yield Blocker(Gate.DATA, text)
+
+    def _guarantees(self, work: Work) -> Iterator[Blocker]:
+        if not Guarantees(self._unkept).products(work):
+            return
+        later = ", or before it ends"
+        if work.terms.estimate_ms is None:
+            later = ", or later: nobody knows when it ends (onefleet run --estimate says so)"
+        text = f"cannot be suspended, and so gets no device that is reserved for others now{later}"
+        yield Blocker(Gate.QUOTA, text)
 
     def _contention(self, work: Work, waiting: Waiting | None) -> Iterator[Blocker]:
         home, demand = self._home(work), work.demand

@@ -13,9 +13,14 @@ from onefleet.core.checkpointing import due_at
 from onefleet.core.policy import Policy
 from onefleet.core.promise import Bearer, bears_promise, promise_of
 from onefleet.core.snapshot import devices_held
-from onefleet.domain.fleet import Node, NodeState
-from onefleet.domain.ids import Instant, NodeId, WorkId
+from onefleet.domain.fleet import DeviceKind, Node, NodeState
+from onefleet.domain.ids import Instant, NodeId, TenantId, WorkId
+from onefleet.domain.tiers import Tier
 from onefleet.domain.work import Phase, Want, Work, WorkKind
+
+#: The kind and product of devices that jobs hold which cannot be suspended, and the tenant of
+#: premium ones; of the others it does not matter ("").
+Fixed = tuple[DeviceKind, str, TenantId]
 
 
 class Errands:
@@ -24,7 +29,8 @@ class Errands:
     first. to_checkpoint: running works whose newest image is old. to_move: running jobs that shall
     be elsewhere. to_resize: running elastic jobs that have not the width that they shall have.
     lenders: running elastic jobs that have more than their least, because it was free.
-    frozen: works that stand still. promised: thousandths of devices that works are promised."""
+    frozen: works that stand still. promised: thousandths of devices that works are promised. fixed:
+    thousandths of devices that jobs hold which cannot be suspended."""
 
     def __init__(
         self, policy: Policy, works: Mapping[WorkId, Work], nodes: Mapping[NodeId, Node]
@@ -37,6 +43,8 @@ class Errands:
         self.lenders: dict[WorkId, None] = {}
         self.frozen: dict[WorkId, None] = {}
         self.promised: dict[Bearer, int] = {}
+        self.fixed: dict[Fixed, int] = {}
+        self._fixed_by: dict[WorkId, dict[Fixed, int]] = {}
         self._nodes = nodes
         self._policy = policy
         self._works = works
@@ -60,6 +68,8 @@ class Errands:
         if work.phase is Phase.FROZEN:
             self.frozen[work.id] = None
         self._count(work, 1)
+        if work.kind is WorkKind.JOB and not work.suspendable and work.placement:
+            self._fix(self._fixed_by.setdefault(work.id, self._fixed_of(work)), 1)
         due = self.due(work)
         if due is not None and due <= now:
             self.to_checkpoint[work.id] = None
@@ -85,6 +95,7 @@ class Errands:
         self.lenders.pop(work.id, None)
         self.frozen.pop(work.id, None)
         self._count(work, -1)
+        self._fix(self._fixed_by.pop(work.id, {}), -1)
 
     def dependents(self, work_id: WorkId) -> tuple[WorkId, ...]:
         """Works that wait for this one."""
@@ -105,6 +116,25 @@ class Errands:
             if any(cordon.device_id in slot.devices for cordon in node.cordons):
                 return True
         return False
+
+    def _fixed_of(self, work: Work) -> dict[Fixed, int]:
+        """What it holds; a device that its ranks take turns on counts once."""
+        tenant_id = work.tenant_id if work.tier is Tier.PREMIUM else TenantId("")
+        held = {d: (s.node_id, s.milli) for s in work.placement for d in s.devices}
+        found: dict[Fixed, int] = {}
+        for device_id, (node_id, milli) in held.items():
+            node = self._nodes.get(node_id)
+            devices = () if node is None else node.devices
+            product = next((d.product for d in devices if d.id == device_id), "")
+            key = (work.demand.kind, product, tenant_id)
+            found[key] = found.get(key, 0) + milli
+        return found
+
+    def _fix(self, held: Mapping[Fixed, int], sign: int) -> None:
+        for key, milli in held.items():
+            left = self.fixed.pop(key, 0) + sign * milli
+            if left:
+                self.fixed[key] = left
 
     def _is_ahead(self, work_id: WorkId) -> bool:
         other = self._works.get(work_id)

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from onefleet.core.blockers import Waiting
 from onefleet.core.capacity import Nodes, Shy, out_of_reach
 from onefleet.core.deadlines import is_urgent
+from onefleet.core.guarantees import Guarantees
 from onefleet.core.index import SOON, Home, Room
 from onefleet.core.index.lines import Queue
 from onefleet.core.index.room import workers_in_time
@@ -70,6 +71,7 @@ class Placing:
         self.waiting: dict[WorkId, Waiting] = {}
         self.contended: dict[DeviceKind, list[WorkId]] = {}
         self.started = self.restored = self.moved = self.narrowed = 0
+        self.guarantees = Guarantees(this.index)
         self.no_fit = Hopeless()
         self.no_room: dict[bool, Hopeless] = {}  # in this rank, for who claims its part or not
         self.shares = {tier: Shares(this.index, tier, this.now) for tier in Tier}
@@ -114,14 +116,17 @@ class Placing:
     def _place_one(self, work: Work) -> bool:
         """Place it on free devices, if it fits whole."""
         home = self.this.index.roster.home_of(work)
-        if self.no_fit.has(work.demand, home):  # free devices only get fewer within a pass
+        shy = self.guarantees.shy(work)
+        # What is free only gets less within a pass.
+        if shy is None and self.no_fit.has(work.demand, home):
             return False
         fitting = None
         if work.kind is WorkKind.REPLICA:  # it stays for long: not where an image needs the room
             fitting = self.this.capacity.fit(work.demand, home, self._claims(work.demand))
-        fitting = fitting or self.this.capacity.fit(work.demand, home)
+        fitting = fitting or self.this.capacity.fit(work.demand, home, shy)
         if fitting is None:
-            self.no_fit.add(work.demand, home)
+            if shy is None:
+                self.no_fit.add(work.demand, home)
             return False
         slots = self.this.capacity.take(work.demand, fitting)
         restore = work.phase is Phase.SUSPENDED
@@ -137,6 +142,8 @@ class Placing:
     def _make_room(self, work: Work, rank: int, queue: Queue) -> bool:
         """Keep what is leaving for it; if that is too little, make more leave, if that suffices."""
         this, demand = self.this, work.demand
+        if self.guarantees.shy(work) is not None:
+            return True  # it takes what is free and may be taken, and nothing is kept for it
         home = this.index.roster.home_of(work)
         line = self.contended.setdefault(demand.kind, [])
         ahead = len(line)
