@@ -69,6 +69,7 @@ def facts(index: Index) -> dict[str, Any]:
         "resize": roster.errands.to_resize,
         "lenders": roster.errands.lenders,
         "frozen": roster.errands.frozen,
+        "on their way": roster.errands.on_their_way,
         "promised": roster.errands.promised,
         "fixed": roster.errands.fixed,
     }

@@ -329,8 +329,13 @@ class _Checker:
             node = self.nodes.get(node_id)
             if node is None or not self._usable(node):
                 yield f"{work.id} is moved to {node_id}, which is not usable"
-        if decision.for_work is not None:
-            yield from self._outranked(work, decision.for_work)
+        if decision.for_work is None:
+            return
+        waiting = self.works.get(decision.for_work)
+        if waiting is None or not _waits(waiting):
+            yield f"{work.id} moves for {decision.for_work}, which does not wait"
+        elif self._ranks()[work.id] < self._ranks()[decision.for_work]:
+            yield f"{work.id} moves for {decision.for_work}, which ranks behind it"
 
     def _stop(self, work: Work, decision: Stop) -> Iterator[str]:
         if decision.for_work is None:

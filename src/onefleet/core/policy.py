@@ -34,6 +34,8 @@ class Policy:
     cheapest victims: a fixed part, its state's bytes twice (out and in), loading a model again.
     move_fixed_ms, move_bytes_per_ms: how long an image takes to another node (1 Gbit/s); suspended
     work waits for so long before it goes on where its image is not.
+    moves_max, move_rest_ms: so many jobs move at once, at most, to make one piece of what is free;
+    each after having run for so long. 0 of them: none ever does.
     freeze_ms: work that stands still and wants to run is saved after this long, so that it can go
     on elsewhere.
     node_mttf_ms: the time between two failures of one node, for periodic checkpoints.
@@ -56,6 +58,8 @@ class Policy:
     replica_start_ms: int = 3_000
     move_fixed_ms: int = 500
     move_bytes_per_ms: int = 125_000
+    moves_max: int = 4
+    move_rest_ms: int = 900_000
     freeze_ms: int = 60_000
     node_mttf_ms: int = PRIOR_NODE_MS
 

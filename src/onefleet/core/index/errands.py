@@ -29,8 +29,9 @@ class Errands:
     first. to_checkpoint: running works whose newest image is old. to_move: running jobs that shall
     be elsewhere. to_resize: running elastic jobs that have not the width that they shall have.
     lenders: running elastic jobs that have more than their least, because it was free.
-    frozen: works that stand still. promised: thousandths of devices that works are promised. fixed:
-    thousandths of devices that jobs hold which cannot be suspended."""
+    on_their_way: jobs that are being
+    saved to go on elsewhere. frozen: works that stand still. promised: thousandths of devices that
+    works are promised. fixed: thousandths of devices that jobs hold which cannot be suspended."""
 
     def __init__(
         self, policy: Policy, works: Mapping[WorkId, Work], nodes: Mapping[NodeId, Node]
@@ -41,6 +42,7 @@ class Errands:
         self.to_move: dict[WorkId, None] = {}
         self.to_resize: dict[WorkId, None] = {}
         self.lenders: dict[WorkId, None] = {}
+        self.on_their_way: dict[WorkId, None] = {}
         self.frozen: dict[WorkId, None] = {}
         self.promised: dict[Bearer, int] = {}
         self.fixed: dict[Fixed, int] = {}
@@ -65,6 +67,8 @@ class Errands:
             self.to_resize[work.id] = None
         if _runs(work) and work.width is None and devices_held(work) > work.demand.least:
             self.lenders[work.id] = None
+        if work.phase is Phase.SAVING and work.move_to and work.want is Want.RUN:
+            self.on_their_way[work.id] = None
         if work.phase is Phase.FROZEN:
             self.frozen[work.id] = None
         self._count(work, 1)
@@ -93,6 +97,7 @@ class Errands:
         self.to_move.pop(work.id, None)
         self.to_resize.pop(work.id, None)
         self.lenders.pop(work.id, None)
+        self.on_their_way.pop(work.id, None)
         self.frozen.pop(work.id, None)
         self._count(work, -1)
         self._fix(self._fixed_by.pop(work.id, {}), -1)

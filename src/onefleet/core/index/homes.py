@@ -13,6 +13,7 @@ on in the same places are looked at together.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from onefleet.core.index.fleet import Fleet
@@ -52,16 +53,30 @@ def home_of(work: Work, fleet: Fleet, now: Instant, policy: Policy) -> Home | No
     if work.phase is not Phase.SUSPENDED or image is None:
         return None
     wish = wish_of(work)
-    if wish and all(node_id in fleet.usable for node_id in wish):
+    if not all(node_id in fleet.usable for node_id in wish):
+        wish = ()  # it is not there any more
+    elif wish and not is_driven(work):
         return Home(wish)
     kind = work.demand.kind
     kin = kin_of(image.nodes, fleet, kind)
+    first = [wish] if wish else []
     if kin is None:
-        return Home(image.nodes)
+        return Home(*_first_of([*first, image.nodes]))
     layers = zip(*image.copies, strict=False)
     copies = tuple(nodes for nodes in layers if kin_of(nodes, fleet, kind) == kin)
     at = roams_at(work, fleet, policy)
-    return Home(image.nodes, copies, None if at is None or now < at else kin)
+    ways = _first_of([*first, image.nodes, *copies])
+    return Home(*ways, None if at is None or now < at else kin)
+
+
+def _first_of(ways: Sequence[Nodes]) -> tuple[Nodes, tuple[Nodes, ...]]:
+    return ways[0], tuple(ways[1:])
+
+
+def is_driven(work: Work) -> bool:
+    """Whether it moves for the sake of others: where to is the pool's choice, not its owner's."""
+    last = work.receipts[-1] if work.receipts else None
+    return last is not None and last.back_at is None and last.by is not None
 
 
 def wish_of(work: Work) -> Nodes:

@@ -12,8 +12,13 @@ from onefleet.domain.work import Work
 
 
 def move(this: Scratch) -> None:
-    """Save what shall be elsewhere, if it has a place there now; until then it runs where it is."""
+    """Save what shall be elsewhere, if it has a place there now; until then it runs where it is.
+
+    What is on its way has its place kept.
+    """
     this.index.settle()
+    for work_id in sorted(this.index.roster.errands.on_their_way):
+        keep_place(this, this.works[work_id])
     moved, waiting = 0, 0
     for work_id in sorted(this.index.roster.errands.to_move):
         work = this.works[work_id]
@@ -24,9 +29,18 @@ def move(this: Scratch) -> None:
             waiting += 1
         else:
             this.decide(Move(work_id, target, _why(this, work)))
+            keep_place(this, this.works[work_id])
             moved += 1
     text = f"{moved} works move to other nodes or devices"
     this.report("move", text + (f", {waiting} have no place to move to" if waiting else ""))
+
+
+def keep_place(this: Scratch, work: Work) -> None:
+    """Keep devices where it is going, so that nothing takes them while it is saved."""
+    wish = Home(wish_of(work))
+    fitting = this.capacity.fit(work.demand, wish) or this.capacity.fit_soon(work.demand, wish)
+    if fitting is not None:
+        this.capacity.keep(work.demand, fitting)
 
 
 def _target(this: Scratch, work: Work) -> Nodes | None:

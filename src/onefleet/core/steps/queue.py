@@ -21,6 +21,7 @@ from onefleet.core.ordering import RANK_NAMES, TIERS
 from onefleet.core.plan import Freeze, Place, Resize, Stop, Suspend
 from onefleet.core.scratch import Scratch
 from onefleet.core.shares import Shares
+from onefleet.core.steps.defragment import defragment, is_worth_a_search
 from onefleet.core.steps.narrow import narrow_for
 from onefleet.core.steps.still import freeze_for
 from onefleet.domain.fleet import DeviceKind
@@ -72,6 +73,7 @@ class Placing:
         self.contended: dict[DeviceKind, list[WorkId]] = {}
         self.started = self.restored = self.moved = self.narrowed = 0
         self.guarantees = Guarantees(this.index)
+        self.searched = False  # for moves that make one piece of what is free
         self.no_fit = Hopeless()
         self.no_room: dict[bool, Hopeless] = {}  # in this rank, for who claims its part or not
         self.shares = {tier: Shares(this.index, tier, this.now) for tier in Tier}
@@ -159,7 +161,7 @@ class Placing:
             return True
         if fitting is None:
             chosen = this.victims.choose(work, rank, home, queue.under, claims=queue.claims)
-            if not chosen:
+            if not chosen and not self._defragment(work, rank, home):
                 if home is not None and this.waited_ms(work) >= this.policy.patience_ms:
                     self._relocate(work, rank, home.nodes)
                 no_room.add(demand, home)
@@ -177,6 +179,18 @@ class Placing:
         self.waiting[work.id] = self.waiting[work.id]._replace(kept=True)
         self.shares[work.tier].grant(work)
         return True
+
+    def _defragment(self, work: Work, rank: int, home: Home | None) -> bool:
+        """Have jobs moved so that it finds its devices in one piece; one search a pass."""
+        late = self.this.waited_ms(work) >= self.this.policy.patience_ms
+        if self.searched or not late or not is_worth_a_search(self.this, work, home):
+            return False
+        self.searched = True
+        count = defragment(self.this, work, rank)
+        self.moved += count
+        if count:
+            self._hope()
+        return count > 0
 
     def _place_on(self, freed: Sequence[Resize | Freeze], work: Work) -> bool:
         """Place it on what comes free at once."""
