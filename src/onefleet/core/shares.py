@@ -33,6 +33,8 @@ class Shares:
 
     def __init__(self, index: Index, tier: Tier, now: Instant) -> None:
         self._index, self._tier, self._now = index, tier, now
+        self._lines: dict[TenantId, list[TenantId]] = {}
+        self._had: dict[tuple[TenantId, DeviceKind], int] = {}  # device-milliseconds of late
         self._uses: dict[tuple[TenantId, DeviceKind], int] = {}
         self._shares: dict[tuple[TenantId, DeviceKind], Share] = {}
 
@@ -40,8 +42,8 @@ class Shares:
         """Of those above it and of the tenant itself, from the top; the smaller goes first."""
         found = self._shares.get((tenant_id, kind))
         if found is None:
-            line = reversed(lineage(tenant_id, self._index.tenants))
-            found = tuple(self._use(name, kind) * WEIGHT // self._weight(name) for name in line)
+            line = reversed(self._line(tenant_id))
+            found = tuple([self._use(name, kind) * WEIGHT // self._weight(name) for name in line])
             self._shares[tenant_id, kind] = found
         return found
 
@@ -49,7 +51,7 @@ class Shares:
         """Devices were found for it, or are kept for it."""
         kind = work.demand.kind
         used = work.demand.least * work.demand.milli * HALVING_MS // WHOLE
-        for name in lineage(work.tenant_id, self._index.tenants):
+        for name in self._line(work.tenant_id):
             self._uses[name, kind] = self._use(name, kind) + used
         self._shares.clear()
 
@@ -59,15 +61,17 @@ class Shares:
         By what was had alone: what is given and taken away at one moment does not change it, or two
         tenants would take the same devices from each other in turn.
         """
-        usage, tenants, bucket = self._index.roster.usage, self._index.tenants, (self._tier, kind)
-        lines = {name: lineage(name, tenants) for name in usage.wanting(bucket)}
+        wanting = self._index.roster.usage.wanting((self._tier, kind))
+        if len(wanting) < 2:
+            return Under((), ())
+        lines = {name: self._line(name) for name in wanting}
         siblings: dict[TenantId | None, dict[TenantId, None]] = {}
         for line in lines.values():
             for name, parent in zip(line, [*line[1:], None], strict=True):
                 siblings.setdefault(parent, {})[name] = None
         permille: dict[TenantId, int] = {}  # of its part
         for group in siblings.values():
-            had = {name: usage.of(name, bucket, self._now) for name in group}
+            had = {name: self._had_by(name, kind) for name in group}
             all_had, weight = sum(had.values()), sum(self._weight(name) for name in group)
             for name, its_own in had.items():
                 part = all_had * self._weight(name)
@@ -82,10 +86,23 @@ class Shares:
         """Device-milliseconds."""
         use = self._uses.get((tenant_id, kind))
         if use is None:
-            usage, bucket = self._index.roster.usage, (self._tier, kind)
-            daily = usage.held(tenant_id, bucket) * HALVING_MS // WHOLE
-            use = self._uses[tenant_id, kind] = usage.of(tenant_id, bucket, self._now) + daily
+            held = self._index.roster.usage.held(tenant_id, (self._tier, kind))
+            use = self._had_by(tenant_id, kind) + held * HALVING_MS // WHOLE
+            self._uses[tenant_id, kind] = use
         return use
+
+    def _had_by(self, tenant_id: TenantId, kind: DeviceKind) -> int:
+        had = self._had.get((tenant_id, kind))
+        if had is None:
+            had = self._index.roster.usage.of(tenant_id, (self._tier, kind), self._now)
+            self._had[tenant_id, kind] = had
+        return had
+
+    def _line(self, tenant_id: TenantId) -> list[TenantId]:
+        line = self._lines.get(tenant_id)
+        if line is None:
+            line = self._lines[tenant_id] = lineage(tenant_id, self._index.tenants)
+        return line
 
     def _weight(self, tenant_id: TenantId) -> int:
         tenant = self._index.tenants.get(tenant_id)

@@ -26,7 +26,8 @@ class DeviceUse:
 
     def of(self, tenant_id: TenantId, bucket: Bucket, now: Instant) -> int:
         """Device-milliseconds of late, by now."""
-        return sum(use.by(now) for use in self._days.get((tenant_id, bucket), {}).values())
+        days = self._days.get((tenant_id, bucket))
+        return sum([use.by(now) for use in days.values()]) if days else 0
 
     def buckets(self, tenant_id: TenantId) -> list[Bucket]:
         """Where it has had anything."""
