@@ -16,7 +16,6 @@ from typing import NamedTuple
 
 from onefleet.core.capacity import Capacity, Shy, out_of_reach, whole
 from onefleet.core.index import Hold, Home, Index, gone
-from onefleet.core.index.lines import Under
 from onefleet.core.index.movable import Scope, Victim
 from onefleet.core.index.room import workers_on, workers_without
 from onefleet.core.index.shelves import rising
@@ -28,16 +27,27 @@ from onefleet.domain.work import Demand, Work, WorkKind
 NODES_COMPARED = 64
 
 
+class Rights(NamedTuple):
+    """What waiting work may take of its own rank, if it takes its `turns` there by now: the devices
+    of works above its level, but not of `sheltered` tenants; or, if it `claims` its tenant's part,
+    those of works on any level, and of sheltered tenants those of works above its own."""
+
+    turns: bool
+    claims: bool
+    sheltered: Collection[TenantId]
+
+
+ANY = Rights(turns=True, claims=True, sheltered=())
+
+
 class Able(NamedTuple):
     """Who may have to make room: works of ranks from `lowest` on; of the waiting work's own rank
-    those above its level, or all (None), but not those of `sheltered` tenants; or, if it `claims`
-    its tenant's part, those on any level, and of sheltered tenants those above its own."""
+    those that its level and its rights permit, or all (None)."""
 
     lowest: int
     rank: int
     level: int | None
-    claims: bool = False
-    sheltered: Collection[TenantId] = ()
+    rights: Rights
 
     def has(self, victim: Victim) -> bool:
         """Whether it is one of them."""
@@ -46,8 +56,8 @@ class Able(NamedTuple):
         if victim.tier_order < -self.rank or self.level is None:
             return True
         is_above = victim.level_order < -self.level
-        is_sheltered = victim.work.tenant_id in self.sheltered
-        return is_above or not is_sheltered if self.claims else is_above and not is_sheltered
+        is_sheltered = victim.work.tenant_id in self.rights.sheltered
+        return is_above or not is_sheltered if self.rights.claims else is_above and not is_sheltered
 
 
 Suffices = Callable[[Sequence[Victim]], bool]
@@ -65,19 +75,18 @@ class Victims:
         """It has made room already, in another way."""
         self._spared[work_id] = None
 
-    def choose(
-        self, work: Work, rank: int, home: Home | None, under: Under, *, claims: bool
-    ) -> tuple[Work, ...]:
+    def choose(self, work: Work, rank: int, home: Home | None, rights: Rights) -> tuple[Work, ...]:
         """The cheapest set that makes room for the work, or nothing when no set does.
 
-        home: where the work may go on. claims: its tenant is under its part.
+        home: where the work may go on.
         """
         demand = work.demand
         self._index.settle_rooms()
         level = self._index.roster.level_of(work)
-        last = max(rank, RESERVED + 1)  # nobody gives way to his like inside a reservation
+        shares_rank = rights.turns and rank > RESERVED  # nobody gives way inside a reservation
+        last = rank if shares_rank else rank + 1
         for lowest in range(BASIC, last - 1, -1):  # lowest tiers alone, if that suffices
-            able = Able(lowest, rank, level, claims, under.sheltered)
+            able = Able(lowest, rank, level, rights)
             found: list[Victim] = []
             for nodes in () if home is None else (home.nodes, *home.copies):
                 found = found or self._there(demand, nodes, able)
@@ -99,7 +108,7 @@ class Victims:
             return None
         movers = [
             victim
-            for victim in self._candidates(work.demand, tuple(places), Able(rank, rank, None))
+            for victim in self._candidates(work.demand, tuple(places), Able(rank, rank, None, ANY))
             if victim.work.kind is WorkKind.REPLICA
             and self._capacity.fit(victim.work.demand, None, lambda r: r.node.id in places)
         ]

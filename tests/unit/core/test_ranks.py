@@ -180,7 +180,7 @@ def test_it_takes_its_turn_from_any_other_and_keeps_it_until_it_has_a_quarter_mo
         waits = basic("w", tenant_id=TenantId(waiting), served_ms=HOUR)
         tenants = [a_tenant(name, **changes) for name, changes in had(a_ms, b_ms).items()]
         snapshot = a_snapshot([lasting_node()], [held, waits], tenants=tenants)
-        decided = planned(snapshot, POLICY, Instant(NOON + 1)).decisions
+        decided = planned(snapshot, POLICY, Instant(NOON + MINUTE)).decisions
         assert all(isinstance(decision, Suspend) for decision in decided)
         return [decision.reason for decision in decided if isinstance(decision, Suspend)]
 
@@ -209,6 +209,20 @@ def test_a_job_that_has_had_twice_as_much_makes_room_for_one_of_its_rank() -> No
     snapshot = a_snapshot([lasting_node()], [running, had_too])
     assert not planned(snapshot, POLICY, Instant(NOON + 19 * MINUTE)).decisions
     assert planned(snapshot, POLICY, Instant(NOON + 20 * MINUTE)).decisions
+
+
+def test_a_turn_is_taken_once_what_waits_has_waited_and_a_tier_gives_way_at_once() -> None:
+    running = placed(basic("r"), ("n1", "0"), at=NOON)
+    since = Instant(NOON + 20 * MINUTE)
+    early, late = Instant(since + 29_999), Instant(since + 30_000)
+    waits = basic("w", at=since)
+    for now, moved in ((early, 0), (late, 1)):
+        assert (
+            len(planned(a_snapshot([lasting_node()], [running, waits]), POLICY, now).decisions)
+            == moved
+        )
+    higher = replace(waits, tier=Tier.PREMIUM)
+    assert planned(a_snapshot([lasting_node()], [running, higher]), POLICY, since).decisions
 
 
 def test_of_two_the_one_that_has_had_more_goes_and_who_has_had_least_comes_first() -> None:

@@ -19,6 +19,7 @@ from onefleet.core.index.room import workers_in_time
 from onefleet.core.index.shelves import falling
 from onefleet.core.ordering import RANK_NAMES, TIERS
 from onefleet.core.plan import Freeze, Place, Resize, Stop, Suspend
+from onefleet.core.preemption import Rights
 from onefleet.core.scratch import Scratch
 from onefleet.core.shares import Shares
 from onefleet.core.steps.defragment import defragment, is_worth_a_search
@@ -75,7 +76,7 @@ class Placing:
         self.guarantees = Guarantees(this.index)
         self.searched = False  # for moves that make one piece of what is free
         self.no_fit = Hopeless()
-        self.no_room: dict[bool, Hopeless] = {}  # in this rank, for who claims its part or not
+        self.no_room: dict[tuple[bool, bool], Hopeless] = {}  # in this rank: claims, takes turns
         self.shares = {tier: Shares(this.index, tier, this.now) for tier in Tier}
         self.queues: list[Queue] = []
 
@@ -96,7 +97,7 @@ class Placing:
         patience_ms = self.this.policy.patience_ms
         for rank, queue in enumerate(self.queues):
             heads: dict[DeviceKind, Work] = {}
-            self.no_room = {claims: Hopeless() for claims in (True, False)}
+            self.no_room = {(c, t): Hopeless() for c in (True, False) for t in (True, False)}
             for work_id in queue:
                 work = self.this.works[work_id]
                 if self._place_one(work) or self._make_room(work, rank, queue):
@@ -152,20 +153,22 @@ class Placing:
         line.append(work.id)
         late = not queue.claims and bool(queue.under.claiming)
         self.waiting[work.id] = Waiting(line, ahead, kept=False, late=late)
-        no_room = self.no_room[queue.claims]
+        turns = this.waited_ms(work) >= this.policy.patience_ms
+        no_room = self.no_room[queue.claims, turns]
         if no_room.has(demand, home):
-            self._pass_over(queue)
+            self._pass_over(queue, turns)
             return False
         fitting = this.capacity.fit_soon(demand, home)
         if fitting is None and self._place_on(narrow_for(this, work, rank, home), work):
             return True
         if fitting is None:
-            chosen = this.victims.choose(work, rank, home, queue.under, claims=queue.claims)
+            rights = Rights(turns, queue.claims, queue.under.sheltered)
+            chosen = this.victims.choose(work, rank, home, rights)
             if not chosen and not self._defragment(work, rank, home):
                 if home is not None and this.waited_ms(work) >= this.policy.patience_ms:
                     self._relocate(work, rank, home.nodes)
                 no_room.add(demand, home)
-                self._pass_over(queue)
+                self._pass_over(queue, turns)
                 return False
             reasons = [self._reason(victim, work, claims=queue.claims) for victim in chosen]
             queue.hope()
@@ -214,8 +217,9 @@ class Placing:
         for hopeless in self.no_room.values():
             hopeless.clear()
 
-    def _pass_over(self, queue: Queue) -> None:
-        if not self.thorough:
+    def _pass_over(self, queue: Queue, turns: bool) -> None:
+        """Others of its shape find no more, unless they have waited and it has not."""
+        if turns and not self.thorough:
             queue.pass_over()
 
     def _reason(self, victim: Work, waiting: Work, *, claims: bool) -> str:
