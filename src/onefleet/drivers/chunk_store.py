@@ -103,8 +103,6 @@ class ChunkStore:
         to check. Raises UpstreamFailed for what is damaged, OSError (a full disk, for one).
         """
         with self.opened(path) as (found, opened):
-            for pack in opened:
-                pack.expect()
             names = [f"{target}/{name}" for name, _ in found.files]
             files: list[int] = []
             try:
@@ -217,9 +215,9 @@ class StoreWriter:
         used = [opened[name] for name in found.packs]
         states = [xxhash.xxh3_128() for _ in found.files]
         left = [size for _, size in found.files]
-        cache: dict[tuple[int, int], bytes] = {}
+        frames = _Frames(used)
         for number, _, run in found.places():
-            for piece in _contents(run, used, cache):
+            for piece in frames.contents(run):
                 states[number].update(piece[: left[number]])
                 left[number] -= len(piece)
         names = [name for name, _ in found.files]
@@ -376,24 +374,41 @@ def _marked(pack: Pack, mark: bytearray) -> Iterator[tuple[int, memoryview]]:
                 yield number, view[(number - begins) * CHUNK : (number - begins + 1) * CHUNK]
 
 
-def _contents(
-    run: Run, opened: Sequence[Pack], cache: dict[tuple[int, int], bytes]
-) -> Iterator[bytes | memoryview]:
-    """The bytes of a run, a frame or less at a time."""
-    first, left = run.first, run.chunks
-    while left:
-        within = first % FRAME
-        count = min(left, FRAME - within)
-        if run.pack == ZEROS:
-            yield bytes(count * CHUNK)
-        else:
-            key = (run.pack, first // FRAME)
-            if key not in cache:
-                cache[key] = opened[run.pack].frame(key[1])
-                if len(cache) > _FRAMES_KEPT:
-                    del cache[next(iter(cache))]
-            yield memoryview(cache[key])[within * CHUNK : (within + count) * CHUNK]
-        first, left = first + count, left - count
+class _Frames:
+    """The frames of packs, the last few of them kept."""
+
+    def __init__(self, opened: Sequence[Pack]) -> None:
+        self._opened = opened
+        self._kept: dict[tuple[int, int], memoryview] = {}
+
+    def contents(self, run: Run) -> list[memoryview]:
+        """The bytes of a run, a frame or less a piece.
+
+        An image that changed a little each time has tens of thousands of short runs.
+        """
+        pack, first, left = run
+        number, within = divmod(first, FRAME)
+        if pack != ZEROS and within + left <= FRAME:
+            return [self._frame(pack, number)[within * CHUNK : (within + left) * CHUNK]]
+        pieces = []
+        while left:
+            count = min(left, FRAME - within)
+            if pack == ZEROS:
+                pieces.append(memoryview(bytes(count * CHUNK)))
+            else:
+                frame = self._frame(pack, number)
+                pieces.append(frame[within * CHUNK : (within + count) * CHUNK])
+            number, within, left = number + 1, 0, left - count
+        return pieces
+
+    def _frame(self, pack: int, number: int) -> memoryview:
+        key = pack, number
+        found = self._kept.get(key)
+        if found is None:
+            found = self._kept[key] = memoryview(self._opened[pack].frame(number))
+            if len(self._kept) > _FRAMES_KEPT:
+                del self._kept[next(iter(self._kept))]
+        return found
 
 
 def _fill(found: Recipe, opened: Sequence[Pack], files: Sequence[int]) -> None:
@@ -410,11 +425,11 @@ def _fill(found: Recipe, opened: Sequence[Pack], files: Sequence[int]) -> None:
             return list(islice(stretches, _BLOCK))
 
     def work() -> None:
-        cache: dict[tuple[int, int], bytes] = {}
+        frames = _Frames(opened)
         try:
             while not failed and (block := next_block()):
                 for file, offset, runs in block:
-                    pieces = [piece for run in runs for piece in _contents(run, opened, cache)]
+                    pieces = [piece for run in runs for piece in frames.contents(run)]
                     _write_all(files[file], pieces, offset)
         except (OnefleetError, OSError) as error:
             failed.append(error)
@@ -436,6 +451,10 @@ def _stretches(found: Recipe) -> Iterator[_Stretch]:
     runs: list[Run] = []
     for number, at, run in found.places():
         first, left = run.first, run.chunks if run.pack != ZEROS else 0
+        if left and size + left <= FRAME and (number, at) == (file, offset + size * CHUNK):
+            runs.append(run)
+            size += left
+            continue
         while left:
             if size == FRAME or (number, at) != (file, offset + size * CHUNK):
                 if runs:
@@ -449,7 +468,7 @@ def _stretches(found: Recipe) -> Iterator[_Stretch]:
         yield file, offset, runs
 
 
-def _write_all(descriptor: int, pieces: list[bytes | memoryview], offset: int) -> None:
+def _write_all(descriptor: int, pieces: Sequence[memoryview], offset: int) -> None:
     written = os.pwritev(descriptor, pieces, offset)
     if written < sum(map(len, pieces)):  # a nearly full disk, say: the next try tells
         view = memoryview(b"".join(pieces))

@@ -176,10 +176,6 @@ class Pack:
         begins, ends = self._offsets[number], self._offsets[number + 1]
         return os.pread(self._descriptor, ends - begins, begins)
 
-    def expect(self) -> None:
-        """Have the disk begin to read all of it."""
-        os.posix_fadvise(self._descriptor, 0, 0, os.POSIX_FADV_WILLNEED)
-
     def damaged(self, why: str) -> UpstreamFailed:
         return UpstreamFailed(
             f"pack {self.path} of saved images is torn or corrupt",

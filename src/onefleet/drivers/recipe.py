@@ -2,7 +2,8 @@
 
 Packs are named and chunks numbered, so that nothing is looked up to put the files together again.
 Chunks that follow each other in a pack and in the image are one run, and a run of zeros lies
-nowhere. So an image of a gigabyte has a recipe of some kilobytes, and at most a few megabytes.
+nowhere. So an image of a gigabyte has a recipe of some kilobytes, and at most a few megabytes. The
+runs are packed: a program that changes some pages at each step makes hundreds of thousands of them.
 """
 
 from __future__ import annotations
@@ -10,7 +11,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+import sys
+import zlib
+from array import array
+from base64 import b64decode, b64encode
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -23,7 +28,9 @@ NAME = "recipe.json"
 #: what a program changes, and where equal pages lie differs from image to image. The last one of a
 #: file is filled up with zeros.
 CHUNK = 4096
-FORMAT = 1
+FORMAT = 2
+#: Format 1 had the runs as a list of numbers.
+_KNOWN = (1, FORMAT)
 #: In place of a pack's number, for chunks that are all zeros.
 ZEROS = -1
 
@@ -104,7 +111,7 @@ def write(path: Path, recipe: Recipe) -> None:
         "format": FORMAT,
         "files": recipe.files,
         "packs": recipe.packs,
-        "runs": [n for run in recipe.runs for n in run],
+        "runs": _packed(recipe.runs),
     }
     write_json(str(path), {"recipe": body, "sha256": _digest(body)})
 
@@ -114,9 +121,9 @@ def read(path: Path) -> Recipe:
     try:
         wrapped = json.loads(path.read_bytes())
         body = wrapped["recipe"]
-        if wrapped["sha256"] != _digest(body) or body["format"] != FORMAT:
+        if wrapped["sha256"] != _digest(body) or body["format"] not in _KNOWN:
             raise ValueError("its digest or format differs")
-        numbers: Sequence[int] = body["runs"]
+        numbers: Sequence[int] = body["runs"] if body["format"] == 1 else _unpacked(body["runs"])
         recipe = Recipe(
             files=tuple((str(name), int(size)) for name, size in body["files"]),
             packs=tuple(body["packs"]),
@@ -124,7 +131,7 @@ def read(path: Path) -> Recipe:
                 map(Run._make, zip(numbers[::3], numbers[1::3], numbers[2::3], strict=True))
             ),
         )
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, zlib.error) as error:
         raise UpstreamFailed(
             f"recipe {path} is torn or corrupt",
             why=str(error),
@@ -141,6 +148,21 @@ def _check(path: Path, recipe: Recipe) -> None:
     if bad or chunks != sum(run.chunks for run in recipe.runs):
         why = f"file name {bad[0]!r}" if bad else "its runs do not make up its files"
         raise UpstreamFailed(f"recipe {path} makes no sense", why=why)
+
+
+def _packed(runs: Iterable[Run]) -> str:
+    """All numbers in a row, four bytes each, the lowest first."""
+    numbers = array("i", (n for run in runs for n in run))
+    if sys.byteorder == "big":
+        numbers.byteswap()
+    return b64encode(zlib.compress(numbers.tobytes(), 1)).decode("ascii")
+
+
+def _unpacked(text: str) -> Sequence[int]:
+    numbers = array("i", zlib.decompress(b64decode(text, validate=True)))
+    if sys.byteorder == "big":
+        numbers.byteswap()
+    return numbers
 
 
 def _digest(body: object) -> str:

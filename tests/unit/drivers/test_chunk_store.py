@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import json
 import os
 import random
 from collections.abc import Callable
@@ -212,7 +213,7 @@ def test_what_is_damaged_is_refused_with_words(tmp_path: Path, store: ChunkStore
         (pack, b"", "too short"),
         (pack, None, "is gone"),
         (target / recipe.NAME, told[:-9], "Unterminated"),
-        (target / recipe.NAME, told.replace(b"[0,0,", b"[0,1,"), "digest or format"),
+        (target / recipe.NAME, told.replace(b'["a"', b'["b"'), "digest or format"),
         (target / recipe.NAME, b"[]", "list indices"),
         (target / recipe.NAME, b"{}", "recipe"),
     ]
@@ -241,6 +242,17 @@ def test_a_chunk_that_decays_in_a_frame_that_is_not_compressed_is_seen(
     with pytest.raises(UpstreamFailed, match="torn or corrupt") as caught:
         put_together(store, target)
     assert "a has been changed" in caught.value.why
+
+
+def test_a_recipe_of_the_first_format_can_be_read(tmp_path: Path) -> None:
+    body = {"format": 1, "files": [["x", CHUNK * 3]], "packs": ["p"], "runs": [0, 7, 2, -1, 0, 1]}
+    digest = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+    path = tmp_path / recipe.NAME
+    path.write_text(json.dumps({"recipe": body, "sha256": digest}))
+    runs = (recipe.Run(0, 7, 2), recipe.Run(recipe.ZEROS, 0, 1))
+    assert recipe.read(path) == recipe.Recipe((("x", CHUNK * 3),), ("p",), runs)
+    recipe.write(path, recipe.read(path))
+    assert recipe.read(path).runs == runs
 
 
 def test_a_recipe_of_other_places_makes_no_sense(tmp_path: Path) -> None:
