@@ -58,6 +58,7 @@ def test_a_gang_says_how_many_devices_it_can_do_with(control: Control) -> None:
         {"devices_max": 2, "devices_min": 2, "device_milli": 500},
         {"deadline": 1_000},
         {"deadline": now_ms() + HOUR_MS, "estimate_ms": 2 * HOUR_MS},
+        {"checkpoint_every_ms": 9_999},
         {"products": {"A100": 0}},
         {"network": "lan"},
         {"workers": 10**9},

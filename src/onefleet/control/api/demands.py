@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from onefleet.control.call import good_text, one_of, within
+from onefleet.core.checkpointing import INTERVAL_MS_MIN
 from onefleet.domain.errors import InvalidRequest
 from onefleet.domain.fleet import DeviceKind
 from onefleet.domain.ids import Instant, WorkId
@@ -91,6 +92,14 @@ def terms_of(new: NewJob, after: tuple[WorkId, ...], now: Instant) -> Terms:
     ):
         if value is not None:
             within(value, 0, LONG_MS, param)
+    every_ms = new.checkpoint_every_ms
+    if every_ms is not None and 0 < every_ms < INTERVAL_MS_MIN:
+        raise InvalidRequest(
+            f'"checkpoint_every_ms" is {every_ms}, and it is at least {INTERVAL_MS_MIN}',
+            why="a save while it runs takes from a second on, and the machine's disk",
+            hint="say 0 for none, or save it with: onefleet checkpoint JOB",
+            param="checkpoint_every_ms",
+        )
     estimate_ms = new.estimate_ms
     if deadline is not None and estimate_ms is not None and now + estimate_ms > deadline:
         raise InvalidRequest(
