@@ -128,7 +128,7 @@ def _fold(store: ChunkStore, image: Path, tell: Tell) -> None:
             else:
                 raise UpstreamFailed(f"image {image} cannot be folded", why="its chunks differ")
             recipe.write(image / recipe.NAME, made)
-    except (NotFound, FileNotFoundError):
+    except (NotFound, FileNotFoundError, UpstreamFailed):
         if image.exists():
             raise
         return  # pruned meanwhile

@@ -94,14 +94,17 @@ def is_lost(image: str) -> bool:
 
 
 def discard(image: str) -> None:
-    """Remove an image."""
-    _free_memory(image)
-    shutil.rmtree(image, ignore_errors=True)
+    """Remove an image: first its name, so that nobody takes what is left for a torn one."""
+    discard_partial(image)
+    with contextlib.suppress(OSError):
+        os.rename(image, image + PARTIAL)
+    discard_partial(image)
 
 
 def discard_partial(image: str) -> None:
     """Remove what there is of an image that was not finished."""
-    discard(image + PARTIAL)
+    _free_memory(image + PARTIAL)
+    shutil.rmtree(image + PARTIAL, ignore_errors=True)
 
 
 def _free_memory(image: str) -> None:

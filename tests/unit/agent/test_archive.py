@@ -154,8 +154,9 @@ def test_an_image_that_is_being_restored_keeps_its_files(node: Node) -> None:
     assert content(target) == {}
 
 
+@pytest.mark.parametrize("when", ["before", "after"])
 def test_an_image_that_is_pruned_meanwhile_is_no_error(
-    node: Node, monkeypatch: pytest.MonkeyPatch
+    node: Node, monkeypatch: pytest.MonkeyPatch, when: str
 ) -> None:
     target = node.save("1", a=FIRST)
     verify = image.verify
@@ -163,6 +164,8 @@ def test_an_image_that_is_pruned_meanwhile_is_no_error(
     def prunes(path: str) -> object:
         manifest = verify(path)
         image.discard(str(target))
+        if when == "before":  # its files were going as it was looked at
+            raise image.damaged(path, "a cannot be read")
         return manifest
 
     monkeypatch.setattr(archive.images, "verify", prunes)
