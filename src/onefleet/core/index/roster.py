@@ -348,6 +348,9 @@ class Roster:
 
     def home_of(self, work: Work) -> Home | None:
         """Where suspended work may go on by now (`homes.py`); None: it may start anywhere."""
+        entry = self._entries.get(work.id)
+        if entry is not None and entry.place is not None and self.works[work.id] is work:
+            return entry.place.shape.home
         return home_of(work, self._fleet, self.now, self._policy)
 
 

@@ -48,6 +48,19 @@ class Hopeless:
         key, size = _without_size(demand, home)
         return size >= self._least.get(key, size + 1)
 
+    def add_elsewhere(self, demand: Demand, home: Home | None) -> None:
+        """Nothing was found for it away from home either, if it was looked for."""
+        if home is not None and home.kin is not None:
+            self.add(demand, Home((), (), home.kin))
+
+    def left(self, demand: Demand, home: Home | None) -> Home | None:
+        """Where to look: at home only, if it is known that nothing will be found elsewhere."""
+        if home is None or home.kin is None:
+            return home
+        elsewhere = (None, Home((), (), home.kin))
+        hopeless = any(self.has(demand, place) for place in elsewhere)
+        return home._replace(kin=None) if hopeless else home
+
     def clear(self) -> None:
         """There is more now."""
         self._least.clear()
@@ -163,11 +176,13 @@ class Placing:
             return True
         if fitting is None:
             rights = Rights(turns, queue.claims, queue.under.sheltered)
-            chosen = this.victims.choose(work, rank, home, rights)
+            left = no_room.left(demand, home)
+            chosen = this.victims.choose(work, rank, left, rights)
             if not chosen and not self._defragment(work, rank, home):
                 if home is not None and this.waited_ms(work) >= this.policy.patience_ms:
                     self._relocate(work, rank, home.nodes)
                 no_room.add(demand, home)
+                no_room.add_elsewhere(demand, left)
                 self._pass_over(queue, turns)
                 return False
             reasons = [self._reason(victim, work, claims=queue.claims) for victim in chosen]
