@@ -1,24 +1,29 @@
 """Where work fits: the rules of placement, over the index.
 
 A gang lies on one node where it can, the fullest one that takes it (best fit); else on as few
-nodes as possible. Work with an image goes home, rank by rank, or where a copy of it lies; elsewhere
-when it may (`index/homes.py`) and home will not be free soon. What is free is taken; what is
-leaving can only be waited for, and is kept then, so that nothing later in the queue takes it.
+nodes as possible. A share goes to the device in part use, of all nodes, that it fits most tightly;
+a whole one is broken for it only where there is none. Work with an image goes home, rank by rank,
+or where a copy of it lies; elsewhere when it may (`index/homes.py`) and home will not be free soon.
+What is free is taken; what is leaving can only be waited for, and is kept then, so that nothing
+later in the queue takes it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from itertools import islice
 
 from onefleet.core.feasibility import node_memory
 from onefleet.core.index import NOW, SOON, Home, Index, Kept, Kin, Room, is_in_reach
-from onefleet.core.index.room import pick, workers_in_time, workers_on
+from onefleet.core.index.room import least_left, pick, workers_in_time, workers_on
 from onefleet.core.index.shelves import Shelf, falling, rising
 from onefleet.domain.ids import DeviceId, NodeId
 from onefleet.domain.work import WHOLE, Demand, Slot
 
 #: The node of each rank.
 Nodes = tuple[NodeId, ...]
+#: Nodes with devices in part use that are looked at for a share.
+SHARED_TRIED = 1_024
 #: Whether a node is not to be used.
 Shy = Callable[[Room], bool]
 
@@ -39,7 +44,8 @@ class Capacity:
                 return found
             shy = out_of_reach(demand, home.kin)
         shelves = self.index.fleet.shelves.suiting(demand)
-        return self._fullest(demand, shelves, shy) or self.spread(demand, shelves, NOW, shy)
+        found = self._tightest(demand, shelves, shy) or self._fullest(demand, shelves, shy)
+        return found or self.spread(demand, shelves, NOW, shy)
 
     def fit_soon(self, demand: Demand, home: Home | None) -> Nodes | None:
         """Where it will fit when what is leaving has left; for what does not fit now."""
@@ -169,6 +175,21 @@ class Capacity:
             if room is None or workers_on(room, demand, measure) < len(ranks):
                 return None
         return tuple(nodes)
+
+    def _tightest(self, demand: Demand, shelves: Sequence[Shelf], shy: Shy | None) -> Nodes | None:
+        """The node with the device in part use that has the least left which takes a share; of
+        equal ones that with the fewest whole devices left, so that others stay whole."""
+        if demand.milli == WHOLE or demand.workers > 1 or demand.devices_min > 1:
+            return None
+        best: tuple[int, int, NodeId] | None = None
+        for node_id in islice((n for shelf in shelves for n in shelf.shared), SHARED_TRIED):
+            room = self.rooms[node_id]
+            left = room.kinds[demand.kind]
+            amount = least_left(left, demand)
+            if amount < WHOLE and workers_on(room, demand, NOW) and not (shy and shy(room)):
+                key = (amount, left.counts[NOW], node_id)
+                best = key if best is None else min(best, key)
+        return None if best is None else (best[-1],)
 
     def _fullest(self, demand: Demand, shelves: Sequence[Shelf], shy: Shy | None) -> Nodes | None:
         """The node with the fewest free devices that takes it whole."""

@@ -266,6 +266,19 @@ def pick(bay: Bay, demand: Demand, count: int, row: Sequence[int]) -> list[Devic
     return [devices[index].id for _, index in chosen]
 
 
+def least_left(left: Left, demand: Demand) -> int:
+    """Thousandths left of the device that suits a share most tightly; a whole one if none does."""
+    bay = left.bay
+    if not bay.mixed and not suits(bay.devices[0], demand):
+        return WHOLE
+    enough = (
+        amount
+        for index, amount in enumerate(left.now)
+        if amount >= demand.milli and (not bay.mixed or suits(bay.devices[index], demand))
+    )
+    return min(enough, default=WHOLE)
+
+
 def _fitting(bay: Bay, demand: Demand, row: Sequence[int]) -> int:
     """How many devices suit and have enough left."""
     if not bay.mixed:
