@@ -179,7 +179,7 @@ class Blockers:
         if not waiting.kept and self._free(kind, ())[0] > self._left[kind]:
             yield Blocker(Gate.CONTENTION, "free devices are kept for work before it in the queue")
         if waiting.late:
-            text = "tenants that have had less than half of their part of late go first"
+            text = "tenants that have had less than a third of their part of late go first"
             yield Blocker(Gate.CONTENTION, text)
         if waiting.ahead:
             before = tuple(waiting.line[: waiting.ahead])

@@ -20,6 +20,7 @@ from onefleet.core.index.movable import Scope, Victim
 from onefleet.core.index.room import workers_on, workers_without
 from onefleet.core.index.shelves import rising
 from onefleet.core.ordering import BASIC, RESERVED
+from onefleet.core.snapshot import devices_held
 from onefleet.domain.ids import DeploymentId, NodeId, TenantId, WorkId
 from onefleet.domain.work import Demand, Work, WorkKind
 
@@ -188,7 +189,16 @@ class Victims:
         """Whoever may be moved on these nodes, in the order in which they go."""
         scope = Scope(demand.kind, nodes, able.rank, able.level is not None)
         movable = self._index.roster.movable.of(scope)
-        return [victim for victim in movable if able.has(victim)]
+        found = [victim for victim in movable if able.has(victim)]
+        if not able.rights.claims:
+            return found
+
+        def excess(victim: Victim) -> int:
+            """How often as many as are needed it holds, in doublings; of its own rank."""
+            held = devices_held(victim.work) if victim.tier_order == -able.rank else 0
+            return max((held - 1).bit_length() - (demand.least - 1).bit_length(), 0)
+
+        return sorted(found, key=lambda victim: (victim.tier_order, excess(victim), victim))
 
     def _fewest(self, candidates: Sequence[Victim], suffices: Suffices) -> list[Victim]:
         """The first of them that together suffice, without those not needed; none if none do."""

@@ -5,7 +5,7 @@ day what it holds now, by its weight. Tenants of one department are compared wit
 are departments: of two on one level, who has the smaller share goes first.
 
 Whoever has work now has a part, by its weight, of what all together have had who have work now. Who
-has had less than half of its part is *under* it: it goes before all others of its rank, and may
+has had less than a third of its part is *under* it: it goes before all others of its rank, and may
 take its turn from any of them, until it has had that and a quarter more. Otherwise a tenant with
 enough short work would leave nothing to one with long work, since short work goes first.
 """
@@ -23,9 +23,9 @@ from onefleet.domain.tiers import Tier
 from onefleet.domain.work import WHOLE, Work
 
 #: Who has had less than so many thousandths of its part goes first, and takes turns from others.
-CLAIM_PERMILLE = 500
+CLAIM_PERMILLE = 333
 #: Who has had less than so many gives turns to those alone who go first.
-SHELTER_PERMILLE = 625
+SHELTER_PERMILLE = 417
 
 
 class Shares:

@@ -166,9 +166,9 @@ def had(a_ms: int, b_ms: int) -> dict[str, dict[str, Any]]:
 
 def test_who_is_far_under_its_part_goes_first_whatever_its_level() -> None:
     longer = basic("w2", tenant_id=TenantId("b"), served_ms=HOUR)
-    assert placed_next(basic("w1"), longer, **had(74 * HOUR, 26 * HOUR)) == "w1"
-    assert placed_next(basic("w1"), longer, **had(76 * HOUR, 24 * HOUR)) == "w2"
-    with_weights = had(74 * HOUR, 26 * HOUR)
+    assert placed_next(basic("w1"), longer, **had(83 * HOUR, 17 * HOUR)) == "w1"
+    assert placed_next(basic("w1"), longer, **had(84 * HOUR, 16 * HOUR)) == "w2"
+    with_weights = had(83 * HOUR, 17 * HOUR)
     with_weights["b"]["weight"] = 2_000
     assert placed_next(basic("w1"), longer, **with_weights) == "w2"
 
@@ -184,10 +184,10 @@ def test_it_takes_its_turn_from_any_other_and_keeps_it_until_it_has_a_quarter_mo
         assert all(isinstance(decision, Suspend) for decision in decided)
         return [decision.reason for decision in decided if isinstance(decision, Suspend)]
 
-    said = "makes room for w (basic), whose tenant has had less than half its part"
-    assert moved("a", "b", 0, 76 * HOUR, 24 * HOUR) == [said]
-    assert moved("a", "b", 0, 74 * HOUR, 26 * HOUR) == []
-    for b_ms, gives_way in ((24, False), (30, False), (32, True)):
+    said = "makes room for w (basic), whose tenant has had less than a third of its part"
+    assert moved("a", "b", 0, 84 * HOUR, 16 * HOUR) == [said]
+    assert moved("a", "b", 0, 83 * HOUR, 17 * HOUR) == []
+    for b_ms, gives_way in ((16, False), (20, False), (22, True)):
         assert bool(moved("b", "a", 20 * HOUR, (100 - b_ms) * HOUR, b_ms * HOUR)) is gives_way
 
 

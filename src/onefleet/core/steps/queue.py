@@ -243,7 +243,7 @@ class Placing:
         if ranks[victim.id] == ranks[waiting.id]:
             whose = "which has had less device time"
             if claims:
-                whose = "whose tenant has had less than half its part"
+                whose = "whose tenant has had less than a third of its part"
             elif is_urgent(waiting, self.this.now, self.this.policy):
                 whose = "whose deadline is near"
             reason += f", {whose}"
