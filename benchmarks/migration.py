@@ -7,7 +7,7 @@ between two steps around an `onefleet migrate`. In the same round, without any p
 program is saved, its files are sent over a connection and written, and it is restored, one after
 the other: "plain". Other work on the machine disturbs both. "Beside the transfer" is the blackout
 without the time that the bytes alone take over such a connection into files, on the disk at the
-end. Where the disk is busy that is less than nothing: a move waits for no disk.
+end. That can be less than nothing: a move waits for no disk, and sends what it saves meanwhile.
 
     python -m benchmarks.migration            report to migration.md, exit 1 over budget
     python -m benchmarks.migration --quick    one round, report to the terminal

@@ -19,7 +19,7 @@ from typing import Any
 from tests.fleets import a_job
 from tests.unit.control.states import a_state
 
-from onefleet.agent import fetching, records
+from onefleet.agent import fetching, memory_images, records
 from onefleet.agent.crew import Crew
 from onefleet.agent.protocol import Act, OrdersReceived, Report, Tick, WorkerKey
 from onefleet.agent.worker_machine import WorkerMachine
@@ -274,6 +274,7 @@ class TestPool:
         monkeypatch.setattr(fetching, "fetch", self._fetch)
         monkeypatch.setattr(records, "write", self._fused(records.write))
         monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+        monkeypatch.setattr(memory_images, "place", lambda *_: None)
 
     def _fused(self, write: Callable[..., None]) -> Callable[..., None]:
         def fused(folder: Path, record: Any) -> None:
