@@ -50,15 +50,22 @@ class Able(NamedTuple):
     level: int | None
     rights: Rights
 
-    def has(self, victim: Victim) -> bool:
-        """Whether it is one of them."""
-        if victim.tier_order > -self.lowest:
-            return False
-        if victim.tier_order < -self.rank or self.level is None:
-            return True
-        is_above = victim.level_order < -self.level
-        is_sheltered = victim.work.tenant_id in self.rights.sheltered
-        return is_above or not is_sheltered if self.rights.claims else is_above and not is_sheltered
+    def of(self, victims: list[Victim]) -> list[Victim]:
+        """Those of them, which are in the order in which they go."""
+        if self.level is None or self.lowest > self.rank:
+            return victims[: bisect_left(victims, (1 - self.lowest,))]
+        lower, above = (
+            bisect_left(victims, (-self.rank,)),
+            bisect_left(victims, (-self.rank, -self.level)),
+        )
+        if self.rights.claims:
+            beside = victims[above : bisect_left(victims, (1 - self.rank,))]
+            sheltered = self.rights.sheltered
+            return victims[:above] + [v for v in beside if v.work.tenant_id not in sheltered]
+        own = victims[lower:above]
+        if self.rights.sheltered:
+            own = [v for v in own if v.work.tenant_id not in self.rights.sheltered]
+        return victims[:lower] + own
 
 
 Suffices = Callable[[Sequence[Victim]], bool]
@@ -189,7 +196,7 @@ class Victims:
         """Whoever may be moved on these nodes, in the order in which they go."""
         scope = Scope(demand.kind, nodes, able.rank, able.level is not None)
         movable = self._index.roster.movable.of(scope)
-        found = [victim for victim in movable if able.has(victim)]
+        found = able.of(movable)
         if not able.rights.claims:
             return found
 
