@@ -12,6 +12,8 @@ enough short work would leave nothing to one with long work, since short work go
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from onefleet.core.index import Index
 from onefleet.core.index.lines import Share, Under
 from onefleet.core.ledger import HALVING_MS
@@ -64,23 +66,38 @@ class Shares:
         wanting = self._index.roster.usage.wanting((self._tier, kind))
         if len(wanting) < 2:
             return Under((), ())
-        lines = {name: self._line(name) for name in wanting}
+        if any(tenant.parent for tenant in self._index.tenants.values()):
+            parts = self._parts_in_departments(wanting, kind)
+        else:
+            parts = self._parts(wanting, kind)
+        return Under(
+            frozenset([name for name, permille in parts.items() if permille < CLAIM_PERMILLE]),
+            frozenset([name for name, permille in parts.items() if permille < SHELTER_PERMILLE]),
+        )
+
+    def _parts(self, group: Collection[TenantId], kind: DeviceKind) -> dict[TenantId, int]:
+        """What each has had, in thousandths of its part of what all of them have had."""
+        had = [self._had_by(name, kind) for name in group]
+        weights = [self._weight(name) for name in group]
+        all_had, weight = sum(had), sum(weights)
+        if not all_had:
+            return dict.fromkeys(group, WHOLE)
+        each = zip(group, had, weights, strict=True)
+        return {name: ms * weight * WHOLE // (all_had * own) for name, ms, own in each}
+
+    def _parts_in_departments(
+        self, wanting: Collection[TenantId], kind: DeviceKind
+    ) -> dict[TenantId, int]:
+        """The same among siblings; that of a tenant's department, if that is less."""
         siblings: dict[TenantId | None, dict[TenantId, None]] = {}
-        for line in lines.values():
+        for tenant_id in wanting:
+            line = self._line(tenant_id)
             for name, parent in zip(line, [*line[1:], None], strict=True):
                 siblings.setdefault(parent, {})[name] = None
-        permille: dict[TenantId, int] = {}  # of its part
+        parts: dict[TenantId, int] = {}
         for group in siblings.values():
-            had = {name: self._had_by(name, kind) for name in group}
-            all_had, weight = sum(had.values()), sum(self._weight(name) for name in group)
-            for name, its_own in had.items():
-                part = all_had * self._weight(name)
-                permille[name] = its_own * weight * WHOLE // part if part else WHOLE
-        least = {name: min(permille[above] for above in line) for name, line in lines.items()}
-        return Under(
-            frozenset(name for name, part in least.items() if part < CLAIM_PERMILLE),
-            frozenset(name for name, part in least.items() if part < SHELTER_PERMILLE),
-        )
+            parts.update(self._parts(group, kind))
+        return {name: min(parts[above] for above in self._line(name)) for name in wanting}
 
     def _use(self, tenant_id: TenantId, kind: DeviceKind) -> int:
         """Device-milliseconds."""
