@@ -12,6 +12,7 @@ from __future__ import annotations
 import heapq
 from bisect import bisect_left, bisect_right, insort
 from collections.abc import Collection, Iterator, Mapping
+from itertools import chain
 from typing import NamedTuple, Protocol
 
 from onefleet.core.index.homes import Home
@@ -143,6 +144,8 @@ class Queue:
         ]
         heapq.heapify(self._heads)
         self._hopeless: dict[tuple[bool, int], list[_Head]] = {}  # by shape
+        self._skipped: list[_Head] = []
+        self._skips = False
         self._now = (False, 0)
 
     @property
@@ -166,14 +169,16 @@ class Queue:
             if share != now:
                 heapq.heappush(self._heads, (later, level, now, turn, tenant_id, number))
                 continue
-            self._now = (later, number)
+            self._now, self._skips = (later, number), False
             yield turn[2]
             line = self._lines[tenant_id, number]
             at = bisect_right(line, turn)
             if at < len(line):
                 share = self._share(tenant_id, number)
                 head = (later, line[at][0], share, line[at], tenant_id, number)
-                if (later, number) in self._hopeless:
+                if self._skips:
+                    self._skipped.append(head)
+                elif (later, number) in self._hopeless:
                     self._hopeless[later, number].append(head)
                 else:
                     heapq.heappush(self._heads, head)
@@ -186,9 +191,13 @@ class Queue:
         not, under their part as well: look at none of them."""
         self._hopeless.setdefault(self._now, [])
 
+    def skip(self) -> None:
+        """What is true of the work just given is true of all of its line: look at no more of it."""
+        self._skips = True
+
     def hope(self) -> None:
         """Devices came free: look at all that was passed over."""
-        for heads in self._hopeless.values():
-            for head in heads:
-                heapq.heappush(self._heads, head)
+        for head in chain(self._skipped, *self._hopeless.values()):
+            heapq.heappush(self._heads, head)
         self._hopeless.clear()
+        self._skipped.clear()

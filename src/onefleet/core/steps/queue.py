@@ -233,9 +233,13 @@ class Placing:
             hopeless.clear()
 
     def _pass_over(self, queue: Queue, turns: bool) -> None:
-        """Others of its shape find no more, unless they have waited and it has not."""
-        if turns and not self.thorough:
-            queue.pass_over()
+        """Others of its shape find no more, unless they have waited and it has not: then those of
+        its own line, which have not waited longer."""
+        if not self.thorough:
+            if turns:
+                queue.pass_over()
+            else:
+                queue.skip()
 
     def _reason(self, victim: Work, waiting: Work, *, claims: bool) -> str:
         ranks = self.this.index.roster.ranks
