@@ -9,7 +9,7 @@ so short work ends soon though nobody knows what is short. It may take devices f
 rank that is on a higher level. On one level the department, and then the team, goes first that has
 used the least by its weight, and of its works the one submitted first; who is far under its part
 goes before all others of the rank (`shares.py`, `index/lines.py`). After 2D-LAS (Gu et al.,
-"Tiresias", NSDI 2019), with thresholds that grow eightfold.
+"Tiresias", NSDI 2019), with thresholds that grow fourfold.
 """
 
 from __future__ import annotations

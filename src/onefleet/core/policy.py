@@ -46,7 +46,7 @@ class Policy:
     patience_ms: int = 30_000
     image_wait_ms: int = 600_000
     level_ms: int = 600_000
-    level_doublings: int = 3
+    level_doublings: int = 2
     slack_ms: int = 60_000
     slack_permille: int = 250
     promise_window_ms: int = 3_600_000
