@@ -143,7 +143,7 @@ class Pool:
 
     def engine_pids(self) -> list[int]:
         """The engine processes of this pool's replicas."""
-        return [p.pid for p in self.processes() if "engines." in " ".join(_cmdline(p))]
+        return [p.pid for p in self.processes() if "engines." in told_by(p)]
 
     def processes(self) -> list[psutil.Process]:
         """Every live process that works in or for this pool's folder."""
@@ -166,14 +166,15 @@ def borrow_criu(folder: Path) -> None:
 
 def processes_of(folder: Path) -> list[psutil.Process]:
     """Every live process that works in or for a data folder."""
-    return [p for p in psutil.process_iter() if str(folder) in " ".join(_cmdline(p))]
+    return [p for p in psutil.process_iter() if str(folder) in told_by(p)]
 
 
-def _cmdline(process: psutil.Process) -> list[str]:
+def told_by(process: psutil.Process) -> str:
+    """Its command line and the folder that it works in, where a supervisor may say whose it is."""
     try:
-        return process.cmdline()
+        return " ".join([*process.cmdline(), process.cwd()])
     except psutil.Error:
-        return []
+        return ""
 
 
 class Node:
@@ -260,7 +261,7 @@ def end_all(folder: Path) -> None:
     """Whatever is left in or for a folder is ended, and fails the test."""
     shutil.rmtree(memory_images.root(Layout(folder)), ignore_errors=True)
     left = processes_of(folder)
-    told = [" ".join(_cmdline(p)) for p in left]
+    told = [told_by(p) for p in left]
     for process in left:
         process.kill()
     assert told == []

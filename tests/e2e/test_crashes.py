@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.e2e.harness import Pool, until
+from tests.e2e.harness import Pool, told_by, until
 
 pytestmark = pytest.mark.e2e
 
@@ -54,7 +54,7 @@ def _tries(it: Pool) -> bool:
 def test_a_killed_job_says_so(serving: Pool) -> None:
     job = serving.submit(steps=100_000, name="victim")
     until("the job runs", lambda: serving.phase(job) == "running")
-    found = [p for p in serving.processes() if f"{job}" in " ".join(p.cmdline())]
+    found = [p for p in serving.processes() if job in told_by(p)]
     workers = until(
         "its process shows", lambda: [c for p in found for c in p.children(recursive=True)] or None
     )
