@@ -20,7 +20,7 @@ warnings.simplefilter("ignore")
 import torch  # noqa: E402
 from torch import distributed  # noqa: E402
 
-PACE_S = 0.05
+PACE_S = 0.15
 #: So many steps are left for when the file is there.
 LAST = 20
 
