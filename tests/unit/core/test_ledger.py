@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.fleets import a_job, a_tenant, placed
 
-from onefleet.core.index.usage import DeviceUse
+from onefleet.core.index.usage import DeviceUse, usage_of
 from onefleet.core.ledger import (
     HALVING_MS,
     HOUR_MS,
@@ -144,3 +144,10 @@ def test_a_tenant_remembers_what_works_had_whose_records_go_away() -> None:
     assert usage.of(tenant.id, (Tier.BASIC, DeviceKind.CPU), at(HALVING_MS)) == 25
     usage.remove_tenant(tenant.id)
     assert usage.of(tenant.id, (Tier.STANDARD, DeviceKind.CPU), at(HALVING_MS)) == 0
+
+
+def test_what_is_shown_is_what_records_say_those_that_are_gone_included() -> None:
+    tenant = forgetting(a_tenant("a"), [a_job("k", tier=Tier.BASIC, recent_ms=50)], at(1_000))
+    usage = usage_of({tenant.id: tenant}, [running(recent_ms=100)], at(2_000))
+    found = {bucket: usage.of(tenant.id, bucket, at(2_000)) for bucket in usage.buckets(tenant.id)}
+    assert found == {(Tier.BASIC, DeviceKind.CPU): 50, (Tier.STANDARD, DeviceKind.CPU): 2_100}

@@ -31,7 +31,7 @@ class DeviceUse:
 
     def buckets(self, tenant_id: TenantId) -> list[Bucket]:
         """Where it has had anything."""
-        return sorted(b for b in self._held if (tenant_id, b) in self._days)
+        return sorted(b for name, b in self._days if name == tenant_id)
 
     def held(self, tenant_id: TenantId, bucket: Bucket) -> int:
         """Thousandths of devices."""
