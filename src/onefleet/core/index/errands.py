@@ -29,9 +29,9 @@ class Errands:
     first. to_checkpoint: running works whose newest image is old. to_move: running jobs that shall
     be elsewhere. to_resize: running elastic jobs that have not the width that they shall have.
     lenders: running elastic jobs that have more than their least, because it was free.
-    on_their_way: jobs that are being
-    saved to go on elsewhere. frozen: works that stand still. promised: thousandths of devices that
-    works are promised. fixed: thousandths of devices that jobs hold which cannot be suspended."""
+    on_their_way: jobs that are being saved to go on elsewhere. frozen: works that stand still.
+    promised: thousandths of devices that works are promised. fixed: thousandths of devices that
+    jobs hold which cannot be suspended."""
 
     def __init__(
         self, policy: Policy, works: Mapping[WorkId, Work], nodes: Mapping[NodeId, Node]
