@@ -119,6 +119,8 @@ class Specs:
             "RANK": str(key.rank),
             "WORLD_SIZE": str(job.workers),
         }
+        if job.index is not None:
+            environment["ONEFLEET_ARRAY_INDEX"] = str(job.index)
         return job.command, environment
 
     def _engine(

@@ -278,6 +278,7 @@ def _job_spec(job: Job, work: Work) -> JobSpec:
         network=job.network,
         workers=work.demand.workers,
         width=work.demand.devices_max,
+        index=job.index if job.array else None,
     )
 
 

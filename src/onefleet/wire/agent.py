@@ -58,7 +58,8 @@ class EngineSpec(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class JobSpec(msgspec.Struct, frozen=True, kw_only=True):
-    """What a job's worker is started with. width: devices of one worker at full width."""
+    """What a job's worker is started with. width: devices of one worker at full width. index: its
+    number in its array; None where it is in none."""
 
     name: str
     tenant_id: str
@@ -68,6 +69,7 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True):
     network: str = "cell"
     workers: int = 1
     width: int = 1
+    index: int | None = None
 
 
 class GangSpec(msgspec.Struct, frozen=True, kw_only=True):

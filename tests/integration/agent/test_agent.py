@@ -153,19 +153,19 @@ def engine(**options: str) -> Order:
 def test_a_job_runs_on_its_core_and_its_end_is_told(bench: Bench) -> None:
     show = (
         "import os, sys; print(sorted(os.sched_getaffinity(0)), *(os.environ[n] for n in "
-        "('ONEFLEET_JOB_ID', 'ONEFLEET_JOB_NAME', 'RANK', 'WORLD_SIZE', 'OMP_NUM_THREADS', 'A')));"
-        "sys.exit(3)"
+        "('ONEFLEET_JOB_ID', 'ONEFLEET_JOB_NAME', 'RANK', 'WORLD_SIZE', 'OMP_NUM_THREADS', 'A',"
+        "'ONEFLEET_ARRAY_INDEX'))); sys.exit(3)"
     )
-    bench.control.order(job(sys.executable, "-c", show, environment=(("A", "b"),)))
+    bench.control.order(job(sys.executable, "-c", show, environment=(("A", "b"),), index=0))
     ended = bench.wait(Observed.ENDED)
     assert (ended.exit_code, ended.epoch) == (3, 1)
-    assert " ".join(bench.stdout()) == f"[{CORE}] w-1 count 0 1 1 b"
+    assert " ".join(bench.stdout()) == f"[{CORE}] w-1 count 0 1 1 b 0"
     node = bench.control.reports[-1]
     assert node.node_id == "node-n" and node.checkpoint_mode is CheckpointMode.COOPERATIVE
     assert 0 < node.memory_free_bytes <= node.memory_bytes
     bench.control.order()
     bench.control.wait(lambda w: w is None)
-    assert " ".join(bench.stdout()).endswith("b")  # its output stays to be read
+    assert " ".join(bench.stdout()).endswith("b 0")  # its output stays to be read
     assert not (bench.folder() / RECORD).exists()
 
 

@@ -55,6 +55,19 @@ def test_each_phase_has_its_verb(
     assert orders(work, "n2") == []
 
 
+def test_an_element_of_an_array_is_told_its_number() -> None:
+    state = a_state(RUNNING)
+    job = state.jobs[RUNNING.id]
+
+    def told(index: int, array: str) -> int | None:
+        changed = replace(state, jobs=by_id(replace(job, array=array, index=index)))
+        (order,) = Orders(changed).of(NodeId("n1")).orders
+        assert order.job is not None
+        return order.job.index
+
+    assert [told(0, "sweep"), told(3, "sweep"), told(0, "")] == [0, 3, None]
+
+
 def test_who_makes_room_for_a_burst_may_leave_its_image_in_memory() -> None:
     replica = replace(a_replica("rep-1"), demand=replace(a_replica("rep-1").demand, memory_bytes=2))
     other = a_job("job-2")
