@@ -11,6 +11,7 @@ from onefleet.cli.boundary import debug_option, say
 from onefleet.cli.options import data_dir_option
 from onefleet.cli.pool import connect
 from onefleet.cli.speech import Answer, speak
+from onefleet.cli.times import Number
 from onefleet.wire.api import DeploymentView
 from onefleet.wire.client import Client, segment
 
@@ -25,7 +26,7 @@ DEPLOYMENT_ID = "dep-"
 @click.argument("prompt", nargs=-1)
 @click.option("--system", help="The system message.")
 @click.option("--max-tokens", type=click.IntRange(1), default=512, show_default=True)
-@click.option("--temperature", type=click.FloatRange(0, 2))
+@click.option("--temperature", type=Number(0, 2))
 @click.option("--seed", type=int)
 @click.option("--output", "-o", type=click.Choice(("text", "json")), default="text")
 @data_dir_option

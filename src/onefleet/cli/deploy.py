@@ -6,6 +6,7 @@ import click
 
 from onefleet.cli.kinds import DEPLOYMENT
 from onefleet.cli.options import TIERS, Acting, Span, acting
+from onefleet.cli.times import Number
 from onefleet.cli.waiting import wait_until
 from onefleet.wire.api import DeploymentView, NewDeployment
 from onefleet.wire.client import segment
@@ -22,7 +23,9 @@ from onefleet.wire.client import segment
 @click.option("--slots", type=click.IntRange(0), default=0, help="Requests at once; 0: planned.")
 @click.option("--context", type=click.IntRange(0), default=0, help="Tokens a slot; 0: planned.")
 @click.option("--wait", is_flag=True, help="Return when it answers.")
-@click.option("--timeout", type=float, default=300.0, metavar="S", help="With --wait: how long.")
+@click.option(
+    "--timeout", type=Number(0), default=300.0, metavar="S", help="With --wait: how long."
+)
 @acting
 def deploy(
     act: Acting,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 
 import click
@@ -38,6 +39,9 @@ def doctor(view: Reading, fix: bool, port: int) -> int:
     criu is proved by saving and restoring a real program, the engine by a real answer. Exits 1
     if a check fails. It needs no running pool.
     """
+    from onefleet.cli.processes import configure_logs
+
+    configure_logs(logging.WARNING)  # of the checks, that is; what they find is in their evidence
     chosen = replace(settings(view.data_dir), port=port)
     if fix:
         _fix(chosen, view.screen)

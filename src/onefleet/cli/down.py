@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from onefleet.cli.boundary import debug_option, say
+from onefleet.cli.times import Number
 from onefleet.config import settings
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ _LOOK_S = 0.05
 @click.option(
     "--timeout",
     "limit_s",
-    type=float,
+    type=Number(0),
     default=220.0,
     show_default=True,
     metavar="S",

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from onefleet.cli.options import KINDS, TIERS, Command, Span
-from onefleet.cli.times import Length, Moment, Share
+from onefleet.cli.times import Length, Moment, Share, Size
 from onefleet.domain.work import WHOLE
 from onefleet.wire.api import NewJob
 
@@ -29,7 +29,7 @@ def _speeds(ctx: click.Context, param: click.Parameter, values: tuple[str, ...])
         product, equals, speed = value.partition("=")
         try:
             found[product] = round(float(speed) * 1_000) if equals else 1_000
-        except ValueError:
+        except (ValueError, OverflowError):
             raise click.BadParameter(f"{value!r} is not PRODUCT=SPEED", ctx, param) from None
     return found
 
@@ -65,9 +65,7 @@ _OPTIONS = (
     ),
     click.option("--name", help="Default: after the command."),
     click.option("--tenant", help="Default: the key's."),
-    click.option(
-        "--memory", type=click.IntRange(0), default=0, metavar="BYTES", help="Of one worker."
-    ),
+    click.option("--memory", type=Size(), default=0, metavar="SIZE", help="Of one worker: 2GB."),
     click.option("--env", multiple=True, metavar="NAME=VALUE", callback=_pairs),
     click.option(
         "--network",

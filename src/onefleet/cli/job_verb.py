@@ -10,6 +10,7 @@ import click
 
 from onefleet.cli.kinds import JOB
 from onefleet.cli.options import Acting, Command
+from onefleet.cli.times import Number
 from onefleet.cli.waiting import wait_until
 from onefleet.wire.api import JobView
 from onefleet.wire.client import Client, segment
@@ -38,7 +39,9 @@ def waits(command: Command) -> Command:
     """``--wait`` and ``--timeout``; passes `wait_s`, None when nothing is to be waited for."""
 
     @click.option("--wait", is_flag=True, help="Return when it has happened.")
-    @click.option("--timeout", type=float, default=60.0, metavar="S", help="With --wait: how long.")
+    @click.option(
+        "--timeout", type=Number(0), default=60.0, metavar="S", help="With --wait: how long."
+    )
     @functools.wraps(command)
     def wrapped(*, wait: bool, timeout: float, **rest: Any) -> object:
         return command(wait_s=timeout if wait else None, **rest)

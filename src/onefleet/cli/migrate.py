@@ -7,6 +7,7 @@ import click
 from onefleet.cli.job_verb import get_job
 from onefleet.cli.kinds import JOB
 from onefleet.cli.options import Acting, acting
+from onefleet.cli.times import Number
 from onefleet.cli.waiting import wait_until
 from onefleet.wire.api import JobView, MigrateJob
 from onefleet.wire.client import segment
@@ -16,7 +17,7 @@ from onefleet.wire.client import segment
 @click.argument("job")
 @click.option("--to", metavar="NODE", required=True, help="Id or name of the node.")
 @click.option("--wait", is_flag=True, help="Return when it runs there.")
-@click.option("--timeout", type=float, default=60.0, metavar="S", help="With --wait: how long.")
+@click.option("--timeout", type=Number(0), default=60.0, metavar="S", help="With --wait: how long.")
 @acting
 def migrate(act: Acting, job: str, to: str, wait: bool, timeout: float) -> None:
     """Move a job to another node: it is saved here and goes on there, where it stood."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import logging
 import os
 import signal
 import sys
@@ -41,9 +42,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return _ENTRIES[chosen.name](Layout(Path(chosen.data_dir)), chosen)
 
 
-def configure_logs() -> None:
-    """One line an event on stderr, which is the process's log file."""
+def configure_logs(least: int = logging.NOTSET) -> None:
+    """One line an event, of this level at least, on stderr, which is a process's log file."""
     structlog.configure(
+        wrapper_class=structlog.make_filtering_bound_logger(least),
         processors=[
             structlog.contextvars.merge_contextvars,
             structlog.processors.add_log_level,

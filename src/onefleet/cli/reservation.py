@@ -62,6 +62,6 @@ def list_(view: Reading) -> None:
 @acting
 def remove(act: Acting, id_: str, yes: bool) -> None:
     """End a reservation; its tenant's work stays, without the guarantee."""
-    confirm(f"reservation {id_} ends; its devices are shared by all", yes)
+    confirm(f"ends reservation {id_}; its devices are shared by all", yes)
     path = f"/api/v1/reservations/{segment(id_)}"
     act.done(RESERVATION, act.pool.delete(path, ReservationView))

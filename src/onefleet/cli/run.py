@@ -14,6 +14,7 @@ from onefleet.cli.job_options import job_options
 from onefleet.cli.kinds import JOB
 from onefleet.cli.logs import show_text
 from onefleet.cli.options import Acting, acting
+from onefleet.cli.times import Number
 from onefleet.domain.errors import TimedOut
 from onefleet.domain.quantities import size
 from onefleet.wire.api import CodeView, JobView, NewArray, NewJob, Page
@@ -38,7 +39,9 @@ EXIT_WITHOUT_CODE = 1
     help="N such jobs; ONEFLEET_ARRAY_INDEX differs.",
 )
 @click.option("--watch", "-w", is_flag=True, help="Show its output; return its exit code.")
-@click.option("--timeout", type=float, metavar="S", help="With --watch: leave it after S seconds.")
+@click.option(
+    "--timeout", type=Number(0), metavar="S", help="With --watch: leave it after S seconds."
+)
 @job_options
 @acting
 def run(

@@ -6,6 +6,7 @@ import click
 
 from onefleet.cli.kinds import TENANT
 from onefleet.cli.options import Acting, Reading, acting, reading
+from onefleet.cli.times import Number
 from onefleet.wire.api import NewTenant, Page, TenantView
 
 
@@ -40,7 +41,7 @@ def _reservations(
 )
 @click.option(
     "--weight",
-    type=click.FloatRange(0.001, 1_000),
+    type=Number(0.001, 1_000),
     default=1.0,
     show_default=True,
     help="Its part, among its siblings, of what nobody reserved.",

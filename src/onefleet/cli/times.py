@@ -1,14 +1,15 @@
-"""Lengths and points of time, and shares, as a person types them."""
+"""Lengths and points of time, sizes, shares and numbers, as a person types them."""
 
 from __future__ import annotations
 
+import math
 import time
 from datetime import datetime
 from typing import Any
 
 import click
 
-from onefleet.domain.quantities import parse_duration
+from onefleet.domain.quantities import parse_duration, parse_size
 from onefleet.domain.work import WHOLE
 
 
@@ -52,8 +53,34 @@ class Share(click.ParamType[int]):
             return value
         try:
             milli = round(float(value) * WHOLE)
-        except ValueError:
+        except (ValueError, OverflowError):
             milli = 0
         if not 1 <= milli <= WHOLE:
             self.fail(f"{value!r} is not a part of a device between 0.001 and 1", param, ctx)
         return milli
+
+
+class Size(click.ParamType[int]):
+    """`500MB`, `2GiB`, or bytes; in bytes."""
+
+    name = "SIZE"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if isinstance(value, int):
+            return value
+        try:
+            return parse_size(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+class Number(click.FloatRange):
+    """A number within a range, which "nan" is not."""
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        number = float(super().convert(value, param, ctx))
+        if math.isnan(number):
+            self.fail(f"{value!r} is not a number", param, ctx)
+        return number

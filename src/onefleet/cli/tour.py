@@ -19,6 +19,7 @@ from onefleet.cli.pool import connect
 from onefleet.cli.progress import Bar
 from onefleet.cli.run import send_code
 from onefleet.cli.speech import speak
+from onefleet.cli.times import Number
 from onefleet.cli.tour_burst import QUESTIONS, Burst, ask_all
 from onefleet.cli.tour_pool import MODEL, PREMIUM, PREMIUM_TENANT, SHARED, TourPool, await_route
 from onefleet.cli.tour_training import COMPUTE_S, FOLDER, Output, Training, choose_training, output
@@ -48,7 +49,7 @@ class Scene:
 @click.command()
 @click.option(
     "--compute",
-    type=click.FloatRange(2.0),
+    type=Number(2.0),
     default=COMPUTE_S,
     show_default=True,
     metavar="S",

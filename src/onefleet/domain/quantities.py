@@ -13,6 +13,24 @@ def size(count: int) -> str:
     return f"{count} B" if unit == 0 else f"{value:.1f} {_UNITS[unit]}"
 
 
+_BYTES: dict[str, int] = {unit.lower(): 1000**power for power, unit in enumerate(_UNITS)} | {
+    f"{unit[0].lower()}ib": 1024**power for power, unit in enumerate(_UNITS) if power
+}
+
+
+def parse_size(text: str) -> int:
+    """`2GB`, `512MiB`, or bytes, as bytes. Raises ValueError with a reason."""
+    number = text.rstrip("BKMGTPbkmgtpi ")
+    unit = text[len(number) :].strip().lower() or "b"
+    try:
+        count = round(float(number) * _BYTES[unit])
+    except (ValueError, OverflowError, KeyError):
+        count = -1
+    if count < 0:
+        raise ValueError(f"{text!r} is not a size such as 500MB, 2GB or 2GiB")
+    return count
+
+
 def duration(ms: int) -> str:
     """Two units at most: 840ms, 4.2s, 3m05s, 2h10m, 5d3h."""
     if ms < 1000:

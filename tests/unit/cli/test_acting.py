@@ -46,6 +46,22 @@ def test_the_key_is_shown_once_and_not_on_stdout(fake, cli):
     assert "ok-secret" in err
 
 
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("tenant", "create", "lab", "--weight", "nan"), "'nan' is not a number"),
+        (("suspend", "job-1", "--wait", "--timeout", "nan"), "'nan' is not a number"),
+        (("run", "--share", "inf", "--", "true"), "'inf' is not a part of a device"),
+        (("run", "--on", "L4=inf", "--", "true"), "'L4=inf' is not PRODUCT=SPEED"),
+        (("run", "--estimate", "inf", "--", "true"), "'inf' is not a length of time"),
+        (("run", "--memory", "2 apples", "--", "true"), "'2 apples' is not a size"),
+    ],
+)
+def test_a_number_that_is_none_is_a_mistake_of_the_user(fake, cli, words, says):
+    code, out, err = cli(*words)
+    assert (code, out) == (2, "") and says in err
+
+
 ERRORS = [
     (errors.InvalidRequest, 2),
     (errors.NotFound, 3),

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import socket
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
+import structlog
 
 from onefleet.cli import doctor_checks
 from onefleet.cli.main import main
@@ -15,6 +16,13 @@ from onefleet.domain.errors import Unsupported
 from onefleet.domain.fleet import CheckpointMode, Device, DeviceKind
 from onefleet.domain.ids import DeviceId
 from onefleet.drivers.base import Capability
+
+
+@pytest.fixture(autouse=True)
+def logs_as_they_were() -> Iterator[None]:
+    """The command sends what is logged to stderr."""
+    yield
+    structlog.reset_defaults()
 
 
 @pytest.fixture(autouse=True)
@@ -37,6 +45,22 @@ def test_what_cannot_be_fixed_is_said_and_the_checks_go_on(
         said.err == "not fixed: no copy can be made: this is not root; to fix it, run it as root\n"
     )
     assert said.out == "port\n"
+
+
+def test_what_a_check_logs_is_not_in_what_it_prints(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    def logs(*arguments: object) -> tuple[str, str, str]:
+        log = structlog.get_logger()
+        log.info("no devices")
+        log.warning("devices cannot be read")
+        return "skip", "none", ""
+
+    monkeypatch.setattr(doctor_checks, "CHECKS", (("gpus", logs),))
+    assert main(["doctor", "--data-dir", str(tmp_path), "-o", "json"]) == 0
+    said = capfd.readouterr()
+    assert [check["id"] for check in json.loads(said.out)] == ["gpus"]
+    assert "devices cannot be read" in said.err and "no devices" not in said.err
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from onefleet.cli.output import Column, Terminal, table
 from onefleet.cli.plain_yaml import dump
 from onefleet.cli.watch import changes, watch_many
-from onefleet.domain.quantities import age, duration, parse_span, percent, size, span
+from onefleet.domain.quantities import age, duration, parse_size, parse_span, percent, size, span
 
 COLUMNS = (
     Column("A", lambda v: v[0]),
@@ -62,6 +62,15 @@ def test_yaml(value, text):
 def test_sizes_and_durations_stay_short(number):
     assert len(size(number)) <= 9
     assert len(duration(min(number, 10**13))) <= 10
+
+
+def test_sizes_are_read_as_they_are_shown():
+    typed = ("0", "7000000", "1.5kB", "500 MB", "2GB", "2gib", "98.4 MB")
+    read = [0, 7_000_000, 1_500, 500_000_000, 2_000_000_000, 2 << 30, 98_400_000]
+    assert [parse_size(text) for text in typed] == read
+    for text in ("", "GB", "-1", "nan", "inf", "1e400", "2XB", "2 G B", "BB"):
+        with pytest.raises(ValueError, match="is not a size"):
+            parse_size(text)
 
 
 def test_quantities():
