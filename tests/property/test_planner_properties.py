@@ -300,13 +300,23 @@ def test_premium_within_its_reservation_gets_in_where_lower_work_could_leave(s: 
 
 
 @many
-@given(fleets(), works("w"))
+@given(fleets(), works("w"), st.integers(1, 3), st.sampled_from([(), ("a",), ("a", "b")]))
 def test_what_is_feasible_runs_on_the_empty_fleet_and_nothing_else_does(
-    nodes: list[Node], work: Work
+    nodes: list[Node], work: Work, pack: int, zones: tuple[str, ...]
 ) -> None:
     ready = [
-        replace(node, state=NodeState.READY, lease_expires_at=Instant(NOW + 1)) for node in nodes
+        replace(
+            node,
+            state=NodeState.READY,
+            lease_expires_at=Instant(NOW + 1),
+            zone=("a", "b", "")[number % 3],
+        )
+        for number, node in enumerate(nodes)
     ]
+    demand = replace(work.demand, zones=zones)
+    if demand.workers > 1:  # its workers may take turns
+        demand = replace(demand, devices_max=demand.devices_min, pack=min(pack, demand.workers))
+    work = replace(work, demand=demand)
     pending = replace(work, want=Want.RUN)
     decided = a_plan(a_snapshot(ready, [pending]))
     starts = any(isinstance(d, Place) for d in decided.decisions)

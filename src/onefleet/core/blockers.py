@@ -10,16 +10,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from onefleet.core.capacity import Capacity
-from onefleet.core.feasibility import feasibility, node_memory
+from onefleet.core.feasibility import feasibility, in_zones, node_memory, of_classes
 from onefleet.core.guarantees import Guarantees
-from onefleet.core.index import LEAVING, NOW, Home, Index
+from onefleet.core.index import LEAVING, NOW, Home, Index, Room
 from onefleet.core.index.homes import roams_at
 from onefleet.core.plan import Blocker, Gate
 from onefleet.core.policy import Policy
 from onefleet.core.snapshot import Snapshot
-from onefleet.domain.fleet import DeviceKind, NodeState
+from onefleet.domain.fleet import Device, DeviceKind, Node, NodeState
 from onefleet.domain.ids import Instant, NodeId, WorkId
-from onefleet.domain.work import Demand, Phase, Want, Work, WorkKind
+from onefleet.domain.work import WHOLE, Demand, Phase, Slot, Want, Work, WorkKind
 
 #: Holders that a text names; `Blocker.holders` has them all.
 HOLDERS_TOLD = 6
@@ -32,6 +32,50 @@ class Waiting(NamedTuple):
     ahead: int  # how many of the line are before it
     kept: bool  # what is free, and what comes free, is kept for it
     late: bool  # tenants that are under their part go before it
+
+
+class _Wanted(NamedTuple):
+    """Which devices a work could use. products, zones: empty: any; places: nodes, empty: any."""
+
+    kind: DeviceKind
+    products: tuple[str, ...] = ()
+    zones: tuple[str, ...] = ()
+    places: tuple[NodeId, ...] = ()
+
+    @classmethod
+    def of(cls, demand: Demand, places: tuple[NodeId, ...]) -> _Wanted:
+        products = tuple(speed.product for speed in demand.speeds)
+        return cls(demand.kind, products, demand.zones, places)
+
+    def includes(self, node: Node) -> bool:
+        """Whether devices of this node count."""
+        near = not self.zones or node.zone in self.zones
+        return near and (not self.places or node.id in self.places)
+
+    def free(self, room: Room) -> int:
+        """How many of them are free there, whole."""
+        left = room.kinds.get(self.kind)
+        if left is None:
+            return 0
+        if not self.products:
+            return left.counts[NOW]
+        pairs = zip(left.bay.devices, left.now, strict=True)
+        return sum(1 for device, milli in pairs if milli >= WHOLE and self._accepts(device))
+
+    def is_held_by(self, work: Work, nodes: Mapping[NodeId, Node]) -> bool:
+        """Whether the work holds one of them."""
+        if work.demand.kind is not self.kind:
+            return False
+        return any(self._is_in(slot, nodes.get(slot.node_id)) for slot in work.placement)
+
+    def _is_in(self, slot: Slot, node: Node | None) -> bool:
+        if node is None or not self.includes(node):
+            return False
+        held = (device for device in node.devices if device.id in slot.devices)
+        return not self.products or any(self._accepts(device) for device in held)
+
+    def _accepts(self, device: Device) -> bool:
+        return not self.products or device.product in self.products
 
 
 class Blockers:
@@ -51,9 +95,9 @@ class Blockers:
         self._waiting = waiting
         self._policy = policy
         self._now = now
-        self._holders: dict[tuple[DeviceKind, tuple[NodeId, ...]], tuple[Work, ...]] = {}
+        self._holders: dict[_Wanted, tuple[Work, ...]] = {}
         self._impossible: dict[object, str | None] = {}
-        self._frees: dict[tuple[DeviceKind, tuple[NodeId, ...]], tuple[int, int, int]] = {}
+        self._frees: dict[_Wanted, tuple[int, int, int]] = {}
         capacity.index.settle_rooms()
         self._left = {kind: capacity.index.fleet.shelves.free.get(kind, 0) for kind in DeviceKind}
         self._unkept = Index.of(after, policy, now)
@@ -145,20 +189,22 @@ class Blockers:
         if home is not None and home.kin is None:
             places = tuple(node for nodes in (home.nodes, *home.copies) for node in nodes)
             places = tuple(dict.fromkeys(places))
-        needs = f"needs {_devices(demand.workers * demand.devices_min, demand.kind)}"
+        needs = f"needs {_devices(demand.least, demand.kind)}"
+        needs += of_classes(demand) + in_zones(demand)
         if demand.workers > 1:
-            needs += f" ({demand.workers} workers of {demand.devices_min}, all at once)"
+            turns = f", {demand.pack} at most taking turns" if demand.pack > 1 else ""
+            needs += f" ({demand.workers} workers of {demand.devices_min}, all at once{turns})"
         if places:
             needs += f" on {', '.join(places)}, where its image lies{self._elsewhere(work)}"
         elif home is not None:
             needs += ", here or on any node that can fetch its image and bring it back"
-        holders = self._holders_of(demand.kind, places)
+        holders = self._holders_of(demand, places)
         text = f"{needs}, {self._free_text(demand, places)}"
         if holders:
             text += f"; held by {self._told(holders)}"
         yield Blocker(Gate.CONTENTION, text, tuple(holder.id for holder in holders))
         if waiting is not None:
-            yield from self._queue(waiting, demand.kind, holders)
+            yield from self._queue(waiting, demand, holders)
 
     def _home(self, work: Work) -> Home | None:
         return self._unkept.roster.home_of(work)
@@ -171,12 +217,12 @@ class Blockers:
         return f" (elsewhere in {_seconds(at - self._now)}: to move it takes as long)"
 
     def _queue(
-        self, waiting: Waiting, kind: DeviceKind, holders: Sequence[Work]
+        self, waiting: Waiting, demand: Demand, holders: Sequence[Work]
     ) -> Iterator[Blocker]:
         leaving = tuple(holder.id for holder in holders if holder.phase in LEAVING)
         if waiting.kept and leaving:
             yield Blocker(Gate.CONTENTION, f"waits until {', '.join(leaving)} made room", leaving)
-        if not waiting.kept and self._free(kind, ())[0] > self._left[kind]:
+        if not waiting.kept and self._free(_Wanted(demand.kind))[0] > self._left[demand.kind]:
             yield Blocker(Gate.CONTENTION, "free devices are kept for work before it in the queue")
         if waiting.late:
             text = "tenants that have had less than a third of their part of late go first"
@@ -191,9 +237,9 @@ class Blockers:
 
     def _free_text(self, demand: Demand, places: tuple[NodeId, ...]) -> str:
         """How much is free, in devices and, where that is the trouble, in memory or on a node."""
-        total, most, most_memory = self._free(demand.kind, places)
+        total, most, most_memory = self._free(_Wanted.of(demand, places))
         text = f"{total} free"
-        if total >= demand.workers * demand.devices_min and most < demand.devices_min:
+        if total >= demand.least and most < demand.devices_min:
             text += f", but at most {most} on one node"
         needed = node_memory(demand)
         if needed > most_memory:
@@ -201,42 +247,40 @@ class Blockers:
             text += f"at most {most_memory} free on a node"
         return text
 
-    def _free(self, kind: DeviceKind, places: tuple[NodeId, ...]) -> tuple[int, int, int]:
+    def _free(self, wanted: _Wanted) -> tuple[int, int, int]:
         """Devices free, the most of them on one node, and the most memory free on one node."""
-        key = (kind, places)
-        if key not in self._frees:
+        if wanted not in self._frees:
             rooms = self._unkept.fleet.rooms
-            chosen = [rooms[n] for n in places if n in rooms] if places else rooms.values()
-            counts = [left.counts[NOW] for r in chosen if (left := r.kinds.get(kind)) is not None]
+            names = wanted.places or rooms
+            chosen = [rooms[n] for n in names if n in rooms and wanted.includes(rooms[n].node)]
+            counts = [wanted.free(room) for room in chosen]
             memory = max((room.memory[NOW] for room in chosen), default=0)
-            self._frees[key] = (sum(counts), max(counts, default=0), memory)
-        return self._frees[key]
+            self._frees[wanted] = (sum(counts), max(counts, default=0), memory)
+        return self._frees[wanted]
 
-    def _holders_of(self, kind: DeviceKind, places: tuple[NodeId, ...]) -> tuple[Work, ...]:
-        key = (kind, places)
-        if key not in self._holders:
-            self._holders[key] = tuple(
-                work
-                for work in self.after.works.values()
-                if work.placement
-                and work.demand.kind is kind
-                and (not places or any(slot.node_id in places for slot in work.placement))
-            )
-        return self._holders[key]
+    def _holders_of(self, demand: Demand, places: tuple[NodeId, ...]) -> tuple[Work, ...]:
+        wanted = _Wanted.of(demand, places)
+        if wanted not in self._holders:
+            nodes = self.after.nodes
+            found = (w for w in self.after.works.values() if wanted.is_held_by(w, nodes))
+            # Who gives way last is named first.
+            self._holders[wanted] = tuple(sorted(found, key=lambda w: (w.tier.rank, w.id)))
+        return self._holders[wanted]
 
     def _told(self, holders: Sequence[Work]) -> str:
-        told = ", ".join(_label(holder) for holder in holders[:HOLDERS_TOLD])
+        told = ", ".join(self._label(holder) for holder in holders[:HOLDERS_TOLD])
         more = len(holders) - HOLDERS_TOLD
         return f"{told} and {more} more" if more > 0 else told
 
-
-def _label(work: Work) -> str:
-    what = f"{work.tier} {work.kind}, tenant {work.tenant_id}"
-    if work.kind is WorkKind.JOB and not work.suspendable:
-        what += ", cannot be saved"
-    if work.phase is not Phase.RUNNING:
-        what += f", {work.phase}"
-    return f"{work.id} ({what})"
+    def _label(self, work: Work) -> str:
+        what = f"{work.tier} {work.kind}, tenant {work.tenant_id}"
+        if work.kind is WorkKind.JOB and not work.suspendable:
+            what += ", cannot be saved"
+        if work.phase is not Phase.RUNNING:
+            what += f", {work.phase}"
+        elif work.not_before > self._now:
+            what += ", could not be saved; tried again later"
+        return f"{work.id} ({what})"
 
 
 def _devices(count: int, kind: DeviceKind) -> str:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import pytest
 from tests.fleets import GIB, NOW, a_job, a_node, a_snapshot, placed, planned
 
@@ -10,7 +13,8 @@ from onefleet.core.explain import explain
 from onefleet.core.feasibility import feasibility
 from onefleet.core.plan import Blocker, Gate
 from onefleet.domain.fleet import DeviceKind, Node, NodeState
-from onefleet.domain.work import Demand
+from onefleet.domain.tiers import Tier
+from onefleet.domain.work import Demand, Speed
 
 CPU, GPU = DeviceKind.CPU, DeviceKind.GPU
 
@@ -38,6 +42,8 @@ FLEET = [
     a_node("n2", 2, state=NodeState.LOST),
     a_node("n3", 2, kind=GPU, device_bytes=8 * GIB),
 ]
+
+ZONED = [a_node("n1", 4, zone="a"), a_node("n2", 2, zone="b")]
 
 
 @pytest.mark.parametrize(
@@ -74,8 +80,59 @@ FLEET = [
             "the fleet has 2, at most 2 on one node, with at most 8192 MiB for a worker",
         ),
         (Demand(GPU, 1, 2, memory_bytes=9 * GIB), FLEET, None),
+        (Demand(CPU, 1, 1, workers=12, pack=2), FLEET, None),
+        (
+            Demand(CPU, 1, 1, workers=13, pack=2),
+            FLEET,
+            "needs 7 cpu devices for 13 workers; the fleet has 6, at most 4 on one node",
+        ),
+        (
+            Demand(CPU, 1, 1, speeds=(Speed("L4"), Speed("T4"))),
+            FLEET,
+            "needs cpu devices of class L4 or T4, and the fleet has 6 of class simulated",
+        ),
+        (Demand(CPU, 4, 4, speeds=(Speed("simulated"),)), FLEET, None),
+        (
+            Demand(CPU, 1, 1, zones=("mars",)),
+            FLEET,
+            "needs a node in zone mars, and the fleet has no zones",
+        ),
+        (
+            Demand(CPU, 1, 1, zones=("mars",)),
+            ZONED,
+            "needs a node in zone mars, and the fleet has zone a, b",
+        ),
+        (Demand(CPU, 2, 2, zones=("b",)), ZONED, None),
+        (
+            Demand(CPU, 3, 3, zones=("b",)),
+            ZONED,
+            "needs 3 cpu devices in zone b on one node; the fleet has 2 there, "
+            "at most 2 on one node",
+        ),
     ],
 )
 def test_feasibility(demand: Demand, fleet: list[Node], text: str | None) -> None:
     assert feasibility(demand, fleet) == text
     assert feasibility(demand, list(reversed(fleet))) == text
+
+
+def test_what_is_free_and_who_holds_it_is_told_of_what_a_work_could_use() -> None:
+    old = replace(a_node("n2", 2, zone="b").devices[0], product="old")
+    other = a_node("n2", 2, zone="b")
+    fleet = [a_node("n1", 2, zone="a"), replace(other, devices=(old, *other.devices[1:]))]
+    holders = [placed(a_job("h", tier=Tier.PREMIUM), ("n1", "0")), placed(a_job("i"), ("n2", "0"))]
+
+    def told(devices: int = 1, **demand: Any) -> str:
+        waiting = a_job("j", devices, **demand)
+        plan = planned(a_snapshot(fleet, [*holders, waiting]))
+        return plan.blockers[waiting.id][0].text
+
+    in_b = told(devices=2, zones=("b",))
+    assert in_b == "needs 2 cpu devices in zone b, 1 free; held by i (standard job, tenant a)"
+    of_old = told(speeds=(Speed("old"),))
+    assert of_old == ("needs 1 cpu device of class old, 0 free; held by i (standard job, tenant a)")
+    packed = told(workers=8, pack=2)
+    assert packed.startswith(
+        "needs 4 cpu devices (8 workers of 1, all at once, 2 at most taking turns), 2 free"
+    )
+    assert packed.index("h (premium") < packed.index("i (standard")
