@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from onefleet.core import lifecycle
-from onefleet.core.plan import Plan, apply_plan, fenced_nodes
+from onefleet.core.plan import Place, Plan, apply_plan, describe, fenced_nodes
 from onefleet.core.plan_check import check_plan, unexplained
 from onefleet.core.planner import plan
 from onefleet.core.policy import Policy
@@ -161,6 +161,20 @@ def a_snapshot(
         deployments=deployments,
         replicas=replicas,
     )
+
+
+def decided(plan: Plan) -> list[str]:
+    """The decisions, in words."""
+    return [describe(decision) for decision in plan.decisions]
+
+
+def places(plan: Plan) -> dict[str, list[str]]:
+    """The devices of what is placed."""
+    return {
+        d.work_id: [device for slot in d.placement for device in slot.devices]
+        for d in plan.decisions
+        if isinstance(d, Place)
+    }
 
 
 def planned(snapshot: Snapshot, policy: Policy | None = None, now: Instant = NOW) -> Plan:

@@ -14,9 +14,10 @@ from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
 
 from onefleet.core.feasibility import node_memory
-from onefleet.core.index import NOW, SOON, Home, Index, Kept, Kin, Room, is_in_reach
+from onefleet.core.index import NOW, SOON, Home, Index, Kept, Kin, Room, gone, is_in_reach
 from onefleet.core.index.room import least_left, pick, workers_in_time, workers_on
 from onefleet.core.index.shelves import Shelf, falling, rising
+from onefleet.core.ordering import BASIC
 from onefleet.domain.ids import DeviceId, NodeId
 from onefleet.domain.work import WHOLE, Demand, Slot
 
@@ -126,9 +127,13 @@ class Capacity:
                     wider[rank] = Slot(slot.node_id, (*slot.devices, more), slot.milli)
         return tuple(wider)
 
-    def keep(self, demand: Demand, nodes: Sequence[NodeId]) -> None:
-        """Keep devices for waiting work, those that are leaving first."""
+    def keep(
+        self, demand: Demand, nodes: Sequence[NodeId], rank: int = BASIC
+    ) -> list[tuple[NodeId, Kept]]:
+        """Keep devices for waiting work, those that are leaving first, last those of works behind
+        its rank: nobody else may have these leave for itself. Says which."""
         self.index.settle_rooms()
+        kept: list[tuple[NodeId, Kept]] = []
         for node_id, ranks in _ranks_by_node(nodes).items():
             room = self.rooms[node_id]
             left = room.kinds.get(demand.kind)
@@ -141,22 +146,23 @@ class Capacity:
             ]
             first = pick(left.bay, demand, count, leaving)
             rest = pick(left.bay, demand, count - len(first), left.now)
+            missing = count - len(first) - len(rest)
+            if missing and rank < BASIC:
+                taken = dict.fromkeys((*first, *rest))
+                lower = [
+                    0 if device.id in taken else milli
+                    for device, milli in zip(
+                        left.bay.devices, left.rows[gone(rank + 1)], strict=True
+                    )
+                ]
+                first += pick(left.bay, demand, missing, lower)
             memory = node_memory(demand) * len(ranks)
             stirring = min(memory, max(room.memory[SOON] - room.memory[NOW], 0))
-            self._keep(node_id, demand, first, stirring, leaving=True)
-            self._keep(node_id, demand, rest, memory - stirring, leaving=False)
-
-    def _keep(
-        self,
-        node_id: NodeId,
-        demand: Demand,
-        devices: list[DeviceId],
-        memory: int,
-        *,
-        leaving: bool,
-    ) -> None:
-        if devices or memory:
-            self.index.keep(node_id, Kept(tuple(devices), demand.milli, memory, leaving))
+            for devices, size, goes in ((first, stirring, True), (rest, memory - stirring, False)):
+                if devices or size:
+                    kept.append((node_id, Kept(tuple(devices), demand.milli, size, goes)))
+                    self.index.keep(*kept[-1])
+        return kept
 
     # --- how ---------------------------------------------------------------------------------
 

@@ -1,8 +1,9 @@
 """Who goes first: the ranks, and what a reservation covers.
 
-Rank 0 is premium work inside its tenant's reservation, then follow premium, standard below its
-promise, standard and basic. Work may take devices only from a higher rank, so that a reservation
-can always be called in, also from premium work that had borrowed it.
+Rank 0 is premium work inside its tenant's reservation, then follow premium that was promised its
+devices, other premium, standard below its promise, standard and basic. Work may take devices only
+from a higher rank, so that a reservation can always be called in, also from premium work that had
+borrowed it.
 
 Inside a rank goes first what has had the least device time, on a scale of powers (its level);
 so short work ends soon though nobody knows what is short. It may take devices from a job of its
@@ -33,15 +34,16 @@ from onefleet.domain.tenancy import Reservation, Tenant
 from onefleet.domain.tiers import Tier
 from onefleet.domain.work import WHOLE, Phase, Want, Work, WorkKind
 
-RESERVED, PREMIUM, BEHIND, STANDARD, BASIC = range(5)
+RESERVED, PROMISED, PREMIUM, BEHIND, STANDARD, BASIC = range(6)
 RANK_NAMES = (
     "premium within its reservation",
+    "promised premium",
     "premium",
     "standard below its promise",
     "standard",
     "basic",
 )
-TIERS = (Tier.PREMIUM, Tier.PREMIUM, Tier.STANDARD, Tier.STANDARD, Tier.BASIC)
+TIERS = (Tier.PREMIUM,) * 3 + (Tier.STANDARD,) * 2 + (Tier.BASIC,)
 #: What counts as lost of work that has to save itself: a month.
 MAY_LOSE_MS = 30 * 24 * HOUR_MS
 _BY_TIER = {Tier.PREMIUM: PREMIUM, Tier.STANDARD: STANDARD, Tier.BASIC: BASIC}
@@ -51,6 +53,8 @@ def rank_of(work: Work, is_covered: bool, now: Instant, policy: Policy) -> int:
     """The rank of a work. is_covered: by a reservation."""
     if is_covered:
         return RESERVED
+    if work.tier is Tier.PREMIUM and work.promised:
+        return PROMISED
     return BEHIND if is_behind(work, now, policy) else _BY_TIER[work.tier]
 
 

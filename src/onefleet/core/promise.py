@@ -5,6 +5,8 @@ on the classes of devices that each can use: a question of flow between demands 
 answered exactly. A job whose promise does not fit yet is no reason to refuse it: it waits, or runs
 on what is free, without one, and gets it as soon as it fits; only what could not be promised on
 the whole fleet with nobody else is refused. A promise that was given holds until the job ends.
+Nobody is promised what one of a higher tier, or an older one, waits for: small jobs would otherwise
+take all that comes free from a large one, and keep it.
 
 A reservation is a promise of all its devices to a tenant, used or not, in each of its windows; the
 premium work of the tenant, and of the tenants below it, is promised inside it first.
@@ -95,6 +97,12 @@ class Book:
                 stock[key] = stock.get(key, 0) + milli
         return cls(promised, snapshot.reservations, snapshot.tenants, stock)
 
+    def and_of(self, work: Work) -> Book:
+        """The same, with what the tier of the work promises it."""
+        bearer, milli = promise_of(work)
+        promised = {**self.promised, bearer: self.promised.get(bearer, 0) + milli}
+        return replace(self, promised=promised)
+
 
 def bears_promise(work: Work) -> bool:
     """Whether something is promised to it now."""
@@ -129,16 +137,29 @@ def capacity(stock: Mapping[tuple[DeviceKind, str], int], kind: DeviceKind) -> d
 
 def shortfall(book: Book, work: Work, now: Instant) -> Shortfall | None:
     """What is missing, now or when a window opens, if the work is promised, too; None: it fits."""
-    bearer, milli = promise_of(work)
-    room = capacity(book.stock, bearer.kind)
-    promised = {**book.promised, bearer: book.promised.get(bearer, 0) + milli}
+    kind = work.demand.kind
+    room = capacity(book.stock, kind)
+    promised = book.and_of(work)
     for at in moments(book.reservations.values(), now):
-        loads = promised_loads(replace(book, promised=promised), bearer.kind, at)
+        loads = promised_loads(promised, kind, at)
         missing = unmet(loads, room)
         if missing:
             total = sum(load.milli for load in loads)
-            return Shortfall(bearer.kind, at, missing, total, sum(room.values()))
+            return Shortfall(kind, at, missing, total, sum(room.values()))
     return None
+
+
+def delays(book: Book, work: Work, first: Work, now: Instant) -> bool:
+    """Whether more is missing to the promise that the first waits for, on the same kind of device,
+    if the work is promised, too."""
+    kind = first.demand.kind
+    room = capacity(book.stock, kind)
+    before = book.and_of(first)
+    both = before.and_of(work)
+    return any(
+        unmet(promised_loads(both, kind, at), room) > unmet(promised_loads(before, kind, at), room)
+        for at in moments(book.reservations.values(), now)
+    )
 
 
 def promised_loads(book: Book, kind: DeviceKind, at: Instant) -> list[Load]:

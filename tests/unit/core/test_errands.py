@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from tests.fleets import NOW, a_job, a_node, a_snapshot, after, placed, planned
+from tests.fleets import NOW, a_job, a_node, a_reservation, a_snapshot, after, placed, planned
 
 from onefleet.core.lifecycle import CheckpointOrdered, ProcessEnded, apply
 from onefleet.core.plan import Checkpoint, GivePromise, Place, Ready, Stop
-from onefleet.domain.ids import Instant, WorkId
+from onefleet.domain.ids import Instant, TenantId, WorkId
 from onefleet.domain.tiers import Tier
 from onefleet.domain.work import Terms, Work
 
@@ -58,6 +58,21 @@ def test_promises_are_given_while_they_fit_premium_first() -> None:
     assert decided(GivePromise, *running, standard[2]) == []
     over = apply(running[0], ProcessEnded(0, ""), NOW)
     assert decided(GivePromise, over, running[1], standard[2]) == ["s2"]
+
+
+def test_nobody_is_promised_what_an_older_one_waits_for() -> None:
+    """Else small jobs would keep a large one from its promise for ever."""
+    holds = replace(placed(a_job("holds", 2, Tier.PREMIUM), ("n1", "0 1")), promised=True)
+    big = a_job("big", 4, Tier.PREMIUM, promised=False, submitted_at=Instant(1))
+    small = a_job("small", 1, Tier.PREMIUM, promised=False, submitted_at=Instant(2))
+    later = a_job("later", 1, promised=False, submitted_at=Instant(0))
+    assert decided(GivePromise, holds, big, small, later) == []
+    assert decided(GivePromise, holds, small, later) == ["small", "later"]
+    assert decided(GivePromise, apply(holds, ProcessEnded(0, ""), NOW), big, small) == ["big"]
+    owner = replace(small, tenant_id=TenantId("owner"))
+    snapshot = a_snapshot([a_node("n1", 4)], [big, owner], reservations=[a_reservation("owner", 1)])
+    given = [d.work_id for d in planned(snapshot).decisions if isinstance(d, GivePromise)]
+    assert given == ["small"]  # its tenant's reservation has it anyway
 
 
 def test_a_job_runs_without_a_promise_where_there_is_room() -> None:

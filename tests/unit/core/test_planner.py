@@ -14,14 +14,16 @@ from tests.fleets import (
     a_reservation,
     a_snapshot,
     after,
+    decided,
     placed,
+    places,
     planned,
     replica_of,
     suspended,
 )
 
 from onefleet.core import lifecycle
-from onefleet.core.plan import DropImage, Fence, Gate, Lose, Place, Plan, Stop, Suspend, describe
+from onefleet.core.plan import DropImage, Fence, Gate, Lose, Plan, Stop, Suspend
 from onefleet.core.policy import Policy
 from onefleet.core.snapshot import Snapshot
 from onefleet.domain.fleet import DeviceKind, NodeState
@@ -30,18 +32,6 @@ from onefleet.domain.tiers import Tier
 from onefleet.domain.work import Phase, Want, Work
 
 PREMIUM, STANDARD, BASIC = Tier.PREMIUM, Tier.STANDARD, Tier.BASIC
-
-
-def decided(plan: Plan) -> list[str]:
-    return [describe(decision) for decision in plan.decisions]
-
-
-def places(plan: Plan) -> dict[str, list[str]]:
-    return {
-        d.work_id: [device for slot in d.placement for device in slot.devices]
-        for d in plan.decisions
-        if isinstance(d, Place)
-    }
 
 
 def texts(plan: Plan, work: str) -> list[str]:
@@ -129,7 +119,7 @@ def test_tiers_go_before_age_and_tenants_take_turns() -> None:
     plan = planned(a_snapshot([a_node("n1", 3)], works))
     assert list(places(plan)) == ["late-premium", "a0", "b0"]
     (order,) = (step for step in plan.steps if step.step == "order")
-    assert order.text == "1 premium, 4 standard below its promise, 1 basic in the queue"
+    assert order.text == "1 promised premium, 4 standard below its promise, 1 basic in the queue"
 
 
 def test_suspended_work_goes_before_newer_work_of_its_tier() -> None:
@@ -162,7 +152,7 @@ def test_younger_work_passes_a_bigger_one_only_for_a_while() -> None:
         plan, "small"
     )
     assert "contention: big is before it in the queue" in texts(plan, "small")
-    basic = replace(small, tier=BASIC)
+    basic = replace(small, tier=BASIC, suspendable=False)
     fresh = replace(big, phase_since=NOW)
     assert not planned(a_snapshot(nodes, [holder, fresh, basic])).decisions
 
@@ -184,7 +174,9 @@ def test_devices_are_kept_for_a_gang_and_where_an_image_lies() -> None:
     nodes = [a_node("n1", 2), a_node("n2", 2)]
     holders = [placed(a_job("h1"), ("n1", "0")), placed(a_job("h2"), ("n2", "0"))]
     gang = a_job("gang", 2, workers=2, submitted_at=Instant(1))
-    assert not planned(a_snapshot(nodes, [*holders, gang, a_job("s", submitted_at=NOW)])).decisions
+    small = a_job("s", submitted_at=NOW)
+    fixed = replace(small, suspendable=False)
+    assert not planned(a_snapshot(nodes, [*holders, gang, fixed])).decisions
     old = suspended(a_job("old", 2, submitted_at=Instant(1)), "n1")
     plan = planned(a_snapshot(nodes, [*holders, old, a_job("s", submitted_at=NOW)]))
     assert places(plan) == {"s": ["n2/cpu1"]}

@@ -18,7 +18,7 @@ from tests.fleets import (
 )
 
 from onefleet.core import lifecycle
-from onefleet.core.ordering import BASIC, BEHIND, PREMIUM, RESERVED, STANDARD
+from onefleet.core.ordering import BASIC, BEHIND, PROMISED, RESERVED, STANDARD
 from onefleet.core.plan import Place, Suspend
 from onefleet.core.planner import Index
 from onefleet.core.policy import Policy
@@ -69,10 +69,10 @@ def test_a_department_s_reservation_covers_its_teams_nearest_first() -> None:
         reservations=[a_reservation("red", 1), a_reservation("dept", 2)],
     )
     found = {name: rank(snapshot, name) for name in ("r1", "r2", "r3", "b", "x")}
-    assert found == {"r1": 0, "r2": 0, "r3": 0, "b": PREMIUM, "x": PREMIUM}
+    assert found == {"r1": 0, "r2": 0, "r3": 0, "b": PROMISED, "x": PROMISED}
     more = replace(snapshot.reservations["res-dept-cpu"], devices=3)
     wider = replace(snapshot, reservations={**snapshot.reservations, more.id: more})
-    assert rank(wider, "b") == RESERVED and rank(wider, "x") == PREMIUM
+    assert rank(wider, "b") == RESERVED and rank(wider, "x") == PROMISED
 
 
 def test_a_reservation_covers_in_its_window_only() -> None:
@@ -86,7 +86,7 @@ def test_a_reservation_covers_in_its_window_only() -> None:
         index.advance(Instant(at), {})
         index.settle()
         found.append(index.roster.ranks[WorkId("p")])
-    assert found == [PREMIUM, PREMIUM, RESERVED, RESERVED, PREMIUM]
+    assert found == [PROMISED, PROMISED, RESERVED, RESERVED, PROMISED]
 
 
 def test_a_reservation_of_a_class_covers_what_can_use_it() -> None:

@@ -94,18 +94,15 @@ class Fleet:
             del self.images[node_id]
         self._check_absent(node_id)
 
-    def keep(self, node_id: NodeId, kept: Kept) -> None:
-        """Keep something for a work that waits."""
-        self.kept.setdefault(node_id, []).append(kept)
+    def keep(self, node_id: NodeId, kept: Kept, sign: int = 1) -> None:
+        """Keep something for a work that waits, or do so no more (sign -1)."""
+        there = self.kept.setdefault(node_id, [])
+        if sign > 0:
+            there.append(kept)
+        else:
+            there.remove(kept)
         if (room := self._room(node_id)) is not None:
-            room.keep(kept)
-        self._dirty[node_id] = None
-
-    def unkeep(self, node_id: NodeId) -> None:
-        """Undo the last `keep` there."""
-        kept = self.kept[node_id].pop()
-        if (room := self._room(node_id)) is not None:
-            room.keep(kept, -1)
+            room.keep(kept, sign)
         self._dirty[node_id] = None
 
     # --- what is looked up -------------------------------------------------------------------

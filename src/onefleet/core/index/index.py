@@ -128,10 +128,10 @@ class Index:
             case Replica():
                 self.roster.spares.remove_replica(old.id)
 
-    def keep(self, node_id: NodeId, kept: Kept) -> None:
-        """Keep something for a work that waits, until the rollback."""
-        self._note(Kept, node_id, None)
-        self.fleet.keep(node_id, kept)
+    def keep(self, node_id: NodeId, kept: Kept, sign: int = 1) -> None:
+        """Keep something for a work that waits, or do so no more (sign -1), until the rollback."""
+        self._note(Kept, node_id, (kept, sign))
+        self.fleet.keep(node_id, kept, sign)
 
     def advance(self, now: Instant, leases: Mapping[NodeId, Instant]) -> None:
         """It is later now. leases: as in `Snapshot`."""
@@ -172,7 +172,8 @@ class Index:
         while len(journal) > mark:
             kind, name, old = journal.pop()
             if kind is Kept:
-                self.fleet.unkeep(NodeId(name))
+                kept, sign = cast(tuple[Kept, int], old)
+                self.fleet.keep(NodeId(name), kept, -sign)
             elif old is None:
                 self.remove(kind, name)
             else:

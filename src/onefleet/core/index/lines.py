@@ -28,11 +28,13 @@ Share = tuple[int, ...]
 
 
 class Shape(NamedTuple):
-    """What decides whether a work fits. home: where it may go on; None: it may start anywhere."""
+    """What decides whether a work fits. home: where it may go on; None: it may start anywhere.
+    suspendable: it gives back what it is lent."""
 
     demand: Demand
     home: Home | None
     kind: WorkKind
+    suspendable: bool
 
 
 class Place(NamedTuple):

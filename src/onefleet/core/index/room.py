@@ -4,7 +4,7 @@ A `Room` follows from the node, the works on it and what is kept there for works
 comes and goes is taken from it and given back, which costs as much as that is large; a new record
 of the node has it surveyed anew. That both come to the same is tested.
 
-Six measures matter of each node. NOW: what is free. SOON: what will be when those have left that
+Seven measures matter of each node. NOW: what is free. SOON: what will be when those have left that
 are leaving. And for each rank that may have to give way, last one first, what would be free if all
 of it, and of the ranks behind it, had left as well: `gone(rank)`. What leaves is there in the
 measures up to some one.
@@ -242,6 +242,21 @@ def workers_in_time(room: Room, demand: Demand) -> int:
         return 0
     suiting = _fitting(left.bay, demand, [WHOLE] * len(left.bay.devices))
     return _with_memory(demand, max(suiting - left.lasting, 0), room.node.memory_bytes)
+
+
+def workers_beside(room: Room, demand: Demand, staying: Iterable[Hold]) -> int:
+    """How many workers the node takes beside these, once all others have left."""
+    left = room.kinds.get(demand.kind)
+    if left is None:
+        return 0
+    row, memory = [WHOLE] * len(left.bay.devices), room.node.memory_bytes
+    for hold in staying:
+        memory -= hold.memory_bytes
+        for device_id, milli in hold.devices.items():
+            index = left.bay.at.get(device_id)
+            if index is not None:
+                row[index] -= milli
+    return _with_memory(demand, _fitting(left.bay, demand, row), memory)
 
 
 def workers_at_least(demand: Demand, devices: int) -> int:

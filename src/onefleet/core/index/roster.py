@@ -320,7 +320,7 @@ class Roster:
             ways = (home.nodes, *home.copies)
             if not any(all(node in self._fleet.usable for node in nodes) for nodes in ways):
                 return None
-        shape = Shape(work.demand, home, work.kind)
+        shape = Shape(work.demand, home, work.kind, work.suspendable)
         turn = (self.level_of(work), work.submitted_at, work.id)
         return Place(self.ranks[work.id], work.tenant_id, shape, turn)
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import heapq
 
 from onefleet.core.plan import Checkpoint, GivePromise, Ready, Stop
-from onefleet.core.promise import shortfall
+from onefleet.core.promise import delays, shortfall
 from onefleet.core.scratch import Scratch
+from onefleet.domain.fleet import DeviceKind
 from onefleet.domain.tiers import Tier
 from onefleet.domain.work import Outcome, Work
 
@@ -40,11 +41,15 @@ def _failed(this: Scratch, work: Work) -> str:
 
 
 def promise(this: Scratch) -> None:
-    """Promise what fits beside what is promised already: higher tiers first, then by age."""
+    """Promise what fits beside what is promised already: higher tiers first, then by age.
+
+    What does not fit is waited for: nothing behind it in this order is promised any of it.
+    """
     waiting = this.index.roster.errands.to_promise
     heads = [(key[0].tier.rank, line[0], key) for key, line in waiting.items()]
     heapq.heapify(heads)
     given = 0
+    first: dict[DeviceKind, Work] = {}  # of those that do not fit
     hopeless: dict[object, int] = {}  # the least that does not fit; what is promised only grows
     while heads:
         _, (_, work_id), key = heapq.heappop(heads)
@@ -52,7 +57,10 @@ def promise(this: Scratch) -> None:
         alike: object = bearer if bearer.tier is Tier.PREMIUM else (bearer.kind, bearer.classes)
         if milli >= hopeless.get(alike, milli + 1):
             continue
-        if shortfall(this.index.book(), this.works[work_id], this.now) is not None:
+        work = this.works[work_id]
+        book, ahead = this.index.book(), first.get(bearer.kind)
+        if shortfall(book, work, this.now) or (ahead and delays(book, work, ahead, this.now)):
+            first.setdefault(bearer.kind, work)
             hopeless[alike] = milli
             continue
         this.decide(GivePromise(work_id))

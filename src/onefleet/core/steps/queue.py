@@ -2,31 +2,32 @@
 
 What fits is placed. For what does not, room is made where its rank permits it, and what is free or
 leaving is kept, so that nothing later in the queue takes it. The first of a rank that got nothing
-has devices kept for it: after its patience at once, before that against lower ranks only.
+has devices kept for it (`heads.py`): after its patience at once, before that against lower ranks
+only. What can be suspended may use them meanwhile.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from itertools import product
 
 from onefleet.core.blockers import Waiting
-from onefleet.core.capacity import Nodes, Shy, out_of_reach
+from onefleet.core.capacity import Nodes, Shy
 from onefleet.core.deadlines import is_urgent
 from onefleet.core.guarantees import Guarantees
-from onefleet.core.index import SOON, Home, Room
+from onefleet.core.index import Home, Room
 from onefleet.core.index.lines import Queue
-from onefleet.core.index.room import workers_in_time
-from onefleet.core.index.shelves import falling
 from onefleet.core.ordering import RANK_NAMES, TIERS
 from onefleet.core.plan import Freeze, Place, Resize, Stop, Suspend
 from onefleet.core.preemption import Rights
 from onefleet.core.scratch import Scratch
 from onefleet.core.shares import Shares
 from onefleet.core.steps.defragment import defragment, is_worth_a_search
+from onefleet.core.steps.heads import Heads
 from onefleet.core.steps.narrow import narrow_for
 from onefleet.core.steps.still import freeze_for
 from onefleet.domain.fleet import DeviceKind
-from onefleet.domain.ids import NodeId, WorkId
+from onefleet.domain.ids import WorkId
 from onefleet.domain.tiers import Tier
 from onefleet.domain.work import Demand, Phase, Work, WorkKind
 
@@ -74,6 +75,11 @@ def _without_size(demand: Demand, home: Home | None) -> tuple[object, int]:
     return same, demand.devices_min
 
 
+def _gives_back(work: Work) -> bool:
+    """Whether it can be had to give devices back at once, without a loss."""
+    return work.kind is WorkKind.JOB and work.suspendable
+
+
 class Placing:
     """Steps order and place. contended, waiting: what explains afterwards why works wait.
 
@@ -88,8 +94,10 @@ class Placing:
         self.started = self.restored = self.moved = self.narrowed = 0
         self.guarantees = Guarantees(this.index)
         self.searched = False  # for moves that make one piece of what is free
-        self.no_fit = Hopeless()
-        self.no_room: dict[tuple[bool, bool], Hopeless] = {}  # in this rank: claims, takes turns
+        self.heads = Heads(this)
+        self.no_fit = {lent: Hopeless() for lent in (True, False)}
+        #: In this rank: claims, takes turns, gives back.
+        self.no_room: dict[tuple[bool, bool, bool], Hopeless] = {}
         self.shares = {tier: Shares(this.index, tier, this.now) for tier in Tier}
         self.queues: list[Queue] = []
 
@@ -110,17 +118,23 @@ class Placing:
         patience_ms = self.this.policy.patience_ms
         for rank, queue in enumerate(self.queues):
             heads: dict[DeviceKind, Work] = {}
-            self.no_room = {(c, t): Hopeless() for c in (True, False) for t in (True, False)}
+            self.no_room = {
+                (claims, turns, gives_back): Hopeless()
+                for claims, turns, gives_back in product((True, False), repeat=3)
+            }
             for work_id in queue:
                 work = self.this.works[work_id]
                 if self._place_one(work) or self._make_room(work, rank, queue):
                     continue
                 head = heads.setdefault(work.demand.kind, work)
                 if head is work and self.this.waited_ms(work) >= patience_ms:
-                    self._keep_for(work)
+                    self._keep_for(work, rank, late=True)
             for work in heads.values():  # whatever its own tier may do, lower tiers do not pass it
                 if self.this.waited_ms(work) < patience_ms:
-                    self._keep_for(work)
+                    self._keep_for(work, rank, late=False)
+            if self.heads.lend():
+                self.no_fit[True].clear()
+        self.heads.set(opened=False)
         self.this.report("place", f"{self.started} works started")
         told = f"{self.moved} works moved out of the way of others"
         told += f", {self.narrowed} made narrower" if self.narrowed else ""
@@ -132,17 +146,10 @@ class Placing:
     def _place_one(self, work: Work) -> bool:
         """Place it on free devices, if it fits whole."""
         home = self.this.index.roster.home_of(work)
-        shy = self.guarantees.shy(work)
-        # What is free only gets less within a pass.
-        if shy is None and self.no_fit.has(work.demand, home):
-            return False
-        fitting = None
-        if work.kind is WorkKind.REPLICA:  # it stays for long: not where an image needs the room
-            fitting = self.this.capacity.fit(work.demand, home, self._claims(work.demand))
-        fitting = fitting or self.this.capacity.fit(work.demand, home, shy)
+        fitting = self._fit(work, home, lent=False)
+        if fitting is None and _gives_back(work):
+            fitting = self._fit(work, home, lent=True)
         if fitting is None:
-            if shy is None:
-                self.no_fit.add(work.demand, home)
             return False
         slots = self.this.capacity.take(work.demand, fitting)
         restore = work.phase is Phase.SUSPENDED
@@ -155,9 +162,25 @@ class Placing:
             self.started += 1
         return True
 
+    def _fit(self, work: Work, home: Home | None, *, lent: bool) -> Nodes | None:
+        """Where it fits whole. lent: on what is kept for others, too."""
+        shy = self.guarantees.shy(work)
+        no_fit = self.no_fit[lent]  # what is free only gets less, while the same is lent
+        if shy is None and no_fit.has(work.demand, home):
+            return None
+        self.heads.set(opened=lent)
+        fitting = None
+        if work.kind is WorkKind.REPLICA:  # it stays for long: not where an image needs the room
+            fitting = self.this.capacity.fit(work.demand, home, self._claims(work.demand))
+        fitting = fitting or self.this.capacity.fit(work.demand, home, shy)
+        if fitting is None and shy is None:
+            no_fit.add(work.demand, home)
+        return fitting
+
     def _make_room(self, work: Work, rank: int, queue: Queue) -> bool:
         """Keep what is leaving for it; if that is too little, make more leave, if that suffices."""
         this, demand = self.this, work.demand
+        self.heads.set(opened=_gives_back(work))
         if self.guarantees.shy(work) is not None:
             return True  # it takes what is free and may be taken, and nothing is kept for it
         home = this.index.roster.home_of(work)
@@ -167,7 +190,7 @@ class Placing:
         late = not queue.claims and bool(queue.under.claiming)
         self.waiting[work.id] = Waiting(line, ahead, kept=False, late=late)
         turns = this.waited_ms(work) >= this.policy.patience_ms
-        no_room = self.no_room[queue.claims, turns]
+        no_room = self.no_room[queue.claims, turns, _gives_back(work)]
         if no_room.has(demand, home):
             self._pass_over(queue, turns)
             return False
@@ -221,7 +244,8 @@ class Placing:
                 self.narrowed += 1
             else:
                 self.moved += 1
-        self.no_fit.clear()
+        for hopeless in self.no_fit.values():
+            hopeless.clear()
         self._hope()
         self.contended[work.demand.kind].pop()
         del self.waiting[work.id]
@@ -287,42 +311,7 @@ class Placing:
 
         return claimed
 
-    def _keep_for(self, work: Work) -> None:
+    def _keep_for(self, work: Work, rank: int, *, late: bool) -> None:
         """Keep what is free, and comes free, where the work will fit soonest."""
-        target = self._target(work)
-        if target:
-            self.this.capacity.keep(work.demand, target)
+        if self.heads.keep(work, rank, late=late):
             self.waiting[work.id] = self.waiting[work.id]._replace(kept=True)
-
-    def _target(self, work: Work) -> Nodes:
-        """The node of each rank where it will fit when the jobs there have ended.
-
-        Replicas do not end, so that nodes that they fill are no use. The node with most to give is
-        chosen: what is kept there cannot become less, so that the choice stays and the wait ends.
-        """
-        self.this.index.settle_rooms()
-        demand, ranks, shy = work.demand, list[NodeId](), None
-        home = self.this.index.roster.home_of(work)
-        if home is not None:
-            found = self.this.capacity.fit_in_time(demand, home)
-            if found is not None or home.kin is None:
-                return found or ()
-            shy = out_of_reach(demand, home.kin)
-        for node_id, workers in self._offers(demand, shy):
-            if workers >= demand.workers:
-                return (node_id,) * demand.workers
-        for node_id, workers in self._offers(demand, shy):
-            ranks.extend([node_id] * min(workers, demand.workers - len(ranks)))
-            if len(ranks) == demand.workers:
-                return tuple(ranks)
-        return ()
-
-    def _offers(self, demand: Demand, shy: Shy | None) -> Iterator[tuple[NodeId, int]]:
-        """How many workers nodes take once their jobs have ended; most to give soon first."""
-        index = self.this.index
-        for _, nodes in falling(index.fleet.shelves.suiting(demand), SOON, 0):
-            for node_id in nodes:
-                room = index.fleet.rooms[node_id]
-                workers = 0 if shy is not None and shy(room) else workers_in_time(room, demand)
-                if workers:
-                    yield node_id, workers
