@@ -199,7 +199,7 @@ def test_premium_suspends_the_cheapest_of_the_lowest_tier_and_no_more_than_neede
     assert decided(two) == ["suspend basic-big: makes room for p (premium)"]
     four = planned(a_snapshot([a_node("n1")], [*works, a_job("p", 4, PREMIUM)]))
     assert len(four.decisions) == 3
-    assert texts(four, "p")[1] == "contention: waits until basic-big, basic-small, std made room"
+    assert texts(four, "p")[1] == "contention: waits until std, basic-big, basic-small made room"
 
 
 def test_a_node_that_costs_less_is_chosen() -> None:
@@ -214,7 +214,7 @@ def test_nobody_is_moved_when_it_would_not_suffice() -> None:
     basic = placed(a_job("basic", 1, BASIC), ("n1", "1"))
     plan = planned(a_snapshot([a_node("n1", 2)], [stuck, basic, a_job("p", 2, PREMIUM)]))
     assert not plan.decisions
-    held = "held by basic (basic job, tenant a), stuck (standard job, tenant a, cannot be saved)"
+    held = "held by stuck (standard job, tenant a, cannot be saved), basic (basic job, tenant a)"
     assert texts(plan, "p") == [f"contention: needs 2 cpu devices, 0 free; {held}"]
 
 
