@@ -322,7 +322,8 @@ def _why_text(why: WhyView) -> str:
 def _forecast_lines(found: ForecastView) -> list[str]:
     lines = [f"expected to run  {_start(found)}"]
     for other in found.alternatives[:ALTERNATIVES_SHOWN]:
-        how = f"as {other.tier}" if other.tier else f"with --devices {other.devices}"
+        devices = span(other.devices, max(other.devices, other.devices_max))
+        how = f"as {other.tier}" if other.tier else f"with --devices {devices}"
         pushed = f", pushing back {', '.join(other.pushes_back)}" if other.pushes_back else ""
         lines.append(f"  {_when(found.at, other.starts_at)} {how}{pushed}")
     return lines

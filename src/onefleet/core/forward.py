@@ -13,11 +13,13 @@ enough of these, given how long the job has run already.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
+from typing import Protocol
 
 from onefleet.core import lifecycle
+from onefleet.core.index import Index
 from onefleet.core.ledger import width_permille
 from onefleet.core.lifecycle import progress_ms
 from onefleet.core.ordering import next_level_at
@@ -27,7 +29,19 @@ from onefleet.core.snapshot import Snapshot
 from onefleet.domain.ids import Instant, NodeId, WorkId
 from onefleet.domain.work import Image, Outcome, Phase, Want, Work, WorkKind
 
-Planner = Callable[[Snapshot, Policy, Instant, random.Random], Plan]
+
+class Planner(Protocol):
+    """As `planner.plan`, which cannot be imported here."""
+
+    def __call__(
+        self,
+        snapshot: Snapshot,
+        policy: Policy,
+        now: Instant,
+        rng: random.Random,
+        index: Index | None = None,
+    ) -> Plan: ...
+
 
 #: Passes at one moment before it is taken to be settled.
 SETTLE_MAX = 12
@@ -54,10 +68,12 @@ class Run:
 
 @dataclass(slots=True)
 class _World:
-    """A snapshot that obeys. left: run time that each job still needs, at full width."""
+    """A snapshot that obeys. left: run time that each job still needs, at full width. index: of
+    the snapshot, kept up to date by what changes."""
 
     snapshot: Snapshot
     left: dict[WorkId, int]
+    index: Index
     starts: dict[WorkId, Instant] = field(default_factory=dict)
     moved: dict[WorkId, Instant] = field(default_factory=dict)
 
@@ -69,9 +85,12 @@ class _World:
             if before.phase is Phase.RUNNING and work.phase is not Phase.RUNNING:
                 self.moved.setdefault(work.id, now)
             works[work.id] = _obey(work, now)
+            self.index.put(works[work.id])
             if works[work.id].phase is Phase.RUNNING and before.phase is not Phase.RUNNING:
                 self.starts.setdefault(work.id, now)
         lost = {node.id: node for node in fenced_nodes(self.snapshot, plan)}
+        for node in lost.values():
+            self.index.put(node)
         nodes = {node.id: lost.get(node.id, node) for node in self.snapshot.nodes.values()}
         self.snapshot = replace(
             self.snapshot, works=MappingProxyType(works), nodes=MappingProxyType(nodes)
@@ -86,7 +105,9 @@ class _World:
                 self.left[work.id] = max(self.left[work.id] - done, 0)
                 if not self.left[work.id]:
                     works[work.id] = lifecycle.apply(work, lifecycle.ProcessEnded(0, ""), now)
+                    self.index.put(works[work.id])
         self.snapshot = replace(self.snapshot, works=MappingProxyType(works))
+        self.index.advance(now, self.snapshot.leases)
 
     def next_level(self, now: Instant, policy: Policy) -> Instant | None:
         """When the first of the running jobs gets to where others may go before it."""
@@ -95,6 +116,12 @@ class _World:
             return None
         times = (next_level_at(work, now, policy) for work in works if _runs(work))
         return min((at for at in times if at is not None), default=None)
+
+    def next_window(self, now: Instant) -> Instant | None:
+        """When the next window of a reservation opens or closes."""
+        windows = ((r.starts_at, r.ends_at) for r in self.snapshot.reservations.values())
+        edges = (at for window in windows for at in window if at is not None and at > now)
+        return min(edges, default=None)
 
     def next_end(self, now: Instant) -> Instant | None:
         """When the first of the running jobs has no run time left."""
@@ -127,16 +154,18 @@ def run_forward(
         for node in snapshot.nodes.values()
     }
     jobs = (work.id for work in snapshot.works.values() if work.kind is WorkKind.JOB)
+    snapshot = replace(snapshot, nodes=MappingProxyType(nodes))
     world = _World(
-        replace(snapshot, nodes=MappingProxyType(nodes)),
+        snapshot,
         {work_id: left.get(work_id, _FOR_EVER) for work_id in jobs},
+        Index.of(snapshot, policy, now),
     )
     rng = random.Random(0)
     first: Plan | None = None
     passes, look_ms, at = 0, LOOK_MS, now
     while at <= until and passes < PASSES_MAX:
         for _ in range(SETTLE_MAX):
-            plan = planner(world.snapshot, policy, at, rng)
+            plan = planner(world.snapshot, policy, at, rng, world.index)
             first = first or plan
             passes += 1
             plan = replace(plan, decisions=_that_matter(plan.decisions))
@@ -146,10 +175,12 @@ def run_forward(
             look_ms = LOOK_MS
         if waiting and all(work_id in world.starts for work_id in waiting):
             break
-        upcoming = [Instant(at + look_ms)]
+        known = (world.next_end(at), world.next_level(at, policy), world.next_window(at))
+        upcoming = [event for event in known if event is not None]
+        if not upcoming and look_ms == LOOK_MS_MAX:
+            break  # nothing happens any more
+        later = min([*upcoming, Instant(at + look_ms)])
         look_ms = min(2 * look_ms, LOOK_MS_MAX)
-        upcoming += [e for e in (world.next_end(at), world.next_level(at, policy)) if e is not None]
-        later = min(upcoming)
         world.advance(at, later)
         at = later
     assert first is not None, "the horizon is before now"

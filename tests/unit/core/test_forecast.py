@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from tests.fleets import NOW, a_job, a_node, a_snapshot, placed
 
+from onefleet.control.api.demands import demand_of
 from onefleet.core.forecast import Change, forecast
 from onefleet.core.forward import guesses, run_forward
 from onefleet.core.lifecycle import ProcessEnded, apply
+from onefleet.core.plan import Plan
 from onefleet.core.planner import plan
 from onefleet.core.policy import Policy
 from onefleet.core.snapshot import Snapshot
+from onefleet.domain.fleet import NodeState
 from onefleet.domain.ids import Instant, TenantId, WorkId
 from onefleet.domain.tiers import Tier
 from onefleet.domain.work import Terms, Work
+from onefleet.wire.api import NewJob
 
 MINUTE = 60_000
 #: Nobody leaves the first level: jobs of a rank wait for each other to end.
@@ -107,7 +112,7 @@ def test_fewer_devices_start_now_when_there_are_as_many() -> None:
     assert found.start.likely == NOW + 60 * MINUTE
     best = found.alternatives[0]
     assert best.starts_at == NOW and best.pushed_back == ()
-    assert Change(devices=4) in [a.change for a in found.alternatives if a.starts_at == NOW]
+    assert Change(devices=(4, 4)) in [a.change for a in found.alternatives if a.starts_at == NOW]
 
 
 def test_a_higher_tier_names_whom_it_pushes_back() -> None:
@@ -129,4 +134,44 @@ def test_what_never_fits_has_no_start() -> None:
     snapshot = a_snapshot([a_node("n1", 1)], [waiting("w", 4)])
     found = forecast(snapshot, WorkId("w"), POLICY, NOW, plan)
     assert found.start.likely is None and found.start.earliest is None
-    assert [a.change.devices for a in found.alternatives if a.starts_at == NOW] == [1]
+    assert [a.change.devices for a in found.alternatives if a.starts_at == NOW] == [(1, 1)]
+
+
+def test_a_gang_is_offered_only_what_can_be_asked_for() -> None:
+    """Its world size stays, and each worker has as many devices as before."""
+    works = [running("a", ("n1", "0 1 2"), minutes=60), waiting("w", 2, workers=4)]
+    found = forecast(a_snapshot([a_node("n1", 8)], works), WorkId("w"), POLICY, NOW, plan)
+    offered = {a.change.devices for a in found.alternatives if a.change.devices}
+    assert offered == {(4, 8), (2, 8)}
+    for low, high in offered:
+        asked = NewJob(command=("x",), workers=4, devices_min=low, devices_max=high)
+        again = replace(works[1], demand=demand_of(asked))
+        snapshot = a_snapshot([a_node("n1", 8)], [works[0], again])
+        assert forecast(snapshot, again.id, POLICY, NOW, plan).start.likely == NOW
+
+
+def test_a_promise_that_cannot_be_given_is_not_counted_on() -> None:
+    """As premium it would still have to wait behind premium work that was promised its devices."""
+    works = [
+        running("a", ("n1", "0 1"), minutes=60, tier=Tier.PREMIUM),
+        waiting("p", 2, tier=Tier.PREMIUM, submitted_at=Instant(1), promised=False),
+        waiting("w", 1, tier=Tier.BASIC, submitted_at=Instant(2)),
+    ]
+    found = forecast(a_snapshot([a_node("n1", 2)], works), WorkId("w"), POLICY, NOW, plan)
+    premium = [a for a in found.alternatives if a.change.tier is Tier.PREMIUM]
+    assert all(a.starts_at is not None and a.starts_at > NOW for a in premium)
+
+
+def test_what_has_no_chance_is_answered_without_many_passes() -> None:
+    passes = 0
+
+    def counted(*arguments: Any, **named: Any) -> Plan:
+        nonlocal passes
+        passes += 1
+        return plan(*arguments, **named)
+
+    drained = a_node("n2", 4, zone="b", state=NodeState.DRAINING)
+    works = [placed(a_job("a"), ("n1", "0")), waiting("w", zones=("b",))]
+    found = forecast(a_snapshot([a_node("n1"), drained], works), WorkId("w"), POLICY, NOW, counted)
+    assert found.start.likely is None and found.alternatives == ()
+    assert passes < 60, "until nothing more can happen, and not for fourteen days"

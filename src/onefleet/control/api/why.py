@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from random import Random
 
 from onefleet.control import views
 from onefleet.control.api.deployments import find_deployment
@@ -13,12 +14,14 @@ from onefleet.control.api.existing import find_job
 from onefleet.control.call import Call
 from onefleet.core.explain import explain
 from onefleet.core.forecast import forecast
-from onefleet.core.plan import Blocker
+from onefleet.core.index import Index
+from onefleet.core.plan import Blocker, Plan
 from onefleet.core.planner import plan
+from onefleet.core.policy import Policy
 from onefleet.core.snapshot import Snapshot
 from onefleet.domain.errors import NotFound
 from onefleet.domain.events import Event
-from onefleet.domain.ids import WorkId
+from onefleet.domain.ids import Instant, WorkId
 from onefleet.domain.jobs import Job
 from onefleet.domain.serving import Deployment
 from onefleet.domain.work import Phase, Want, Work
@@ -28,8 +31,14 @@ from onefleet.wire.api import AlternativeView, BlockerView, ForecastView, WhyVie
 #: Events that are searched for the history of one subject, and how many of it are shown.
 HISTORY_SEARCHED = 2_000
 HISTORY_SHOWN = 20
-#: Live works beyond which nobody is kept waiting for a forecast.
+#: Live works beyond which nobody is kept waiting for a forecast, and for how long others are; a
+#: client waits for a minute for the whole answer.
 FORECAST_WORKS_MAX = 1_000
+FORECAST_S_MAX = 20.0
+
+
+class _TooLong(Exception):
+    """The forecast is not there in time."""
 
 
 async def why(call: Call) -> WhyView:
@@ -73,7 +82,8 @@ async def _why_job(
 async def _forecast(
     call: Call, state: State, work: Work, scene: views.Scene
 ) -> ForecastView | None:
-    """When the job is expected to run, of one that waits for nothing but its turn; else None."""
+    """When the job is expected to run, of one that waits for nothing but its turn; else, or where
+    that takes too long to find out, None."""
     waits = work.phase in (Phase.PENDING, Phase.SUSPENDED, Phase.FROZEN)
     live = sum(1 for other in state.works.values() if other.phase is not Phase.ENDED)
     if not waits or work.want is not Want.RUN or not work.ready or live > FORECAST_WORKS_MAX:
@@ -91,9 +101,21 @@ async def _forecast(
         deployments=state.deployments.values(),
         replicas=state.replicas.values(),
     )
-    found = await asyncio.to_thread(
-        forecast, snapshot, work.id, call.pool.policy_of(state), now, plan
-    )
+    until = time.monotonic() + FORECAST_S_MAX
+
+    def patient(
+        snapshot: Snapshot, policy: Policy, now: Instant, rng: Random, index: Index | None = None
+    ) -> Plan:
+        if time.monotonic() > until:
+            raise _TooLong
+        return plan(snapshot, policy, now, rng, index)
+
+    try:
+        found = await asyncio.to_thread(
+            forecast, snapshot, work.id, call.pool.policy_of(state), now, patient
+        )
+    except _TooLong:
+        return None
     return ForecastView(
         at=now,
         likely_at=found.start.likely,
@@ -102,7 +124,8 @@ async def _forecast(
         alternatives=tuple(
             AlternativeView(
                 tier=other.change.tier or "",
-                devices=other.change.devices or 0,
+                devices=(other.change.devices or (0, 0))[0],
+                devices_max=(other.change.devices or (0, 0))[1],
                 starts_at=other.starts_at or now,
                 pushes_back=tuple(scene.told(name) for name in other.pushed_back),
             )
