@@ -430,7 +430,8 @@ class BlockerView(msgspec.Struct, frozen=True, kw_only=True):
 class AlternativeView(msgspec.Struct, frozen=True, kw_only=True):
     """With another tier ("" for its own) or fewer devices (0 for its own) it would start then.
 
-    devices, devices_max: as `NewJob.devices_min` and `devices_max`. pushes_back: works that would have to give way, or start later than they would have.
+    devices, devices_max: as `NewJob.devices_min` and `devices_max`. pushes_back: works that would
+    have to give way, or start later than they would have.
     """
 
     tier: str
