@@ -11,7 +11,7 @@ from onefleet.control.gateway_table import Blockers, wait_reason
 from onefleet.control.leases import Sightings
 from onefleet.core.checkpointing import interval_ms
 from onefleet.core.index.usage import DeviceUse
-from onefleet.core.ledger import HOUR_MS, HOURS_KEPT, fraction_permille
+from onefleet.core.ledger import HOUR_MS, HOURS_KEPT, fraction_permille, wanted_and_got
 from onefleet.core.policy import DEFAULT_POLICY, Policy
 from onefleet.core.promise import holds
 from onefleet.domain.events import Event, Usage
@@ -202,7 +202,8 @@ def job_view(job: Job, scene: Scene) -> JobView:
     mode, why_not = _checkpoint(work, scene)
     turns = _turns_of(work, scene)
     ran_ms = ran_until(work, scene.now)
-    lasted_ms = (work.ended_at or scene.now) - work.submitted_at
+    until = work.ended_at or scene.now
+    wanted_ms, got_ms = wanted_and_got(work, until, HOURS_KEPT * HOUR_MS)
     return JobView(
         id=job.id,
         name=job.name,
@@ -220,7 +221,7 @@ def job_view(job: Job, scene: Scene) -> JobView:
         suspends=work.suspends,
         lost_ms=work.lost_ms,
         ran_ms=ran_ms,
-        fraction=round(min(1.0, ran_ms / lasted_ms), 4) if lasted_ms > 0 else 0.0,
+        fraction=round(got_ms / wanted_ms, 4) if wanted_ms else 0.0,
         # The node drops the image of a work that ended.
         image_bytes=work.image.size_bytes if work.image and work.phase is not Phase.ENDED else 0,
         memory_bytes=_memory_of(work, scene),

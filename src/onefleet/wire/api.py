@@ -291,7 +291,8 @@ class ReplicaView(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class JobView(msgspec.Struct, frozen=True, kw_only=True):
-    """fraction: device fraction so far (time running / time since submission), 0..1.
+    """fraction: its device fraction in the last day that it was there, as in its ledger: the time
+    that it ran, narrower stretches in part, over the time that it wanted to; 0 before it has.
 
     checkpoint: how it is saved (criu, cooperative, none); checkpoint_reason: why not criu.
     devices_min, devices_max: of the whole job; width: devices that its owner scaled it to.

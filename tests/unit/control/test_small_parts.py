@@ -27,8 +27,9 @@ from onefleet.domain.errors import (
     Overloaded,
     Unauthenticated,
 )
-from onefleet.domain.ids import KeyId, TenantId
+from onefleet.domain.ids import Instant, KeyId, TenantId
 from onefleet.domain.tenancy import Role
+from onefleet.domain.work import Want, Work
 from onefleet.wire.api import NewJob
 
 
@@ -148,3 +149,20 @@ def test_an_error_keeps_its_code_status_and_when_to_try_again() -> None:
         "h",
     )
     assert detail_of(OnefleetError("x")).code == "internal_error"
+
+
+def test_the_fraction_of_a_job_is_that_of_its_ledger() -> None:
+    """Time in which its owner wants it suspended counts against nobody."""
+    half, later = Instant(NOW + 60_000), Instant(NOW + 240_000)
+    waited = a_job("job-1", submitted_at=NOW, phase_since=NOW, accounted_until=NOW)
+    running = placed(waited, ("n1", "0"), at=half)
+    pausing = lifecycle.apply(running, lifecycle.WantChanged(Want.SUSPEND), Instant(NOW + 120_000))
+
+    def fraction(work: Work, now: Instant) -> float:
+        state = a_state(work)
+        scene = Scene(state, Sightings(NOW), Demands(NOW), {}, now)
+        return job_view(state.jobs[work.id], scene).fraction
+
+    assert [fraction(waited, NOW), fraction(waited, half)] == [0, 0]
+    assert fraction(running, later) == 0.75
+    assert fraction(pausing, later) == 0.5
