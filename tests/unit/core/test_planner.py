@@ -157,6 +157,20 @@ def test_younger_work_passes_a_bigger_one_only_for_a_while() -> None:
     assert not planned(a_snapshot(nodes, [holder, fresh, basic])).decisions
 
 
+def test_nothing_is_kept_for_what_waits_for_a_job_that_could_not_be_saved() -> None:
+    """Else all of a node would stand idle beside that one job, for as long as it runs."""
+    gang = a_job("gang", workers=4, tier=PREMIUM, phase_since=Instant(0))
+    held = placed(a_job("held"), ("n1", "0"))
+    lent = suspended(a_job("lent", tier=BASIC), "n1")
+
+    def plan_when(not_before: int) -> list[str]:
+        tried = replace(held, failures=1, not_before=Instant(not_before))
+        return decided(planned(a_snapshot([a_node("n1")], [tried, gang, lent])))
+
+    assert plan_when(NOW + 1) == ["restore lent on n1/cpu1"]
+    assert plan_when(NOW) == ["suspend held: makes room for gang (premium)"]
+
+
 def test_devices_are_not_kept_where_replicas_will_never_leave() -> None:
     nodes = [a_node("n1", 2), a_node("n2", 2)]
     lasting = placed(a_replica("r"), ("n1", "0"))
