@@ -6,6 +6,8 @@ BIN := $(VENV)/bin
 TOUR ?= first
 PORT ?= 7070
 ARGS ?=
+# Hundreds of processes are started, and each would compile all that it imports.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: run test check bench lock clean
 

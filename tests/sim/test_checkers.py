@@ -21,7 +21,7 @@ from onefleet.core.policy import Policy
 from onefleet.core.snapshot import Snapshot
 from onefleet.domain.ids import DeviceId, Generation, Instant, NodeId, WorkId
 from onefleet.domain.work import Slot, Work
-from onefleet.sim.checkers import Checkers
+from onefleet.sim.checkers import EXPLAINED_EACH_MS, Checkers
 from onefleet.sim.programs import Program, Programs
 from onefleet.sim.scenario import load
 from onefleet.sim.timeline import HeapTimeline, run_now
@@ -165,6 +165,22 @@ def test_a_plan_without_reasons_is_caught() -> None:
     plan = Plan(state.generation, Instant(0), (), (), {WorkId("a"): ()})
     checkers.check_reasons(Instant(0), state, plan)
     assert [v.text for v in checkers.found] == ["a does not run, and nothing says why"]
+
+
+@pytest.mark.parametrize(
+    ("generation", "now", "found"),
+    [(7, 1, False), (8, 1, True), (7, EXPLAINED_EACH_MS, True)],
+)
+def test_plans_of_one_state_are_looked_at_now_and_then(
+    generation: int, now: int, found: bool
+) -> None:
+    checkers = Checkers()
+    state = state_of(a_job("a"), generation=9)
+    good = Plan(Generation(7), Instant(0), (), (), {})
+    checkers.check_reasons(Instant(0), state, good)
+    bad = Plan(Generation(generation), Instant(now), (), (), {WorkId("a"): ()})
+    checkers.check_reasons(Instant(now), state, bad)
+    assert bool(checkers.found) is found
 
 
 @pytest.mark.parametrize(

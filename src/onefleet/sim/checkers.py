@@ -25,6 +25,9 @@ from onefleet.store.base import State
 
 #: Violations that are kept; the run ends at the limit.
 VIOLATIONS_MAX = 10
+#: Plans of one state differ by the time alone; to explain one costs several passes. One in so long
+#: is looked at.
+EXPLAINED_EACH_MS = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +47,7 @@ class Checkers:
         self._generation = Generation(0)
         self._epochs: dict[WorkId, Generation] = {}
         self._seen: State | None = None
+        self._explained: tuple[Generation, Instant] | None = None  # of which state, and when
 
     def note(self, at: Instant, text: str) -> None:
         """A rule is broken; each breach is told once."""
@@ -63,9 +67,14 @@ class Checkers:
             self.note(now, text)
 
     def check_reasons(self, now: Instant, state: State, plan: Plan | None) -> None:
-        """Whatever the plan left waiting has a reason in words."""
+        """Whatever the plan left waiting has a reason in words. Looks at a plan of every state."""
         if plan is None or plan.parent > state.generation:
             return
+        if self._explained is not None:
+            generation, at = self._explained
+            if plan.parent == generation and now < at + EXPLAINED_EACH_MS:
+                return
+        self._explained = plan.parent, now
         for work_id, blockers in plan.blockers.items():
             work = state.works.get(work_id)
             if work is not None and not (blockers and explain(work, plan.blockers).summary):

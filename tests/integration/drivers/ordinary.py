@@ -75,7 +75,6 @@ class OrdinaryUser:
                 "HOME": str(self.home),
                 "TMPDIR": str(self.home / "tmp"),
                 "PYTHONPATH": f"{self.home}/src:{self.home}/site",
-                "PYTHONDONTWRITEBYTECODE": "1",
                 "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
                 "ONEFLEET_CRIU_HOME": str(self.home / "criu"),
             },
