@@ -14,8 +14,9 @@ unexport PYTHONDONTWRITEBYTECODE
 run: $(VENV)/ready
 	@scripts/run.sh "$(TOUR)" "$(PORT)" $(ARGS)
 
+# Folder after folder, so that what takes long and waits (e2e) comes first and does not come last.
 test: $(VENV)/ready-dev $(VENV)/ready-torch
-	$(BIN)/pytest -n auto --dist loadfile $(ARGS)
+	$(BIN)/pytest -n auto --dist loadfile --no-loadscope-reorder $(ARGS)
 
 check: $(VENV)/ready-dev
 	$(BIN)/ruff format --check .

@@ -23,6 +23,7 @@ import httpx2
 import openai
 import psutil
 
+from onefleet.domain.errors import OnefleetError
 from tests.e2e.harness import Pool
 
 CHILDREN = ("control", "gateway", "agent")
@@ -92,6 +93,7 @@ class Storm:
             (3, self._criu),
             (4, lambda: self._verb("suspend")),
             (5, lambda: self._verb("resume")),
+            (1, self._finish),
         )
         weights = [weight for weight, _ in blows]
         until = time.monotonic() + for_s
@@ -154,6 +156,13 @@ class Storm:
                         child.kill()
                         return f"kill criu {child.pid} of {job}"
         return f"suspend {job}, criu not caught"
+
+    def _finish(self) -> str:
+        job = self._rng.choice(self.jobs)
+        with suppress(OnefleetError):
+            self.it.finish(job)
+            return f"let {job} end"
+        return ""
 
     def _verb(self, verb: str, job: str = "") -> str:
         job = job or self._rng.choice(self.jobs)

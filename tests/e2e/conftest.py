@@ -5,11 +5,10 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
-from tests.e2e.harness import JOB, Pool, pool
+from tests.e2e.harness import JOB, STEPS, Pool, pool
 
 
 @pytest.fixture(scope="module")
@@ -28,15 +27,8 @@ def serving(up: Pool) -> Pool:
 
 
 @pytest.fixture(scope="session")
-def undisturbed() -> dict[int, str]:
-    """The digest of the job's final state by its number of steps, from runs outside any pool."""
-    found: dict[int, str] = {}
-
-    class Runs(dict[int, str]):
-        def __missing__(self, steps: int) -> str:
-            line = [sys.executable, str(Path(JOB)), str(steps)]
-            out = subprocess.run(line, capture_output=True, text=True, check=True).stdout
-            self[steps] = out.splitlines()[-1]
-            return self[steps]
-
-    return Runs(found)
+def undisturbed() -> str:
+    """The digest of the job's final state, from a run outside any pool."""
+    line = [sys.executable, str(JOB), str(STEPS)]
+    out = subprocess.run(line, capture_output=True, text=True, check=True).stdout
+    return out.splitlines()[-1]

@@ -14,18 +14,25 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import psutil
 from openai import OpenAI
 
 from onefleet.agent import memory_images
+from onefleet.cli.job_logs import LogReader
+from onefleet.cli.job_verb import get_job
 from onefleet.domain.errors import OnefleetError
 from onefleet.domain.layout import Layout
+from onefleet.wire.api import NodeView, Page
+from onefleet.wire.client import Client
 from tests.checkpoint import criu_home, make_criu
 
 #: How long a state may take to come about on a busy machine, in seconds.
 PATIENCE_S = 90.0
 
 JOB = Path(__file__).parent / "job.py"
+#: Of the job: more than it takes in its time, whatever is done to it.
+STEPS = 3_000
 
 
 def until(what: str, probe: Callable[[], Any], timeout_s: float = PATIENCE_S) -> Any:
@@ -112,32 +119,51 @@ class Pool:
         key = (self.folder / "credentials").read_text().strip()
         return OpenAI(base_url=f"{self.url}/v1", api_key=key, **options)
 
+    def api(self) -> Client:
+        """For what is asked again and again: each command is a process of its own."""
+        return Client(self.url, (self.folder / "credentials").read_text().strip())
+
     def job(self, job_id: str) -> dict[str, Any]:
-        found = self.json("ps")
-        return next(dict(job) for job in found if job["id"] == job_id)
+        return dict(msgspec.to_builtins(get_job(self.api(), job_id)))
 
     def phase(self, job_id: str) -> str:
         return str(self.job(job_id)["phase"])
 
-    def submit(self, *words: str, steps: int, name: str, devices: str = "1") -> str:
-        """Start the deterministic job; return its id."""
-        command = [sys.executable, str(JOB), str(steps)]
+    def submit(self, *words: str, name: str, devices: str = "1") -> str:
+        """Start the deterministic job, which goes on until `finish`; return its id."""
+        command = [sys.executable, str(JOB), str(STEPS), str(self._finish(name))]
         return self.run("run", "--name", name, "--devices", devices, *words, "--", *command)
+
+    def finish(self, job_id: str) -> None:
+        """Let the deterministic job come to its end."""
+        self._finish(str(self.job(job_id)["name"])).touch()
+
+    def _finish(self, name: str) -> Path:
+        return self.folder.parent / f"finish-{name}"
 
     def digest(self, job_id: str) -> str:
         """The last line of a finished job: the digest of its final state."""
         return self.run("logs", job_id).splitlines()[-1]
 
-    def printed_once(self, job_id: str, steps: int) -> bool:
+    def printed(self, job_id: str) -> int:
+        """How many lines it has printed."""
+        return "".join(LogReader(self.api(), job_id).rest("stdout")).count("\n")
+
+    def printed_once(self, job_id: str) -> bool:
         """Whether the job printed each of its steps once, in order: nothing lost or repeated."""
         lines = self.run("logs", job_id).splitlines()[:-1]
-        return [int(line.split()[1]) for line in lines] == list(range(steps))
+        return [int(line.split()[1]) for line in lines] == list(range(STEPS))
 
     def finished(self, job_id: str, timeout_s: float = PATIENCE_S) -> dict[str, Any]:
-        """Wait for the end of a job; return it."""
-        ended = lambda: (job := self.job(job_id))["phase"] == "ended" and job  # noqa: E731
+        """Let a job come to its end, and wait for it; return it."""
+        self.finish(job_id)
+        return self.ended(job_id, timeout_s)
+
+    def ended(self, job_id: str, timeout_s: float = PATIENCE_S) -> dict[str, Any]:
+        """Wait until a job is over; return it."""
+        over = lambda: (job := self.job(job_id))["phase"] == "ended" and job  # noqa: E731
         try:
-            return dict(until(f"{job_id} ends", ended, timeout_s))
+            return dict(until(f"{job_id} ends", over, timeout_s))
         except AssertionError as error:
             raise AssertionError(f"{error}\n{self.job(job_id)}\n{self.logs()}") from None
 
@@ -210,8 +236,8 @@ class Node:
 
     def state(self) -> str:
         """What the pool says of it; empty while it does not know it."""
-        found = [n for n in self._pool.json("node", "list") if n["id"] == self.id]
-        return str(found[0]["state"]) if found else ""
+        nodes = self._pool.api().get("/api/v1/nodes", Page[NodeView]).data
+        return next((str(node.state) for node in nodes if node.id == self.id), "")
 
     def leave(self, number: int = signal.SIGTERM) -> int:
         """End its agent, which saves its jobs first (but for SIGKILL); its exit code."""

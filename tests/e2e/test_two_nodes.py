@@ -16,7 +16,6 @@ from tests.e2e.harness import Node, Pool, node, pool, until
 
 pytestmark = pytest.mark.e2e
 
-STEPS = 3_000
 PAIR = Path(__file__).parent / "pair_job.py"
 CORES = sorted(os.sched_getaffinity(0))
 
@@ -41,11 +40,11 @@ def runs(it: Pool, job: str) -> str:
     return str(until(f"{job} runs", lambda: place(it, job)))
 
 
-def check(it: Pool, job: str, undisturbed: dict[int, str]) -> dict[str, Any]:
+def check(it: Pool, job: str, undisturbed: str) -> dict[str, Any]:
     ended = it.finished(job)
     assert (ended["outcome"], ended["attempts"]) == ("succeeded", 1), ended
-    assert it.printed_once(job, STEPS)
-    assert it.digest(job) == undisturbed[STEPS]
+    assert it.printed_once(job)
+    assert it.digest(job) == undisturbed
     return ended
 
 
@@ -55,24 +54,24 @@ def test_each_has_its_own_devices(two: tuple[Pool, Node]) -> None:
     assert devices == {f"node-local/cpu{CORES[0]}", f"node-n2/cpu{CORES[1]}"}
 
 
-def test_a_job_moves_there_and_back(two: tuple[Pool, Node], undisturbed: dict[int, str]) -> None:
+def test_a_job_moves_there_and_back(two: tuple[Pool, Node], undisturbed: str) -> None:
     it, _ = two
-    job = it.submit(steps=STEPS, name="moves")
+    job = it.submit(name="moves")
     printed = 0
     for _ in range(2):
         other = {"node-local": "node-n2", "node-n2": "node-local"}[runs(it, job)]
         it.run("migrate", job, "--to", other, "--wait")
-        assert place(it, job) == other or it.job(job)["phase"] == "ended"
+        assert place(it, job) == other
         so_far, printed = printed, len(it.run("logs", job).splitlines())
         assert printed > so_far  # what it printed is read from wherever it is
     assert check(it, job, undisturbed)["lost_ms"] == 0
 
 
 def test_a_node_that_leaves_saves_its_job_and_goes_on_with_it(
-    two: tuple[Pool, Node], undisturbed: dict[int, str]
+    two: tuple[Pool, Node], undisturbed: str
 ) -> None:
     it, n2 = two
-    job = it.submit(steps=STEPS, name="leaves")
+    job = it.submit(name="leaves")
     if runs(it, job) != n2.id:
         it.run("migrate", job, "--to", n2.id, "--wait")
     assert n2.leave() == 0 and "its jobs are saved" in n2.log()
@@ -80,11 +79,9 @@ def test_a_node_that_leaves_saves_its_job_and_goes_on_with_it(
     assert check(it, job, undisturbed)["lost_ms"] == 0
 
 
-def test_a_killed_agent_finds_its_job_again(
-    two: tuple[Pool, Node], undisturbed: dict[int, str]
-) -> None:
+def test_a_killed_agent_finds_its_job_again(two: tuple[Pool, Node], undisturbed: str) -> None:
     it, n2 = two
-    job = it.submit(steps=STEPS, name="adopted")
+    job = it.submit(name="adopted")
     if runs(it, job) != n2.id:
         it.run("migrate", job, "--to", n2.id, "--wait")
     n2.leave(9)
@@ -100,8 +97,8 @@ def test_a_gang_on_both_nodes_keeps_its_connection(two: tuple[Pool, Node], tmp_p
     job = it.run("run", "--no-code", "--workers", "2", "--", *command)
 
     def goes_on() -> None:
-        before = len(it.run("logs", job).splitlines())
-        until("it goes on", lambda: len(it.run("logs", job).splitlines()) > before + 5)
+        before = it.printed(job)
+        until("it goes on", lambda: it.printed(job) > before + 5)
 
     goes_on()
     assert {d.partition("/")[0] for d in it.job(job)["devices"]} == {"node-local", n2.id}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -30,6 +31,7 @@ markers = criu
 _MODULES = ("pytest", "_pytest", "pluggy", "iniconfig", "packaging", "pygments", "py")
 _MODULES += ("xxhash", "backports.zstd")
 _LIMIT_S = 300.0
+_OUTCOME = re.compile(r"^(tests/.*::.*) (PASSED|FAILED|ERROR|SKIPPED|XFAIL|XPASS)\b", re.MULTILINE)
 
 
 class NoUser(Exception):
@@ -89,11 +91,18 @@ class OrdinaryUser:
             check=False,
         )
 
-    def test(self, *nodes: str) -> tuple[int, str]:
-        """Run tests of the copy; pytest's exit status and what it said."""
-        options = ("-p", "no:cacheprovider", "-rs", f"--basetemp={self.home}/tmp/pytest")
+    def test(self, *nodes: str) -> tuple[dict[str, str], str]:
+        """Run tests of the copy; how each came out ("PASSED"), and all that pytest said."""
+        options = (
+            "-vv",
+            "--no-header",
+            "-p",
+            "no:cacheprovider",
+            f"--basetemp={self.home}/tmp/pytest",
+        )
         done = self.run(self.python, "-m", "pytest", *options, *nodes)
-        return done.returncode, done.stdout + done.stderr
+        outcomes = dict(_OUTCOME.findall(done.stdout))
+        return outcomes, done.stdout + done.stderr
 
     def close(self) -> None:
         """End what a broken test left: whatever runs under this id is ours."""
@@ -109,8 +118,7 @@ class OrdinaryUser:
 
     def _copy(self, source: Path, target: Path) -> None:
         if source.is_dir():
-            ignored = shutil.ignore_patterns("__pycache__")
-            shutil.copytree(source, target, symlinks=True, ignore=ignored)
+            shutil.copytree(source, target, symlinks=True)
         else:
             target.parent.mkdir(exist_ok=True, parents=True)
             shutil.copy2(source, target)
