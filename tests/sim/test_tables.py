@@ -79,7 +79,7 @@ def test_failures_stay_at_the_ceiling(capsys):
         "--mttf-h",
         "6",
         "--days",
-        "20",
+        "10",
         "--seeds",
         "6",
         "--workers",
