@@ -204,6 +204,8 @@ def job_view(job: Job, scene: Scene) -> JobView:
     ran_ms = ran_until(work, scene.now)
     until = work.ended_at or scene.now
     wanted_ms, got_ms = wanted_and_got(work, until, HOURS_KEPT * HOUR_MS)
+    if not wanted_ms:  # it was promised nothing yet, and so has no ledger
+        wanted_ms, got_ms = until - work.submitted_at, ran_ms
     return JobView(
         id=job.id,
         name=job.name,
@@ -221,7 +223,7 @@ def job_view(job: Job, scene: Scene) -> JobView:
         suspends=work.suspends,
         lost_ms=work.lost_ms,
         ran_ms=ran_ms,
-        fraction=round(got_ms / wanted_ms, 4) if wanted_ms else 0.0,
+        fraction=round(min(got_ms / wanted_ms, 1.0), 4) if wanted_ms > 0 else 0.0,
         # The node drops the image of a work that ended.
         image_bytes=work.image.size_bytes if work.image and work.phase is not Phase.ENDED else 0,
         memory_bytes=_memory_of(work, scene),

@@ -292,7 +292,8 @@ class ReplicaView(msgspec.Struct, frozen=True, kw_only=True):
 
 class JobView(msgspec.Struct, frozen=True, kw_only=True):
     """fraction: its device fraction in the last day that it was there, as in its ledger: the time
-    that it ran, narrower stretches in part, over the time that it wanted to; 0 before it has.
+    that it ran, narrower stretches in part, over the time that it wanted to. Until it is promised
+    anything it has no ledger: of all time since it was submitted.
 
     checkpoint: how it is saved (criu, cooperative, none); checkpoint_reason: why not criu.
     devices_min, devices_max: of the whole job; width: devices that its owner scaled it to.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -165,4 +167,6 @@ def test_the_fraction_of_a_job_is_that_of_its_ledger() -> None:
 
     assert [fraction(waited, NOW), fraction(waited, half)] == [0, 0]
     assert fraction(running, later) == 0.75
+    unpromised = placed(replace(waited, promised=False), ("n1", "0"), at=half)
+    assert fraction(unpromised, later) == 0.75, "it has no ledger yet"
     assert fraction(pausing, later) == 0.5
