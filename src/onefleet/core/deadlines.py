@@ -19,7 +19,7 @@ from onefleet.domain.ids import Instant
 from onefleet.domain.work import Phase, Want, Work
 
 #: The level of what is urgent (`ordering.py`): before all others.
-URGENT = -1
+URGENT = -2
 
 
 def is_urgent(work: Work, now: Instant, policy: Policy) -> bool:

@@ -17,12 +17,15 @@ class Policy:
     lease_grace_ms: after a node's lease ran out, wait so long before its work is given up; it is
     longer than an agent takes to notice that its lease ran out and to end what it runs.
     resume_hold_ms: suspended work stays so for this long, so that work does not bounce.
-    patience_ms: for this long younger work may pass a bigger, older one of its tier; then devices
-    are kept free for it.
+    patience_ms: for this long younger work may pass a bigger, older one of its tier; then it may
+    take its turn, and devices are kept for it.
     image_wait_ms: a lost node is waited for this long by the images on it, and by jobs that no
     other node could run; then they are given up.
-    level_ms: device-milliseconds that a work has had when it leaves the first level of its rank;
+    level_ms: device-milliseconds that a work has had when it leaves the first level of its rank,
+    and for how long devices may be kept from its rank for one that will have all of them by then;
     level_doublings: so often it doubles until it leaves the next one, and so on.
+    floor_permille: a job that has had less of its time than this part, and lacks a level to that,
+    goes first in its rank until it has had twice as much.
     slack_ms, slack_permille: a job with a deadline goes first in its rank when it has no more slack
     than this, and than this part of the run time that its owner said.
     promise_window_ms: over this long, and the hours that it begins in, promises are looked at;
@@ -47,6 +50,7 @@ class Policy:
     image_wait_ms: int = 600_000
     level_ms: int = 600_000
     level_doublings: int = 2
+    floor_permille: int = 20
     slack_ms: int = 60_000
     slack_permille: int = 250
     promise_window_ms: int = 3_600_000

@@ -21,6 +21,7 @@ from onefleet.core.index.room import workers_on, workers_without
 from onefleet.core.index.shelves import rising
 from onefleet.core.ordering import BASIC, RESERVED
 from onefleet.core.snapshot import devices_held
+from onefleet.core.starvation import STARVED
 from onefleet.domain.ids import DeploymentId, NodeId, TenantId, WorkId
 from onefleet.domain.work import Demand, Work, WorkKind
 
@@ -31,11 +32,20 @@ NODES_COMPARED = 64
 class Rights(NamedTuple):
     """What waiting work may take of its own rank, if it takes its `turns` there by now: the devices
     of works above its level, but not of `sheltered` tenants; or, if it `claims` its tenant's part,
-    those of works on any level, and of sheltered tenants those of works above its own."""
+    those of works on any level that are not starved, and of sheltered tenants those of works above
+    its own."""
 
     turns: bool
     claims: bool
     sheltered: Collection[TenantId]
+
+    def take(self, tenant_id: TenantId, level: int, own: int) -> bool:
+        """Whether they are to a work of its rank, of this tenant and on this level. own: its own
+        level."""
+        above = level > own
+        if self.claims:
+            return above or (tenant_id not in self.sheltered and level != STARVED)
+        return above and tenant_id not in self.sheltered
 
 
 ANY = Rights(turns=True, claims=True, sheltered=())
@@ -61,7 +71,9 @@ class Able(NamedTuple):
         if self.rights.claims:
             beside = victims[above : bisect_left(victims, (1 - self.rank,))]
             sheltered = self.rights.sheltered
-            return victims[:above] + [v for v in beside if v.work.tenant_id not in sheltered]
+            return victims[:above] + [
+                v for v in beside if v.work.tenant_id not in sheltered and v.level_order != -STARVED
+            ]
         own = victims[lower:above]
         if self.rights.sheltered:
             own = [v for v in own if v.work.tenant_id not in self.rights.sheltered]

@@ -22,7 +22,7 @@ from tests.fleets import (
 from onefleet.domain.fleet import CheckpointMode
 from onefleet.domain.ids import Instant
 from onefleet.domain.tiers import Tier
-from onefleet.domain.work import Work
+from onefleet.domain.work import Terms, Work
 
 LATE = Instant(NOW - 30_000)
 
@@ -92,6 +92,17 @@ def test_nothing_is_kept_from_its_own_rank_while_higher_ranks_are_in_the_way() -
         assert decided(plan) == starts
         fixed = replace(peer, suspendable=False)
         assert not planned(a_snapshot(nodes, [holder(tier), ahead, fixed])).decisions
+
+
+def test_nothing_is_kept_from_its_own_rank_for_what_is_not_in_sight() -> None:
+    """What has run for an hour will hardly end in minutes, unless its owner says so."""
+    nodes = [a_node("n1", 2)]
+    peer = waiting("peer", tier=Tier.PREMIUM)
+    since, never = Instant(NOW - 3_600_000), Terms(checkpoint_every_ms=0)
+    lasts = placed(a_job("holder", tier=Tier.PREMIUM, terms=never), ("n1", "0"), at=since)
+    assert decided(planned(a_snapshot(nodes, [lasts, head(), peer]))) == ["start peer on n1/cpu1"]
+    ends = replace(lasts, terms=replace(never, estimate_ms=3_900_000))
+    assert not planned(a_snapshot(nodes, [ends, head(), peer])).decisions
 
 
 def test_memory_is_lent_as_well() -> None:

@@ -32,6 +32,7 @@ from onefleet.core.ordering import (
 )
 from onefleet.core.policy import Policy
 from onefleet.core.promise import lineage
+from onefleet.core.starvation import STARVED, is_starved, starvation_changes_at
 from onefleet.domain.ids import (
     EPOCH,
     DeploymentId,
@@ -187,8 +188,11 @@ class Roster:
 
     def level_of(self, work: Work) -> int:
         """Its level by now (`ordering.py`)."""
-        if is_urgent(work, self.now, self._policy):
+        now, policy = self.now, self._policy
+        if is_urgent(work, now, policy):
             return URGENT
+        if is_starved(work, now, policy):
+            return STARVED
         return level_at(self._served_ms(work), self._policy)
 
     def _served_ms(self, work: Work) -> int:
@@ -339,7 +343,8 @@ class Roster:
         counts_at = work.accounted_until if work.phase is Phase.RUNNING else NEVER
         owed_at = behind_changes_at(work, self.now, self._policy) or NEVER
         errand_at = self.errands.due(work) or NEVER
-        times = [self._ready_at(work), moves_at, counts_at, owed_at, errand_at]
+        starves_at = starvation_changes_at(work, self.now, self._policy) or NEVER
+        times = [self._ready_at(work), moves_at, counts_at, owed_at, errand_at, starves_at]
         if work.terms.deadline is not None:
             times += (work.terms.deadline, urgent_at(work, self.now, self._policy) or NEVER)
         if work.phase is Phase.SUSPENDED and work.image is not None:

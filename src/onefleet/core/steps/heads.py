@@ -2,27 +2,43 @@
 
 The first of a rank that got nothing is the head of its rank. Devices are kept for it until it has
 all that it needs. What gives them back on demand may use them until then, because the head ranks
-before it and takes them: jobs of lower ranks that can be suspended. Of its own rank nothing may
-after the head's patience, or it would never get them. But while works of higher ranks stand in its
-way it gains nothing by that, and its own rank may pass.
+before it and takes them: jobs of lower ranks that can be suspended. Works of its own rank would not
+give them back, and the head would never have all at once. So they may not use them after its
+patience, if that brings the head its devices soon: if what is in its way ends, or gets above its
+level, within minutes. For what is not in sight nothing stands idle; a head that gets nothing for
+long goes first at last (`starvation.py`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import chain, islice
+from typing import NamedTuple
 
 from onefleet.core.capacity import Capacity, Nodes, Shy, out_of_reach
 from onefleet.core.index import SOON, Hold, Home, Kept, Room, gone
 from onefleet.core.index.room import workers_beside, workers_in_time
 from onefleet.core.index.shelves import falling
+from onefleet.core.lifecycle import progress_ms
+from onefleet.core.ordering import gives_way, reaches_at
+from onefleet.core.preemption import Rights
 from onefleet.core.scratch import Scratch
 from onefleet.domain.fleet import CheckpointMode
-from onefleet.domain.ids import NodeId
-from onefleet.domain.work import Demand, Work
+from onefleet.domain.ids import Instant, NodeId
+from onefleet.domain.work import Demand, Phase, Work
 
 #: Nodes that are looked at for a head's devices beside works of higher ranks.
 NODES_TRIED = 256
+
+
+class Sight(NamedTuple):
+    """What a head waits for: works of ranks behind its own leave anyway, those of its own rank if
+    they end, or it may take their devices, until then."""
+
+    rank: int
+    level: int
+    until: Instant
+    rights: Rights
 
 
 class Heads:
@@ -43,11 +59,11 @@ class Heads:
             for node_id, kept in self._lent:
                 self._this.index.keep(node_id, kept, -1 if opened else 1)
 
-    def keep(self, work: Work, rank: int, *, late: bool) -> bool:
-        """Keep devices for the head of a rank. late: from its own rank as well, if that helps it.
-        Whether any are."""
+    def keep(self, work: Work, rank: int, rights: Rights | None) -> bool:
+        """Keep devices for the head of a rank. rights: what it may take of its rank; None: it has
+        waited for too short a time to keep any from that. Whether any are kept."""
         self.set(opened=False)
-        firm = self._target(work, rank) if late else ()
+        firm = self._target(work, self._sight(work, rank, rights)) if rights else ()
         target = firm or self._target(work, None)
         kept = self._capacity.keep(work.demand, target, rank) if target else []
         self._firm += [one for one in kept if firm or not self._is_given_back(one[0])]
@@ -69,9 +85,14 @@ class Heads:
 
     # --- where it will fit -------------------------------------------------------------------
 
-    def _target(self, work: Work, rank: int | None) -> Nodes:
-        """The node of each worker where it will fit when the jobs there have ended; if a rank is
-        given, while works of higher ranks are still there.
+    def _sight(self, work: Work, rank: int, rights: Rights) -> Sight:
+        """What the head of a rank waits for without letting others pass."""
+        level = self._this.index.roster.level_of(work)
+        return Sight(rank, level, Instant(self._this.now + self._this.policy.level_ms), rights)
+
+    def _target(self, work: Work, sight: Sight | None) -> Nodes:
+        """The node of each worker where it will fit when the jobs there have ended; if that is to
+        be in sight, those that are.
 
         Replicas do not end, so that nodes that they fill are no use. The node with most to give is
         chosen: what is kept there cannot become less, so that the choice stays and the wait ends.
@@ -80,63 +101,84 @@ class Heads:
         demand, shy = work.demand, None
         home = self._this.index.roster.home_of(work)
         if home is not None:
-            found = self._at_home(demand, home, rank)
+            found = self._at_home(demand, home, sight)
             if found is not None or home.kin is None:
                 return found or ()
             shy = out_of_reach(demand, home.kin)
-        for node_id, workers in self._offers(demand, shy, rank):
+        for node_id, workers in self._offers(demand, shy, sight):
             if workers >= demand.workers:
                 return (node_id,) * demand.workers
         ranks = list[NodeId]()
-        for node_id, workers in self._offers(demand, shy, rank):
+        for node_id, workers in self._offers(demand, shy, sight):
             ranks.extend([node_id] * min(workers, demand.workers - len(ranks)))
             if len(ranks) == demand.workers:
                 return tuple(ranks)
         return ()
 
-    def _at_home(self, demand: Demand, home: Home, rank: int | None) -> Nodes | None:
+    def _at_home(self, demand: Demand, home: Home, sight: Sight | None) -> Nodes | None:
         found = self._capacity.fit_in_time(demand, home)
-        if found is None or rank is None:
+        if found is None or sight is None:
             return found
         rooms = self._this.index.fleet.rooms
         fits = all(
-            self._workers(rooms[node_id], demand, rank) >= found.count(node_id)
+            self._workers(rooms[node_id], demand, sight) >= found.count(node_id)
             for node_id in dict.fromkeys(found)
         )
         return found if fits else None
 
     def _offers(
-        self, demand: Demand, shy: Shy | None, rank: int | None
+        self, demand: Demand, shy: Shy | None, sight: Sight | None
     ) -> Iterator[tuple[NodeId, int]]:
         """How many workers nodes take once their jobs have ended; most to give soon first."""
         fleet = self._this.index.fleet
-        for node_id in self._nodes(demand, rank):
+        for node_id in self._nodes(demand, sight):
             room = fleet.rooms[node_id]
-            workers = 0 if shy is not None and shy(room) else self._workers(room, demand, rank)
+            workers = 0 if shy is not None and shy(room) else self._workers(room, demand, sight)
             if workers:
                 yield node_id, workers
 
-    def _nodes(self, demand: Demand, rank: int | None) -> Iterator[NodeId]:
-        """If a rank is given, those that may have the most without it, and no more than so many."""
+    def _nodes(self, demand: Demand, sight: Sight | None) -> Iterator[NodeId]:
+        """All, or some that may have the most in sight."""
         shelves = self._this.index.fleet.shelves.suiting(demand)
-        if not rank:
-            yield from chain.from_iterable(nodes for _, nodes in falling(shelves, SOON, 0))
-            return
-        first = falling(shelves, SOON, 0)
-        then = falling(shelves, gone(rank), 0)
-        found = [
-            islice(chain.from_iterable(nodes for _, nodes in order), NODES_TRIED)
-            for order in (first, then)
+        measures = [SOON] if sight is None or not sight.rank else [SOON, gone(sight.rank)]
+        orders = [
+            chain.from_iterable(nodes for _, nodes in falling(shelves, measure, 0))
+            for measure in measures
         ]
-        yield from dict.fromkeys(chain(*found))
+        most = None if sight is None else NODES_TRIED
+        return iter(dict.fromkeys(chain(*(islice(order, most) for order in orders))))
 
-    def _workers(self, room: Room, demand: Demand, rank: int | None) -> int:
-        if not rank:
+    def _workers(self, room: Room, demand: Demand, sight: Sight | None) -> int:
+        if sight is None:
             return workers_in_time(room, demand)
-        staying = [h for h in self._this.index.fleet.works_on(room.node.id) if self._stays(h, rank)]
-        return workers_beside(room, demand, staying)
+        holds = self._this.index.fleet.works_on(room.node.id)
+        return workers_beside(room, demand, [h for h in holds if self._stays(h, sight)])
 
-    def _stays(self, hold: Hold, rank: int) -> bool:
-        """Whether it will be there still when works of a rank and behind it have ended."""
-        ranks = self._this.index.roster.ranks
-        return hold.lasting or (hold.there > SOON and ranks[hold.work.id] < rank)
+    def _stays(self, hold: Hold, sight: Sight) -> bool:
+        """Whether it will be there still."""
+        if hold.there <= SOON:
+            return False
+        work, rank = hold.work, self._this.index.roster.ranks[hold.work.id]
+        if hold.lasting or rank < sight.rank:
+            return True
+        return rank == sight.rank and self._leaves_at(work, sight) > sight.until
+
+    def _leaves_at(self, work: Work, sight: Sight) -> Instant:
+        """When it ends, or gives way, as far as can be seen: what nobody says the run time of goes
+        on for as long as it has run."""
+        now, nodes = self._this.now, self._this.index.fleet.nodes
+        if work.phase is not Phase.RUNNING:
+            return now
+        ends_at = Instant(now + now - work.phase_since)
+        if work.terms.estimate_ms is not None:
+            ends_at = Instant(work.phase_since + work.terms.estimate_ms - progress_ms(work))
+        if not gives_way(work, (nodes.get(slot.node_id) for slot in work.placement)):
+            return ends_at
+        level = self._this.index.roster.level_of(work)
+        if sight.rights.take(work.tenant_id, level, sight.level):
+            return now
+        above = max(sight.level + 1, 1)
+        if not sight.rights.take(work.tenant_id, above, sight.level):
+            return ends_at
+        rises_at = reaches_at(work, above, now, self._this.policy)
+        return ends_at if rises_at is None else min(ends_at, rises_at)

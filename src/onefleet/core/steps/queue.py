@@ -22,6 +22,7 @@ from onefleet.core.plan import Freeze, Place, Resize, Stop, Suspend
 from onefleet.core.preemption import Rights
 from onefleet.core.scratch import Scratch
 from onefleet.core.shares import Shares
+from onefleet.core.starvation import STARVED, is_starved
 from onefleet.core.steps.defragment import defragment, is_worth_a_search
 from onefleet.core.steps.heads import Heads
 from onefleet.core.steps.narrow import narrow_for
@@ -128,10 +129,10 @@ class Placing:
                     continue
                 head = heads.setdefault(work.demand.kind, work)
                 if head is work and self.this.waited_ms(work) >= patience_ms:
-                    self._keep_for(work, rank, late=True)
+                    self._keep_for(work, rank, self._rights(work, queue))
             for work in heads.values():  # whatever its own tier may do, lower tiers do not pass it
                 if self.this.waited_ms(work) < patience_ms:
-                    self._keep_for(work, rank, late=False)
+                    self._keep_for(work, rank, None)
             if self.heads.lend():
                 self.no_fit[True].clear()
         self.heads.set(opened=False)
@@ -198,9 +199,8 @@ class Placing:
         if fitting is None and self._place_on(narrow_for(this, work, rank, home), work):
             return True
         if fitting is None:
-            rights = Rights(turns, queue.claims, queue.under.sheltered)
             left = no_room.left(demand, home)
-            chosen = this.victims.choose(work, rank, left, rights)
+            chosen = this.victims.choose(work, rank, left, self._rights(work, queue))
             if not chosen and not self._defragment(work, rank, home):
                 if home is not None and this.waited_ms(work) >= this.policy.patience_ms:
                     self._relocate(work, rank, home.nodes)
@@ -251,6 +251,12 @@ class Placing:
         del self.waiting[work.id]
         return self._place_one(work)
 
+    def _rights(self, work: Work, queue: Queue) -> Rights:
+        """What the work that the queue just gave may take of its own rank."""
+        turns = self.this.waited_ms(work) >= self.this.policy.patience_ms
+        starved = self.this.index.roster.level_of(work) == STARVED
+        return Rights(turns, queue.claims, () if starved else queue.under.sheltered)
+
     def _hope(self) -> None:
         """More may come free than was needed."""
         for hopeless in self.no_room.values():
@@ -274,6 +280,8 @@ class Placing:
                 whose = "whose tenant has had less than a third of its part"
             elif is_urgent(waiting, self.this.now, self.this.policy):
                 whose = "whose deadline is near"
+            elif is_starved(waiting, self.this.now, self.this.policy):
+                whose = "which has had next to nothing of its time"
             reason += f", {whose}"
         return reason
 
@@ -311,7 +319,7 @@ class Placing:
 
         return claimed
 
-    def _keep_for(self, work: Work, rank: int, *, late: bool) -> None:
+    def _keep_for(self, work: Work, rank: int, rights: Rights | None) -> None:
         """Keep what is free, and comes free, where the work will fit soonest."""
-        if self.heads.keep(work, rank, late=late):
+        if self.heads.keep(work, rank, rights):
             self.waiting[work.id] = self.waiting[work.id]._replace(kept=True)
