@@ -2,9 +2,9 @@
 
 In a line stand the works of one rank, one tenant and one shape: what a work of a shape needs, and
 where, is the same for all of it, so that when one does not fit, the whole line is passed over. A
-queue goes over the lines of one rank: those of tenants that are under their part first, then the
-lowest level, on one level the tenant with the least share, and of its works the first of all its
-lines. Shares change while it is worked off.
+queue goes over the lines of one rank: what is starved first, then the works of tenants that are
+under their part, then the lowest level, on one level the tenant with the least share, and of its
+works the first of all its lines. Shares change while it is worked off.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import NamedTuple, Protocol
 
 from onefleet.core.index.homes import Home
 from onefleet.core.ordering import RANK_NAMES
+from onefleet.core.starvation import STARVED
 from onefleet.domain.fleet import DeviceKind
 from onefleet.domain.ids import TenantId, WorkId
 from onefleet.domain.work import Demand, WorkKind
@@ -114,8 +115,10 @@ class Shares(Protocol):
     def under(self, kind: DeviceKind, /) -> Under: ...
 
 
-#: Whether its tenant is not under its part, the level, the share as it was, turn, line of a work.
-_Head = tuple[bool, int, Share, Turn, TenantId, int]
+#: What goes first, whatever its level: the starved, then those whose tenants are under their part.
+FIRST, CLAIMING, OTHERS = range(3)
+#: Which of these it is, the level, the share as it was, turn, line of a work.
+_Head = tuple[int, int, Share, Turn, TenantId, int]
 
 
 class Queue:
@@ -133,22 +136,12 @@ class Queue:
         self._shares = shares
         self._kinds = {number: shapes[number].demand.kind for _, number in lines}
         self._under = {kind: shares.under(kind) for kind in dict.fromkeys(self._kinds.values())}
-        self._heads: list[_Head] = [
-            (
-                name not in self._under[self._kinds[number]].claiming,
-                line[0][0],
-                self._share(name, number),
-                line[0],
-                name,
-                number,
-            )
-            for (name, number), line in lines.items()
-        ]
+        self._heads = [self._head(name, number, line[0]) for (name, number), line in lines.items()]
         heapq.heapify(self._heads)
-        self._hopeless: dict[tuple[bool, int], list[_Head]] = {}  # by shape
+        self._hopeless: dict[tuple[int, int], list[_Head]] = {}  # by shape
         self._skipped: list[_Head] = []
         self._skips = False
-        self._now = (False, 0)
+        self._now = (FIRST, 0)
 
     @property
     def under(self) -> Under:
@@ -157,33 +150,44 @@ class Queue:
 
     @property
     def claims(self) -> bool:
-        """Whether the tenant of the work just given is under its part."""
-        return not self._now[0]
+        """Whether the work just given goes first because its tenant is under its part."""
+        return self._now[0] == CLAIMING
+
+    @property
+    def late(self) -> bool:
+        """Whether others go before the work just given because their tenants are under their part."""
+        return self._now[0] == OTHERS and bool(self.under.claiming)
 
     def __iter__(self) -> Iterator[WorkId]:
         while self._heads:
-            later, level, share, turn, tenant_id, number = heapq.heappop(self._heads)
-            if (later, number) in self._hopeless:
-                head = (later, level, share, turn, tenant_id, number)
-                self._hopeless[later, number].append(head)
+            head = heapq.heappop(self._heads)
+            first, _, share, turn, tenant_id, number = head
+            if (first, number) in self._hopeless:
+                self._hopeless[first, number].append(head)
                 continue
-            now = self._share(tenant_id, number)
-            if share != now:
-                heapq.heappush(self._heads, (later, level, now, turn, tenant_id, number))
+            if share != self._share(tenant_id, number):
+                heapq.heappush(self._heads, self._head(tenant_id, number, turn))
                 continue
-            self._now, self._skips = (later, number), False
+            self._now, self._skips = (first, number), False
             yield turn[2]
             line = self._lines[tenant_id, number]
             at = bisect_right(line, turn)
             if at < len(line):
-                share = self._share(tenant_id, number)
-                head = (later, line[at][0], share, line[at], tenant_id, number)
+                head = self._head(tenant_id, number, line[at])
                 if self._skips:
                     self._skipped.append(head)
-                elif (later, number) in self._hopeless:
-                    self._hopeless[later, number].append(head)
+                elif (head[0], number) in self._hopeless:
+                    self._hopeless[head[0], number].append(head)
                 else:
                     heapq.heappush(self._heads, head)
+
+    def _head(self, tenant_id: TenantId, number: int, turn: Turn) -> _Head:
+        level, first = turn[0], OTHERS
+        if level == STARVED:
+            first = FIRST
+        elif tenant_id in self._under[self._kinds[number]].claiming:
+            first = CLAIMING
+        return (first, level, self._share(tenant_id, number), turn, tenant_id, number)
 
     def _share(self, tenant_id: TenantId, number: int) -> Share:
         return self._shares.of(tenant_id, self._kinds[number])

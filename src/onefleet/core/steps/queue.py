@@ -188,8 +188,7 @@ class Placing:
         line = self.contended.setdefault(demand.kind, [])
         ahead = len(line)
         line.append(work.id)
-        late = not queue.claims and bool(queue.under.claiming)
-        self.waiting[work.id] = Waiting(line, ahead, kept=False, late=late)
+        self.waiting[work.id] = Waiting(line, ahead, kept=False, late=queue.late)
         turns = this.waited_ms(work) >= this.policy.patience_ms
         no_room = self.no_room[queue.claims, turns, _gives_back(work)]
         if no_room.has(demand, home):

@@ -39,6 +39,7 @@ from onefleet.core.plan import (
     Thaw,
     WorkDecision,
     applied,
+    describe,
 )
 from onefleet.core.planner import Index, plan
 from onefleet.core.policy import Policy as PoolPolicy
@@ -107,7 +108,8 @@ class Pool:
             if not decided.decisions:
                 break
         else:
-            raise InternalError(f"{PASSES_MAX} passes at {now} did not come to rest")
+            told = ", ".join(describe(decision) for decision in decided.decisions)
+            raise InternalError(f"{PASSES_MAX} passes at {now} did not come to rest: {told}")
         self._sleep(desk)
 
     # --- the desk's news --------------------------------------------------------------------------
