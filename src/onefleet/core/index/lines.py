@@ -155,7 +155,7 @@ class Queue:
 
     @property
     def late(self) -> bool:
-        """Whether others go before the work just given because their tenants are under their part."""
+        """Whether others go before the work just given: their tenants are under their part."""
         return self._now[0] == OTHERS and bool(self.under.claiming)
 
     def __iter__(self) -> Iterator[WorkId]:
