@@ -168,6 +168,8 @@ def test_who_is_far_under_its_part_goes_first_whatever_its_level() -> None:
     longer = basic("w2", tenant_id=TenantId("b"), served_ms=HOUR)
     assert placed_next(basic("w1"), longer, **had(83 * HOUR, 17 * HOUR)) == "w1"
     assert placed_next(basic("w1"), longer, **had(84 * HOUR, 16 * HOUR)) == "w2"
+    starved = replace(basic("w1"), submitted_at=Instant(NOON - 48 * HOUR))  # before tenants, too
+    assert placed_next(starved, longer, **had(84 * HOUR, 16 * HOUR)) == "w1"
     with_weights = had(83 * HOUR, 17 * HOUR)
     with_weights["b"]["weight"] = 2_000
     assert placed_next(basic("w1"), longer, **with_weights) == "w2"
