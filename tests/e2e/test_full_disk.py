@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import pytest
 
 from tests.e2e.chaos import call
 from tests.e2e.harness import Pool, pool, until
+from tests.small_disk import small_disk
 
 pytestmark = pytest.mark.e2e
 
@@ -42,14 +42,8 @@ class Disk:
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Disk]:
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    line = ["mount", "-t", "tmpfs", "-o", f"size={DISK_MB}m", "onefleet-test", str(folder)]
-    done = subprocess.run(line, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        pytest.skip(f"no small file system can be mounted here: {done.stderr.strip()}")
-    yield Disk(folder)
-    subprocess.run(["umount", str(folder)], check=True)
+    with small_disk(tmp_path / "disk", f"{DISK_MB}m") as folder:
+        yield Disk(folder)
 
 
 def answers(it: Pool) -> bool:

@@ -19,6 +19,7 @@ from onefleet.domain.events import Usage
 from onefleet.domain.ids import Instant
 from onefleet.store.base import Commit, Note, Put, State
 from onefleet.store.sql import SqlStore
+from tests.small_disk import small_disk
 from tests.store_contract.records import one_of_each, tenant
 
 #: Commits for as long as it lives, and says each one that was acknowledged.
@@ -252,19 +253,8 @@ def test_a_folder_that_may_not_be_written_is_named(tmp_path: Path) -> None:
 @pytest.fixture
 def tiny_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of half a megabyte."""
-    if os.geteuid() != 0:
-        pytest.skip("mounting a tiny file system needs root")
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=512k", "tmpfs", str(tmp_path)],
-        capture_output=True,
-        text=True,
-    )
-    if mounted.returncode:
-        pytest.skip(f"no tmpfs can be mounted here: {mounted.stderr.strip()}")
-    try:
-        yield tmp_path
-    finally:
-        subprocess.run(["umount", str(tmp_path)], check=True)
+    with small_disk(tmp_path, "512k") as disk:
+        yield disk
 
 
 def test_a_full_disk_is_named_and_loses_nothing(tiny_disk: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import stat
 import subprocess
 from collections.abc import Iterator
@@ -10,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from tests.integration.control.rig import Control, FakeNode
+from tests.small_disk import small_disk
 
 from onefleet.domain.errors import OnefleetError, StorageFull, Unauthenticated, WorldError
 from onefleet.domain.ids import Generation, Instant
@@ -167,18 +167,8 @@ def test_a_damaged_database_is_said_and_nothing_is_overwritten(control: Control)
 @pytest.fixture
 def tiny_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of two megabytes."""
-    if os.geteuid() != 0:
-        pytest.skip("mounting a tiny file system needs root")
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    line = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)]
-    mounted = subprocess.run(line, capture_output=True, text=True)
-    if mounted.returncode:
-        pytest.skip(f"no tmpfs can be mounted here: {mounted.stderr.strip()}")
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", str(folder)], check=True)
+    with small_disk(tmp_path / "disk", "2m") as disk:
+        yield disk
 
 
 def test_a_full_disk_is_said_and_nothing_acknowledged_is_lost(tiny_disk: Path) -> None:

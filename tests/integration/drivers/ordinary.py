@@ -20,7 +20,7 @@ from tests.checkpoint import criu_home
 _ROOT = Path(__file__).resolve().parents[3]
 #: Above what distributions give to people and services, below what a container's root may map.
 _FIRST_ID, _IDS = 61_200, 3_000
-_COPIED = ("src", "tests/checkpoint.py", "tests/integration/drivers")
+_COPIED = ("src", "tests/checkpoint.py", "tests/small_disk.py", "tests/integration/drivers")
 #: What these tests need of the project's own settings: its plugins are not there.
 _SETTINGS = """[pytest]
 addopts = -q --import-mode=importlib

@@ -6,12 +6,12 @@ import asyncio
 import contextlib
 import os
 import shutil
-import subprocess
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tests.small_disk import small_disk
 
 from onefleet.agent import archive
 from onefleet.domain.errors import StorageFull, UpstreamFailed
@@ -169,25 +169,18 @@ def test_raw_files_that_decayed_give_way_to_the_chunks(node: Node) -> None:
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
+def disk(tmp_path: Path) -> Iterator[Path]:
     """A file system that holds one raw image of the counter, and not two."""
-    place = tmp_path / "node"
-    place.mkdir()
-    made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m", "small", place], check=False)
-    if made.returncode != 0:
-        pytest.skip("may not mount a small file system here")
-    yield place
-    subprocess.run(["umount", "-l", place], check=True)
+    with small_disk(tmp_path / "node", "24m") as place:
+        yield place
 
 
-def test_a_full_disk_leaves_the_job_running_and_the_image_usable(
-    small_disk: Path, node: Node
-) -> None:
+def test_a_full_disk_leaves_the_job_running_and_the_image_usable(disk: Path, node: Node) -> None:
     async def scenario() -> None:
         bench, spec = node.bench, node.spec(COUNTER, "600")
         await bench.driver.start(spec)
         bench.wait_lines(20)
-        filler = small_disk / "filler"
+        filler = disk / "filler"
         await bench.driver.save(bench.folder, node.image("1"))
         fill(filler)
         node.tidy()  # no room to fold: the files stay

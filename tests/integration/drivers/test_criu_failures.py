@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tests.small_disk import small_disk
 
 from onefleet.domain.errors import (
     Conflict,
@@ -33,26 +33,21 @@ pytestmark = pytest.mark.criu
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
+def disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 2 MB."""
-    place = tmp_path / "small"
-    place.mkdir()
-    made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "small", place], check=False)
-    if made.returncode != 0:
-        pytest.skip("may not mount a small file system here")
-    yield place
-    subprocess.run(["umount", "-l", place], check=True)
+    with small_disk(tmp_path / "small", "2m") as place:
+        yield place
 
 
-def test_a_full_disk_leaves_the_worker_running(criu: Bench, small_disk: Path) -> None:
+def test_a_full_disk_leaves_the_worker_running(criu: Bench, disk: Path) -> None:
     async def scenario() -> None:
         spec = criu.spec(COUNTER, "400")
         await criu.driver.start(spec)
         criu.wait_lines(20)
         with pytest.raises(StorageFull, match="no space left") as caught:
-            await criu.driver.save(criu.folder, small_disk / "image")
+            await criu.driver.save(criu.folder, disk / "image")
         assert caught.value.hint
-        assert list(small_disk.iterdir()) == []
+        assert list(disk.iterdir()) == []
         status = await criu.driver.status(criu.folder)
         assert status.state is WorkerState.RUNNING
         assert "nothing was lost" in status.reason
@@ -64,15 +59,15 @@ def test_a_full_disk_leaves_the_worker_running(criu: Bench, small_disk: Path) ->
     asyncio.run(scenario())
 
 
-def test_a_worker_on_a_full_disk_is_still_told_right(criu: Bench, small_disk: Path) -> None:
+def test_a_worker_on_a_full_disk_is_still_told_right(criu: Bench, disk: Path) -> None:
     """Its own folder has no room for a new state file; the image goes elsewhere."""
     source = "import time\nwhile True: time.sleep(0.01)"
 
     async def scenario() -> None:
-        criu.folder = small_disk / "w.0"
+        criu.folder = disk / "w.0"
         spec = criu.spec(source)
         await criu.driver.start(spec)
-        with pytest.raises(OSError, match="No space"), open(small_disk / "fill", "wb") as file:
+        with pytest.raises(OSError, match="No space"), open(disk / "fill", "wb") as file:
             while True:
                 file.write(b"x" * 4096)
                 file.flush()
@@ -81,7 +76,7 @@ def test_a_worker_on_a_full_disk_is_still_told_right(criu: Bench, small_disk: Pa
         with pytest.raises(StorageFull):
             await criu.driver.restore(spec, criu.image())
         assert await state(criu) is WorkerState.SAVED
-        (small_disk / "fill").unlink()
+        (disk / "fill").unlink()
         await criu.driver.restore(spec, criu.image())
         assert await state(criu) is WorkerState.RUNNING
         await criu.driver.stop(criu.folder, 0)
