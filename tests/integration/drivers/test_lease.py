@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import time
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -61,23 +63,31 @@ def goes_on(bench: Bench) -> None:
     assert [int(line) for line in lines] == list(range(1, len(lines) + 1))
 
 
+@contextlib.asynccontextmanager
+async def renewed(bench: Bench) -> AsyncIterator[Path]:
+    """A short lease that is renewed inside the block, however long things take there."""
+
+    async def renews() -> None:
+        while True:
+            lasts(bench, 2_500)
+            await asyncio.sleep(0.2)
+
+    renewing = asyncio.create_task(renews())
+    try:
+        await asyncio.sleep(0)
+        yield bench.root / "lease"
+    finally:
+        renewing.cancel()
+
+
 def test_it_stands_still_until_there_is_a_lease_again(bench: Bench) -> None:
     async def scenario() -> None:
         driver = bench.driver
-
-        async def renews() -> None:
-            while True:
-                lasts(bench, 2_500)
-                await asyncio.sleep(0.2)
-
-        renewing = asyncio.create_task(renews())
-        await asyncio.sleep(0)
-        spec = bench.spec(COUNTS, "0", lease=bench.root / "lease")
-        await driver.start(spec)
-        await asyncio.sleep(3.0)  # longer than the lease that it began with
-        assert (await driver.status(bench.folder)).state is WorkerState.RUNNING
-        goes_on(bench)
-        renewing.cancel()
+        async with renewed(bench) as path:
+            await driver.start(bench.spec(COUNTS, "0", lease=path))
+            await asyncio.sleep(3.0)  # longer than the lease that it began with
+            assert (await driver.status(bench.folder)).state is WorkerState.RUNNING
+            await asyncio.to_thread(goes_on, bench)
         await becomes(bench, WorkerState.FROZEN)
         await stands(bench)
         assert "lease" in (await driver.status(bench.folder)).reason
@@ -134,9 +144,9 @@ def test_a_hold_that_nobody_ends_does_not_run_on_without_a_lease(bench: Bench) -
 
 def test_a_program_that_saves_itself_has_time_until_the_lease_is_over(local: Bench) -> None:
     async def scenario() -> None:
-        spec = local.spec(COUNTS, "60", lease=lasts(local, 1_000), grace_ms=60_000)
-        await local.driver.start(spec)
-        goes_on(local)
+        async with renewed(local) as path:
+            await local.driver.start(local.spec(COUNTS, "60", lease=path, grace_ms=60_000))
+            await asyncio.to_thread(goes_on, local)
         began = time.monotonic()
         await local.driver.save(local.folder, local.image())
         assert time.monotonic() - began < 30
@@ -147,8 +157,9 @@ def test_a_program_that_saves_itself_has_time_until_the_lease_is_over(local: Ben
 
 def test_a_stop_takes_no_longer_than_the_lease(local: Bench) -> None:
     async def scenario() -> None:
-        await local.driver.start(local.spec(COUNTS, "60", lease=lasts(local, 1_000)))
-        goes_on(local)
+        async with renewed(local) as path:
+            await local.driver.start(local.spec(COUNTS, "60", lease=path))
+            await asyncio.to_thread(goes_on, local)
         began = time.monotonic()
         await local.driver.stop(local.folder, 60_000)
         assert time.monotonic() - began < 30
