@@ -9,6 +9,7 @@ for each event. Devices and jobs are made up; the planner is the one that runs a
 
     python -m benchmarks.planner --report
     python -m benchmarks.planner --devices 2048 --events 300
+    python -m benchmarks.planner --devices 2048 --spares 4
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import sys
 import time
 from argparse import Namespace
 from collections.abc import Iterator
+from dataclasses import replace
 
 from benchmarks import tables
 from onefleet.core import lifecycle
@@ -50,11 +52,12 @@ BUDGETS_MS = {2_048: 100, 100_000: 1_000}
 class Fleet:
     """A pool that obeys at once, and counts what its planner takes."""
 
-    def __init__(self, devices: int, tenants: int, seed: int) -> None:
+    def __init__(self, devices: int, tenants: int, seed: int, spares: int) -> None:
+        self.policy = replace(DEFAULT_POLICY, spares=((DeviceKind.GPU, spares),))
         self.rng = random.Random(f"{seed}/planner")
         self.now = Instant(1)
         self.tenants = [TenantId(f"t{number:04d}") for number in range(tenants)]
-        self.index = Index(DEFAULT_POLICY)
+        self.index = Index(self.policy)
         self.nodes = [simulated_node(number, PER_NODE) for number in range(devices // PER_NODE)]
         self.works: dict[WorkId, Work] = {}
         self.names: list[WorkId] = []
@@ -119,7 +122,7 @@ class Fleet:
     def decide(self, index: Index) -> bool:
         """One pass, obeyed at once; whether anything was decided."""
         snapshot = Snapshot.of(NO_GENERATION, nodes=(), works=())
-        decided = plan(snapshot, DEFAULT_POLICY, self.now, self.rng, index)
+        decided = plan(snapshot, self.policy, self.now, self.rng, index)
         self.decisions += len(decided.decisions)
         for work in self.obeyed(decided):
             self.works[work.id] = work
@@ -147,7 +150,7 @@ class Fleet:
 
     def anew(self) -> Index:
         """An index made from everything there is."""
-        index = Index(DEFAULT_POLICY)
+        index = Index(self.policy)
         index.advance(self.now, {})
         for record in (*self.records, *self.works.values()):
             index.put(record)
@@ -164,9 +167,9 @@ def _teams(tenants: list[TenantId], devices: int) -> Iterator[Tenant | Reservati
             yield Reservation(name, tenant_id, DeviceKind.GPU, each, Instant(0))
 
 
-def row(devices: int, tenants: int, events: int, seed: int) -> list[str]:
+def row(devices: int, tenants: int, events: int, seed: int, spares: int) -> list[str]:
     """Measure one fleet."""
-    fleet = Fleet(devices, tenants, seed)
+    fleet = Fleet(devices, tenants, seed, spares)
     fleet.fill(devices * 11 // 10)
     fleet.decisions = 0
     took: list[float] = []
@@ -219,9 +222,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--devices", type=int, nargs="+", default=[64, 2_048, 16_384, 100_000])
     parser.add_argument("--tenants", type=int, default=50)
     parser.add_argument("--events", type=int, default=400)
+    parser.add_argument("--spares", type=int, default=0, help="nodes that are kept empty")
     options: Namespace = parser.parse_args(arguments)
-    rows = [row(devices, options.tenants, options.events, 0) for devices in options.devices]
-    text = f"{options.events} events each, seed 0.\n\n" + tables.markdown(HEADERS, rows)
+    given = (options.tenants, options.events, 0, options.spares)
+    rows = [row(devices, *given) for devices in options.devices]
+    spares = f", {options.spares} nodes kept as spares" if options.spares else ""
+    text = f"{options.events} events each, seed 0{spares}.\n\n" + tables.markdown(HEADERS, rows)
     told = tables.command("planner", arguments)
     tables.report("planner", __doc__ or "", told, text, write=options.report)
     return 0

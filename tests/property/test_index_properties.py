@@ -10,10 +10,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tests.fleets import NOW, after
 from tests.property.test_planner_properties import POLICY, snapshots
+from tests.property.test_spares_properties import spared
 
 from onefleet.core.index import Index, Record
 from onefleet.core.plan_check import check_plan
 from onefleet.core.planner import plan
+from onefleet.core.policy import Policy
 from onefleet.core.snapshot import Snapshot
 from onefleet.domain.fleet import DeviceKind
 from onefleet.domain.ids import Instant, TenantId
@@ -21,6 +23,7 @@ from onefleet.domain.tiers import Tier
 
 NAMES = [TenantId(name) for name in ("a", "b", "c", "top")]
 BUCKETS = [(tier, kind) for tier in Tier for kind in DeviceKind]
+POLICIES = st.sampled_from([POLICY, spared(1), spared(2)])
 TABLES = ("tenants", "reservations", "deployments", "replicas", "nodes", "works")
 
 many = settings(
@@ -62,6 +65,11 @@ def facts(index: Index) -> dict[str, Any]:
         "pause": roster.to_pause,
         "ended": roster.ended,
         "stock": index.stock,
+        "spares": fleet.spares.now,
+        "kept in the long run": fleet.spares.stock(),
+        "aside": {key: (shelf.by, shelf.shared) for key, shelf in fleet.aside.everything().items()},
+        "awaited": fleet.awaited,
+        "stranded": roster.stranded,
         "ready": roster.errands.to_ready,
         "promise": roster.errands.to_promise,
         "checkpoint": roster.errands.to_checkpoint,
@@ -109,11 +117,13 @@ def partly(first: Snapshot, second: Snapshot, chance: random.Random) -> Snapshot
 
 
 @many
-@given(snapshots(), snapshots(), st.randoms(use_true_random=False), st.integers(0, 40_000))
+@given(
+    snapshots(), snapshots(), st.randoms(use_true_random=False), st.integers(0, 40_000), POLICIES
+)
 def test_kept_up_to_date_is_built_anew(
-    first: Snapshot, second: Snapshot, chance: random.Random, passed_ms: int
+    first: Snapshot, second: Snapshot, chance: random.Random, passed_ms: int, policy: Policy
 ) -> None:
-    index, now = Index.of(first, POLICY, NOW), NOW
+    index, now = Index.of(first, policy, NOW), NOW
     for _ in range(3):
         if chance.random() < 0.7:
             index.settle()
@@ -121,21 +131,22 @@ def test_kept_up_to_date_is_built_anew(
         bring(index, first, then, chance)
         first, now = then, Instant(now + chance.choice([0, passed_ms]))
         index.advance(now, {})
-    assert facts(index) == facts(Index.of(first, POLICY, now))
+    assert facts(index) == facts(Index.of(first, policy, now))
 
 
 @many
-@given(snapshots(), st.randoms(use_true_random=False), st.integers(1, 4))
+@given(snapshots(), st.randoms(use_true_random=False), st.integers(1, 4), POLICIES)
 def test_plans_follow_from_the_snapshot_alone(
-    snapshot: Snapshot, chance: random.Random, passes: int
+    snapshot: Snapshot, chance: random.Random, passes: int, policy: Policy
 ) -> None:
     """Pass after pass on one index is pass after pass on new ones, and leaves no trace."""
-    index, now = Index.of(snapshot, POLICY, NOW), NOW
+    index, now = Index.of(snapshot, policy, NOW), NOW
     for _ in range(passes):
         before = facts(index)
-        decided = plan(snapshot, POLICY, now, random.Random(0), index)
-        assert check_plan(snapshot, decided, POLICY, index) == [], decided.decisions
-        assert decided.decisions == plan(snapshot, POLICY, now, random.Random(0)).decisions
+        decided = plan(snapshot, policy, now, random.Random(0), index)
+        assert check_plan(snapshot, decided, policy, index) == [], decided.decisions
+        anew = plan(snapshot, policy, now, random.Random(0))
+        assert (decided.decisions, decided.spares) == (anew.decisions, anew.spares)
         assert facts(index) == before
         then = after(snapshot, decided, now)
         bring(index, snapshot, then, chance)

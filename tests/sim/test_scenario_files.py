@@ -15,7 +15,7 @@ JOB = '[[jobs]]\nname = "j"\nrun_s = [1, 2]\n'
 
 
 def test_the_shipped_ones_are_sound() -> None:
-    assert shipped() == ("burst", "node_loss", "steady")
+    assert shipped() == ("burst", "node_loss", "spares", "steady")
     for name in shipped():
         assert load(name).name == name and load(name).about
 

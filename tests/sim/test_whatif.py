@@ -94,6 +94,12 @@ def test_walls_keep_a_team_from_what_the_other_leaves_idle():
     assert walls.jct_s == (2 + 4 + 4) * 3600 / 3
 
 
+def test_spares_are_of_the_most_common_size_and_never_all_nodes():
+    assert [whatif.kept((8, 4, 8, 8), n) for n in range(6)] == [0, 8, 16, 24, 24, 24]
+    assert whatif.kept((2,), 1) == 0 and whatif.kept((), 3) == 0
+    assert whatif.kept((4, 8), 1) == 4
+
+
 def test_walls_that_cannot_stand_are_refused():
     views = (job("a", "red", 0, 0, 1, devices_max=2), job("b", "blue", 0, 1, 2))
     with pytest.raises(Infeasible, match="too few for walls between 2 teams"):

@@ -21,6 +21,7 @@ from onefleet.wire.api import (
     NodeView,
     ReceiptView,
     ReservationView,
+    SparesView,
     StatusView,
     TenantView,
     WhyView,
@@ -78,6 +79,10 @@ def _hours(entry: LedgerView) -> str:
 
 def _unheld(device: DeviceView) -> str:
     return f"cordoned: {device.cordoned}" if device.cordoned else "free"
+
+
+def _missing(spares: SparesView) -> str:
+    return "the next node that is empty is kept" if len(spares.nodes) < spares.wanted else "-"
 
 
 def _back_after(receipt: ReceiptView) -> str:
@@ -188,6 +193,19 @@ RESERVATION: Kind[ReservationView] = Kind(
     empty="no reservations; onefleet reservation create TENANT N makes one",
 )
 
+SPARES: Kind[SparesView] = Kind(
+    "Spares",
+    lambda s: s.id,
+    (
+        Column("KIND", lambda s: s.id),
+        Column("WANTED", lambda s: str(s.wanted), right=True),
+        Column("KEPT", lambda s: str(len(s.nodes)), right=True),
+        Column("NODES", lambda s: ",".join(s.nodes) or "-"),
+        Column("NOTE", lambda s: s.note or _missing(s)),
+    ),
+    empty="no spares; onefleet spare set N keeps N nodes empty for work that loses its place",
+)
+
 LEDGER: Kind[LedgerView] = Kind(
     "Ledger",
     lambda entry: entry.id,
@@ -239,7 +257,7 @@ NODE: Kind[NodeView] = Kind(
     (
         Column("ID", lambda n: n.id),
         Column("NAME", lambda n: n.name),
-        Column("STATE", lambda n: n.state),
+        Column("STATE", lambda n: "spare" if n.spare else n.state),
         Column("ZONE", lambda n: n.zone or "-", wide=True),
         Column("CORDONED", lambda n: str(n.devices_cordoned), right=True, wide=True),
         Column("DEVICES", lambda n: f"{n.devices_used}/{n.devices}", right=True),
@@ -274,6 +292,10 @@ def _failures(status: StatusView) -> str:
     return f"{seen}; expected of one node every {duration(status.node_mttf_ms)}"
 
 
+def _spares(status: StatusView) -> str:
+    return f"{status.spares} of {status.spares_wanted} nodes are kept empty"
+
+
 def _status_text(status: StatusView) -> str:
     seen = "never seen" if status.gateway_seen_s < 0 else f"seen {status.gateway_seen_s:.0f} s ago"
     return pairs(
@@ -281,6 +303,7 @@ def _status_text(status: StatusView) -> str:
             ("version", status.version),
             ("up since", f"{age(status.started_at)} ago"),
             ("nodes", f"{status.nodes_ready} of {status.nodes} ready"),
+            *((("spares", _spares(status)),) if status.spares_wanted else ()),
             ("failures", _failures(status)),
             (
                 "devices",

@@ -67,6 +67,7 @@ COMMANDS: tuple[tuple[str, tuple[tuple[str, str, str], ...]], ...] = (
                 "reservation:reservation",
                 "Devices guaranteed to a tenant: create, list, remove.",
             ),
+            ("spare", "spare:spare", "Nodes kept empty for work that fails over: set, list."),
             ("agent", "agent:agent", "Be a further node of a pool, here or on another machine."),
             ("node", "node:node", "Machines of the pool: list, drain, undrain."),
             ("device", "device:device", "Devices and their holders: list, cordon, uncordon."),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,15 @@ from onefleet.sim import whatif as core
 from onefleet.sim.jobs.catalog import POLICIES
 from onefleet.sim.jobs.job import Fleet, Price, Rules
 from onefleet.sim.traces.philly import read_philly
-from onefleet.wire.api import DeviceView, JobView, Page, ReservationView, TenantView
+from onefleet.wire.api import (
+    DeviceView,
+    JobView,
+    NodeView,
+    Page,
+    ReservationView,
+    SparesView,
+    TenantView,
+)
 
 #: A replay takes about 3 ms a decision, and a job two decisions or more.
 JOBS = 1_000
@@ -85,6 +93,12 @@ class Devices(click.ParamType[tuple[bool, int]]):
     type=Devices(),
     help="As many, or so many more. The first with --trace: how many there are.",
 )
+@click.option(
+    "--spares",
+    multiple=True,
+    type=click.IntRange(0, 10_000),
+    help="So many of the pool's nodes are kept empty; no node fails in a replay.",
+)
 @click.option("--walls", is_flag=True, help="Each team has devices by its work, and no others.")
 @click.option("--since", type=Length(), help="Only jobs submitted in the last TIME.")
 @click.option("--jobs", type=click.IntRange(1), default=JOBS, show_default=True, help="At most.")
@@ -97,6 +111,7 @@ def whatif(
     trace: Path | None,
     policies: tuple[str, ...],
     devices: tuple[tuple[bool, int], ...],
+    spares: tuple[int, ...],
     walls: bool,
     since: int | None,
     jobs: int,
@@ -105,14 +120,19 @@ def whatif(
     output: str,
     data_dir: str | None,
 ) -> None:
-    """Replay the pool's past jobs with another policy, more devices, or walls between teams.
+    """Replay the pool's past jobs with another policy, more devices, spares, or team walls.
 
     A row a case: as it was, replayed with the pool's own planner (how well the replay fits), and
     each change by itself. All but the first are simulated.
     """
     view = Reading(data_dir, current_screen(), output)
+    left: dict[int, int] = {}
     if trace is None:
-        past = _history(view, since, jobs, restore)
+        pool = _Pool.of(view)
+        past = _history(view, pool, since, jobs, restore)
+        left = {count: pool.devices - core.kept(pool.sizes, count) for count in spares}
+    elif spares:
+        raise click.UsageError("--spares is about the pool's nodes; a trace has none")
     elif since is not None:
         raise click.UsageError("--since is about the pool's past, and not about a trace")
     else:
@@ -120,7 +140,8 @@ def whatif(
         devices = devices[1:]
     base = past.rules.fleet.devices
     counts = [base + count if more else count for more, count in devices]
-    wanted = core.cases(past, [POLICIES[name] for name in policies], counts, walls=walls)
+    named = [POLICIES[name] for name in policies]
+    wanted = core.cases(past, named, counts, walls=walls, spares=left)
     lines = [] if past.was is None else [core.as_it_was(past, past.was, seed)]
     with Bar(view.screen, "replaying") as bar:
         for number, case in enumerate(wanted):
@@ -134,12 +155,30 @@ def whatif(
         say(_about(past, seed))
 
 
-def _history(view: Reading, since: int | None, most: int, restore: int | None) -> core.Past:
+@dataclass(frozen=True, slots=True)
+class _Pool:
+    """What there is. sizes: of the nodes, in devices. spares: nodes that are kept empty now."""
+
+    devices: int
+    sizes: tuple[int, ...]
+    spares: int
+
+    @classmethod
+    def of(cls, view: Reading) -> _Pool:
+        nodes = view.pool.get("/api/v1/nodes", Page[NodeView]).data
+        kept = view.pool.get("/api/v1/spares", Page[SparesView]).data
+        devices = len(view.pool.get("/api/v1/devices", Page[DeviceView]).data)
+        return cls(devices, tuple(n.devices for n in nodes), sum(s.wanted for s in kept))
+
+
+def _history(
+    view: Reading, pool: _Pool, since: int | None, most: int, restore: int | None
+) -> core.Past:
     found = view.pool.get("/api/v1/jobs", Page[JobView]).data
     if since is not None:
         begin = int(time.time() * 1000) - since
         found = tuple(job for job in found if job.submitted_at >= begin)
-    devices = len(view.pool.get("/api/v1/devices", Page[DeviceView]).data)
+    devices = pool.devices - core.kept(pool.sizes, pool.spares)
     teams, owner = core.teams_of(
         view.pool.get("/api/v1/tenants", Page[TenantView]).data,
         view.pool.get("/api/v1/reservations", Page[ReservationView]).data,

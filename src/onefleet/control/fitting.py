@@ -10,7 +10,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from onefleet.control.replicas import demand_of
-from onefleet.core.feasibility import feasibility
+from onefleet.control.spares import Wanted
+from onefleet.core.index.spares import infeasible
 from onefleet.core.memory_plan import NodeRoom, plan_memory
 from onefleet.domain.errors import Infeasible, InvalidRequest, Unsupported
 from onefleet.domain.fleet import Node
@@ -25,8 +26,11 @@ def rooms(nodes: Iterable[Node]) -> Sequence[NodeRoom]:
     )
 
 
-def fitted(asked: Deployment, model: Model, nodes: Iterable[Node]) -> Deployment:
-    """The deployment with engine, slots, context length and memory filled in.
+def fitted(
+    asked: Deployment, model: Model, nodes: Iterable[Node], spares: Wanted = ()
+) -> Deployment:
+    """The deployment with engine, slots, context length and memory filled in. spares: so many of
+    the nodes are kept empty.
 
     Raises InvalidRequest for an engine that cannot run this model, Unsupported for one that
     cannot run on this machine, Infeasible when no node of the fleet could hold a replica.
@@ -48,7 +52,7 @@ def fitted(asked: Deployment, model: Model, nodes: Iterable[Node]) -> Deployment
         context_length=plan.context_length,
         memory_bytes=plan.total_bytes,
     )
-    why = feasibility(demand_of(sized), fleet) if fleet else None
+    why = infeasible(demand_of(sized), fleet, spares) if fleet else None
     if why is not None:
         raise Infeasible(
             f"{model.id} can never run on this fleet",

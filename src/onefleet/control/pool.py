@@ -25,6 +25,7 @@ from onefleet.control.mirror import Mirror
 from onefleet.control.orders import OrderBook
 from onefleet.control.reconcile import Inputs, Pass, reconcile
 from onefleet.control.signal import Signal
+from onefleet.control.spares import sparing
 from onefleet.control.utilisation import LOOK_BACK_MS, Utilisation
 from onefleet.control.views import Scene
 from onefleet.core.checkpointing import Failures
@@ -32,7 +33,7 @@ from onefleet.core.plan import Plan
 from onefleet.core.policy import Policy
 from onefleet.domain.errors import OnefleetError, Overloaded, StaleGeneration
 from onefleet.domain.fleet import Node
-from onefleet.domain.ids import IdSource, Instant
+from onefleet.domain.ids import IdSource, Instant, NodeId
 from onefleet.domain.layout import Layout
 from onefleet.domain.serving import Model
 from onefleet.store.base import Commit, State, Store
@@ -267,15 +268,22 @@ class Pool:
         blockers = plan.blockers if plan else {}
         now = self.clock.now()
         policy = self.policy_of(state)
-        return Scene(state, self.sightings, self.demands, blockers, now, viewer, policy)
+        scene = (state, self.sightings, self.demands, blockers, now, viewer, policy)
+        return Scene(*scene, self.spares)
+
+    @property
+    def spares(self) -> tuple[NodeId, ...]:
+        """The nodes that are kept as spares, as of the last plan."""
+        plan = self.last_pass.plan
+        return plan.spares if plan else ()
 
     def failures(self, state: State) -> Failures:
         """What was seen of the fleet's failures."""
         return self._watch.failures(state)
 
     def policy_of(self, state: State) -> Policy:
-        """The policy, with what the fleet has taught."""
-        return learnt(self.policy, self.failures(state))
+        """The policy, with what the fleet has taught and what administrators have set."""
+        return sparing(learnt(self.policy, self.failures(state)), state)
 
     def take_turn(self, peer: str) -> tuple[str, int]:
         """A peer's newest call has the turn; an older one that is still held lets go of it."""

@@ -17,6 +17,7 @@ from onefleet.control import notes
 from onefleet.control.failures import LOST, learnt, lost_now
 from onefleet.control.mirror import Mirror
 from onefleet.control.replicas import Scaled, scale
+from onefleet.control.spares import sparing
 from onefleet.core.autoscale import DemandNow
 from onefleet.core.checkpointing import Failures
 from onefleet.core.index import Index
@@ -76,6 +77,7 @@ async def reconcile(
     """
     state = await store.read()
     policy = policy if inputs.failures is None else learnt(policy, inputs.failures)
+    policy = sparing(policy, state)
     scaled = scale(state, inputs.demand, policy, now, ids)
     stored = _stored(state, inputs)
     index = mirror.follow(store, stored, policy, now)

@@ -21,6 +21,7 @@ from onefleet.control.api import (
     nodes,
     reading,
     reservations,
+    spares,
     tenants,
     why,
 )
@@ -63,6 +64,8 @@ ROUTES: tuple[ApiRoute, ...] = (
     ApiRoute("POST", "/api/v1/reservations", _ADMIN, reservations.create_reservation, 201),
     ApiRoute("GET", "/api/v1/reservations", _MEMBER, reservations.list_reservations),
     ApiRoute("DELETE", "/api/v1/reservations/{id}", _ADMIN, reservations.remove_reservation),
+    ApiRoute("POST", "/api/v1/spares", _ADMIN, spares.set_spares),
+    ApiRoute("GET", "/api/v1/spares", _MEMBER, spares.list_spares),
     ApiRoute("POST", "/api/v1/jobs", _MEMBER, jobs.submit_job, 201),
     ApiRoute("POST", "/api/v1/arrays", _MEMBER, jobs.submit_array, 201),
     ApiRoute("GET", "/api/v1/jobs", _MEMBER, jobs.list_jobs),

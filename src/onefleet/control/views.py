@@ -16,7 +16,7 @@ from onefleet.core.policy import DEFAULT_POLICY, Policy
 from onefleet.core.promise import holds
 from onefleet.domain.events import Event, Usage
 from onefleet.domain.fleet import CheckpointMode, Device, Node
-from onefleet.domain.ids import DeploymentId, Instant
+from onefleet.domain.ids import DeploymentId, Instant, NodeId
 from onefleet.domain.jobs import Job
 from onefleet.domain.serving import Deployment, Model, Replica
 from onefleet.domain.tenancy import ApiKey, Reservation, Tenant
@@ -48,6 +48,7 @@ class Scene:
     now: Instant
     viewer: Caller | None = None
     policy: Policy = DEFAULT_POLICY
+    spares: tuple[NodeId, ...] = ()
 
     def told(self, text: str) -> str:
         """The text as the viewer may read it."""
@@ -332,6 +333,7 @@ def node_view(node: Node, scene: Scene) -> NodeView:
         region=node.region,
         zone=node.zone,
         devices_cordoned=len(node.cordons),
+        spare=node.id in scene.spares,
     )
 
 

@@ -10,10 +10,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from onefleet.core.capacity import Capacity
-from onefleet.core.feasibility import feasibility, in_zones, node_memory, of_classes
+from onefleet.core.feasibility import in_zones, node_memory, of_classes
 from onefleet.core.guarantees import Guarantees
 from onefleet.core.index import LEAVING, NOW, Home, Index, Room
 from onefleet.core.index.homes import roams_at
+from onefleet.core.index.spares import infeasible, told
 from onefleet.core.plan import Blocker, Gate
 from onefleet.core.policy import Policy
 from onefleet.core.snapshot import Snapshot
@@ -154,7 +155,8 @@ class Blockers:
     def _feasibility(self, work: Work) -> Iterator[Blocker]:
         if work.demand not in self._impossible:
             nodes = self.after.nodes.values()
-            self._impossible[work.demand] = feasibility(work.demand, nodes)
+            spares = self._policy.spares
+            self._impossible[work.demand] = infeasible(work.demand, nodes, spares)
         impossible = self._impossible[work.demand]
         if impossible is not None:
             yield Blocker(Gate.FEASIBILITY, f"cannot run on this fleet: {impossible}")
@@ -183,7 +185,8 @@ class Blockers:
 
     def _contention(self, work: Work, waiting: Waiting | None) -> Iterator[Blocker]:
         home, demand = self._home(work), work.demand
-        if waiting is None and self._capacity.fit(demand, home) is not None:
+        spares = self._unkept.fleet.spares.are_for(work)
+        if waiting is None and self._capacity.fit(demand, home, spares=spares) is not None:
             return
         places: tuple[NodeId, ...] = ()
         if home is not None and home.kin is None:
@@ -203,8 +206,20 @@ class Blockers:
         if holders:
             text += f"; held by {self._told(holders)}"
         yield Blocker(Gate.CONTENTION, text, tuple(holder.id for holder in holders))
+        yield from self._spares(work)
         if waiting is not None:
             yield from self._queue(waiting, demand, holders)
+
+    def _spares(self, work: Work) -> Iterator[Blocker]:
+        """That nodes are empty, and not for it."""
+        fleet, kind = self._unkept.fleet, work.demand.kind
+        if fleet.spares.are_for(work):
+            return
+        nodes = (fleet.nodes[name] for name in fleet.spares.now)
+        having = [node for node in nodes if any(d.kind is kind for d in node.devices)]
+        if having:
+            text = f"{told(having)} for work that loses its place by a failure"
+            yield Blocker(Gate.QUOTA, text)
 
     def _home(self, work: Work) -> Home | None:
         return self._unkept.roster.home_of(work)
@@ -250,9 +265,9 @@ class Blockers:
     def _free(self, wanted: _Wanted) -> tuple[int, int, int]:
         """Devices free, the most of them on one node, and the most memory free on one node."""
         if wanted not in self._frees:
-            rooms = self._unkept.fleet.rooms
-            names = wanted.places or rooms
-            chosen = [rooms[n] for n in names if n in rooms and wanted.includes(rooms[n].node)]
+            rooms, spares = self._unkept.fleet.rooms, self._unkept.fleet.spares.now
+            names = [n for n in wanted.places or rooms if n in rooms and n not in spares]
+            chosen = [rooms[n] for n in names if wanted.includes(rooms[n].node)]
             counts = [wanted.free(room) for room in chosen]
             memory = max((room.memory[NOW] for room in chosen), default=0)
             self._frees[wanted] = (sum(counts), max(counts, default=0), memory)

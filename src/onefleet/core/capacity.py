@@ -11,7 +11,7 @@ later in the queue takes it.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from itertools import islice
+from itertools import chain, islice
 
 from onefleet.core.feasibility import node_memory
 from onefleet.core.index import NOW, SOON, Home, Index, Kept, Kin, Room, gone, is_in_reach
@@ -30,36 +30,56 @@ Shy = Callable[[Room], bool]
 
 
 class Capacity:
-    """What fits where. Nothing is changed here but what is kept."""
+    """What fits where. Nothing is changed here but what is kept.
+
+    spares: whether nodes that are kept as spares may be used, where others do not suffice.
+    """
 
     def __init__(self, index: Index) -> None:
         self.index = index
         self.rooms = index.fleet.rooms
 
-    def fit(self, demand: Demand, home: Home | None, shy: Shy | None = None) -> Nodes | None:
+    def fit(
+        self,
+        demand: Demand,
+        home: Home | None,
+        shy: Shy | None = None,
+        *,
+        spares: bool = False,
+    ) -> Nodes | None:
         """Where it fits whole on what is free now. home: where it must be; None: anywhere."""
         self.index.settle_rooms()
+        found = self._fit(demand, home, shy, spares=False)
+        if found is None and spares and self.index.fleet.spares.now:
+            found = self._fit(demand, home, shy, spares=True)
+        return found
+
+    def _fit(
+        self, demand: Demand, home: Home | None, shy: Shy | None, *, spares: bool
+    ) -> Nodes | None:
         if home is not None:
-            found = self._at(demand, home, NOW)
-            if found or home.kin is None or self._on(demand, home.nodes, SOON):
+            found = self._at(demand, home, NOW, spares)
+            if found or home.kin is None or self._on(demand, home.nodes, SOON, spares):
                 return found
             shy = out_of_reach(demand, home.kin)
-        shelves = self.index.fleet.shelves.suiting(demand)
-        found = self._tightest(demand, shelves, shy) or self._fullest(demand, shelves, shy)
-        return found or self.spread(demand, shelves, NOW, shy)
+        shelves = self.index.fleet.suiting(demand, spares)
+        for part in shelves:
+            found = self._tightest(demand, part, shy) or self._fullest(demand, part, shy)
+            if found is not None:
+                return found
+        return self.spread(demand, shelves, NOW, shy)
 
-    def fit_soon(self, demand: Demand, home: Home | None) -> Nodes | None:
+    def fit_soon(self, demand: Demand, home: Home | None, *, spares: bool = False) -> Nodes | None:
         """Where it will fit when what is leaving has left; for what does not fit now."""
         self.index.settle_rooms()
         shy = None
         if home is not None:
-            found = self._at(demand, home, SOON)
+            found = self._at(demand, home, SOON, spares)
             if found or home.kin is None:
                 return found
             shy = out_of_reach(demand, home.kin)
-        shelves = self.index.fleet.shelves.suiting(demand)
         best: tuple[int, int, NodeId] | None = None
-        for shelf in shelves:
+        for shelf in self.index.fleet.shelves.suiting(demand):
             for node_id in shelf.stirring:
                 room = self.rooms[node_id]
                 if shy is not None and shy(room):
@@ -70,26 +90,32 @@ class Capacity:
                     best = key if best is None else min(best, key)
         if best is not None:
             return (best[-1],) * demand.workers
-        return self.spread(demand, shelves, SOON, shy)
+        return self.spread(demand, self.index.fleet.suiting(demand, spares), SOON, shy)
 
-    def fit_in_time(self, demand: Demand, home: Home) -> Nodes | None:
+    def fit_in_time(self, demand: Demand, home: Home, *, spares: bool = False) -> Nodes | None:
         """Where its image is and it will fit when the jobs there have ended; if it cannot go on
         elsewhere, where it would if replicas moved."""
         self.index.settle_rooms()
-        ways = [w for w in (home.nodes, *home.copies) if all(node in self.rooms for node in w)]
+        there = (home.nodes, *home.copies)
+        ways = [w for w in there if all(self.room(node, spares) is not None for node in w)]
         if home.kin is None:
             return ways[0] if ways else None
         return next((nodes for nodes in ways if self._in_time(demand, nodes)), None)
 
     def spread(
-        self, demand: Demand, shelves: Sequence[Shelf], measure: int, shy: Shy | None = None
+        self,
+        demand: Demand,
+        shelves: Sequence[Sequence[Shelf]],
+        measure: int,
+        shy: Shy | None = None,
     ) -> Nodes | None:
-        """On as few nodes as possible, by a measure of `index/room.py`."""
+        """On as few nodes as possible, by a measure of `index/room.py`; those of the first shelves
+        first."""
         if demand.workers == 1:
             return None
         ranks: list[NodeId] = []
         least = demand.devices_min if demand.milli == WHOLE else 0
-        for _, nodes in falling(shelves, measure, least):
+        for _, nodes in chain.from_iterable(falling(part, measure, least) for part in shelves):
             for node_id in nodes:
                 room = self.rooms[node_id]
                 if shy is not None and shy(room):
@@ -166,18 +192,25 @@ class Capacity:
 
     # --- how ---------------------------------------------------------------------------------
 
-    def _at(self, demand: Demand, home: Home, measure: int) -> Nodes | None:
+    def room(self, node_id: NodeId, spares: bool) -> Room | None:
+        """The room of a usable node that is no spare, or may be one."""
+        kept = not spares and node_id in self.index.fleet.spares.now
+        return None if kept else self.rooms.get(node_id)
+
+    def _at(self, demand: Demand, home: Home, measure: int, spares: bool) -> Nodes | None:
         """At home, else where a copy lies."""
         ways = (home.nodes, *home.copies)
-        return next((nodes for nodes in ways if self._on(demand, nodes, measure)), None)
+        return next((nodes for nodes in ways if self._on(demand, nodes, measure, spares)), None)
 
     def _in_time(self, demand: Demand, nodes: Nodes) -> bool:
         found = _ranks_by_node(nodes).items()
         return all(workers_in_time(self.rooms[n], demand) >= len(ranks) for n, ranks in found)
 
-    def _on(self, demand: Demand, nodes: Sequence[NodeId], measure: int) -> Nodes | None:
+    def _on(
+        self, demand: Demand, nodes: Sequence[NodeId], measure: int, spares: bool
+    ) -> Nodes | None:
         for node_id, ranks in _ranks_by_node(nodes).items():
-            room = self.rooms.get(node_id)
+            room = self.room(node_id, spares)
             if room is None or workers_on(room, demand, measure) < len(ranks):
                 return None
         return tuple(nodes)

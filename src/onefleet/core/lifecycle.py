@@ -310,8 +310,8 @@ def _arranged(
             return replace(work, promised=True)
         case WidthWanted(devices):
             return replace(work, width=devices)
-        case MoveWanted(nodes):
-            return replace(work, move_to=nodes)
+        case MoveWanted(nodes, stranded):
+            return replace(work, move_to=nodes, stranded=work.stranded or stranded)
         case _:  # pragma: no cover - the type checker proves it
             assert_never(event)
 
@@ -326,6 +326,8 @@ def _enter(work: Work, phase: Phase, now: Instant, reason: str, **changes: Any) 
             changes.setdefault("failures", 0)
     if phase is Phase.RUNNING:
         changes["receipts"] = _back(work.receipts, now)
+    if phase in (Phase.RUNNING, Phase.ENDED):
+        changes["stranded"] = False
     if not phase.is_placed:
         changes["placement"] = ()
     return replace(work, phase=phase, phase_since=now, making=None, cut=False, **changes)
@@ -354,6 +356,12 @@ def _receipt(work: Work, now: Instant, by: WorkId | None, reason: str) -> Work:
 def _is_open(receipts: tuple[Receipt, ...]) -> bool:
     """Whether it has not run since the last one."""
     return bool(receipts) and receipts[-1].back_at is None
+
+
+def _has_given_way(work: Work) -> bool:
+    """Whether others have its place already, or will."""
+    leaving = work.phase in (Phase.SAVING, Phase.FROZEN, Phase.STOPPING)
+    return leaving and _is_open(work.receipts) and work.receipts[-1].by is not None
 
 
 def _back(receipts: tuple[Receipt, ...], now: Instant) -> tuple[Receipt, ...]:
@@ -444,7 +452,8 @@ def _process_ended(work: Work, exit_code: int | None, reason: str, now: Instant)
 
 
 def _lost(work: Work, now: Instant, reason: str) -> Work:
-    work = replace(work, epoch=Generation(work.epoch + 1))  # late reports of it are void
+    epoch = Generation(work.epoch + 1)  # late reports of it are void
+    work = replace(work, epoch=epoch, stranded=not _has_given_way(work))
     if work.want is Want.STOP:
         return _end(work, now, Outcome.CANCELLED, None, reason)
     if work.kind is WorkKind.REPLICA:

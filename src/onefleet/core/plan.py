@@ -71,12 +71,14 @@ class Freeze:
 
 @dataclass(frozen=True, slots=True)
 class Move:
-    """Save it and free its devices; then it is placed on these nodes (by rank, or one for all)."""
+    """Save it and free its devices; then it is placed on these nodes (by rank, or one for all).
+    stranded: a device that it holds is out of use."""
 
     work_id: WorkId
     nodes: tuple[NodeId, ...]
     reason: str
     for_work: WorkId | None = None
+    stranded: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,13 +178,15 @@ class Blocker:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The whole of one pass. blockers: of each work that does not run, never empty."""
+    """The whole of one pass. blockers: of each work that does not run, never empty. spares: the
+    nodes that are kept as spares after it, by id."""
 
     parent: Generation
     planned_at: Instant
     decisions: tuple[Decision, ...]
     steps: tuple[StepReport, ...]
     blockers: Mapping[WorkId, tuple[Blocker, ...]]
+    spares: tuple[NodeId, ...] = ()
 
 
 def apply_plan(snapshot: Snapshot, plan: Plan, now: Instant) -> tuple[Work, ...]:
@@ -222,8 +226,8 @@ def events_of(decision: WorkDecision) -> tuple[lifecycle.Event, ...]:
             return (lifecycle.SaveOrdered(reason, by),)
         case Freeze(_, reason, by):
             return (lifecycle.Froze(reason, by),)
-        case Move(_, nodes, reason, by):
-            return (lifecycle.MoveWanted(nodes), lifecycle.SaveOrdered(reason, by))
+        case Move(_, nodes, reason, by, stranded):
+            return (lifecycle.MoveWanted(nodes, stranded), lifecycle.SaveOrdered(reason, by))
         case Place(_, placement, restore):
             return (lifecycle.Placed(placement, restore),)
         case Thaw(_, placement):

@@ -6,7 +6,7 @@ is a defect of the planner and is never carried out.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import assert_never
 
@@ -196,6 +196,8 @@ class _Checker:
         if not work.ready:
             yield f"{work.id} is placed before what it comes after has succeeded"
         yield from self._slots(work, decision.placement)
+        if not work.stranded:
+            yield from self._on_spares(work, [slot.node_id for slot in decision.placement])
         if not decision.restore or work.image is None:
             return
         for rank, slot in enumerate(decision.placement):
@@ -207,6 +209,15 @@ class _Checker:
             home, to = self.nodes.get(holders[0]), self.nodes.get(slot.node_id)
             if not work.move_to and home and to and home.checkpoint_mode is not to.checkpoint_mode:
                 yield f"{work.id}.{rank} is restored on {slot.node_id}, which saves in another way"
+
+    def _on_spares(self, work: Work, node_ids: Iterable[NodeId]) -> Iterator[str]:
+        """Spares are there for what lost its place by a failure, and for nothing else."""
+        if not self.index.fleet.spares.wanted:
+            return
+        self.index.settle_rooms()
+        for node_id in dict.fromkeys(node_ids):
+            if node_id in self.index.fleet.spares.now:
+                yield f"{work.id} gets {node_id}, which is a spare, but lost nothing by a failure"
 
     def _fetched(self, home: NodeId, to: NodeId) -> bool:
         """Whether the agent of a node can fetch the image from a node that has it."""
@@ -329,6 +340,11 @@ class _Checker:
             node = self.nodes.get(node_id)
             if node is None or not self._usable(node):
                 yield f"{work.id} is moved to {node_id}, which is not usable"
+        is_out = _is_on_cordoned(work, self.nodes)
+        if decision.stranded and not is_out:
+            yield f"{work.id} is moved off a device out of use, but all of its devices are in use"
+        if not is_out:
+            yield from self._on_spares(work, decision.nodes)
         if decision.for_work is None:
             return
         waiting = self.works.get(decision.for_work)
@@ -352,9 +368,9 @@ class _Checker:
         if self._in_the_way(work, decision.for_work):
             return
         yield from self._outranked(work, decision.for_work)
-        spares = self.index.roster.spares
-        replica = spares.replicas.get(work.id)
-        if replica is None or spares.of(replica.deployment_id) <= 0:
+        surplus = self.index.roster.surplus
+        replica = surplus.replicas.get(work.id)
+        if replica is None or surplus.of(replica.deployment_id) <= 0:
             yield f"{work.id} is stopped for {decision.for_work}, but its deployment needs it"
 
     def _evicted(self, work: Work) -> bool:
@@ -362,14 +378,8 @@ class _Checker:
         if work.kind is not WorkKind.REPLICA:
             return False
         nodes = [self.nodes.get(slot.node_id) for slot in work.placement]
-        return any(
-            node is not None
-            and (
-                node.state is NodeState.DRAINING
-                or any(cordon.device_id in _devices(work) for cordon in node.cordons)
-            )
-            for node in nodes
-        )
+        drains = any(node is not None and node.state is NodeState.DRAINING for node in nodes)
+        return drains or _is_on_cordoned(work, self.nodes)
 
     def _in_the_way(self, replica: Work, for_work: WorkId) -> bool:
         """Whether it holds what an image of no lower rank needs: then it may be told to move."""
@@ -420,6 +430,13 @@ def _forlorn(work: Work, works: Mapping[WorkId, Work]) -> bool:
 def _waits(work: Work) -> bool:
     """Whether it needs devices. In one plan it may get them right after others gave way."""
     return work.phase in (Phase.PENDING, Phase.SUSPENDED, Phase.FROZEN)
+
+
+def _is_on_cordoned(work: Work, nodes: Mapping[NodeId, Node]) -> bool:
+    """Whether a device that it holds gets no work any more."""
+    on = (nodes.get(slot.node_id) for slot in work.placement)
+    cordons = (cordon for node in on if node is not None for cordon in node.cordons)
+    return any(cordon.device_id in _devices(work) for cordon in cordons)
 
 
 def _devices(work: Work) -> dict[DeviceId, int]:

@@ -50,6 +50,8 @@ def plan(
     try:
         this = Scratch(index, policy, now)
         work_off(this)
+        index.settle_rooms()
+        spares = tuple(index.fleet.spares.now)
     finally:
         index.rollback(mark)
     return Plan(
@@ -58,4 +60,5 @@ def plan(
         tuple(this.decisions),
         tuple(this.steps),
         Reasons(snapshot, policy, now),
+        spares,
     )

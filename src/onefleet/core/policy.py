@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from onefleet.core.checkpointing import PRIOR_NODE_MS, SaveCost
+from onefleet.domain.fleet import DeviceKind
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +43,8 @@ class Policy:
     freeze_ms: work that stands still and wants to run is saved after this long, so that it can go
     on elsewhere.
     node_mttf_ms: the time between two failures of one node, for periodic checkpoints.
+    spares: of these kinds so many nodes are kept empty for work that loses its place by a failure
+    (`index/spares.py`).
     """
 
     lease_grace_ms: int = 5_000
@@ -66,6 +69,7 @@ class Policy:
     move_rest_ms: int = 900_000
     freeze_ms: int = 60_000
     node_mttf_ms: int = PRIOR_NODE_MS
+    spares: tuple[tuple[DeviceKind, int], ...] = ()
 
     def hold_ms(self, moves: bool) -> int:
         """How long suspended work stays so; what was suspended in order to move does not wait."""

@@ -89,11 +89,11 @@ class Victims:
     def __init__(self, index: Index, capacity: Capacity) -> None:
         self._index = index
         self._capacity = capacity
-        self._spared: dict[WorkId, None] = {}
+        self._excused: dict[WorkId, None] = {}
 
-    def spare(self, work_id: WorkId) -> None:
+    def excuse(self, work_id: WorkId) -> None:
         """It has made room already, in another way."""
-        self._spared[work_id] = None
+        self._excused[work_id] = None
 
     def choose(self, work: Work, rank: int, home: Home | None, rights: Rights) -> tuple[Work, ...]:
         """The cheapest set that makes room for the work, or nothing when no set does.
@@ -103,16 +103,18 @@ class Victims:
         demand = work.demand
         self._index.settle_rooms()
         level = self._index.roster.level_of(work)
+        spares = self._index.fleet.spares.are_for(work)
         shares_rank = rights.turns and rank > RESERVED  # nobody gives way inside a reservation
         last = rank if shares_rank else rank + 1
         for lowest in range(BASIC, last - 1, -1):  # lowest tiers alone, if that suffices
             able = Able(lowest, rank, level, rights)
             found: list[Victim] = []
             for nodes in () if home is None else (home.nodes, *home.copies):
-                found = found or self._there(demand, nodes, able)
+                found = found or self._there(demand, nodes, able, spares)
             if not found and (home is None or home.kin is not None):
                 shy = None if home is None or home.kin is None else out_of_reach(demand, home.kin)
-                found = self._one_node(demand, able, shy) or self._several_nodes(demand, able, shy)
+                found = self._one_node(demand, able, shy)
+                found = found or self._several_nodes(demand, able, shy, spares)
             if found:
                 return tuple(victim.work for victim in found)
         return ()
@@ -132,7 +134,8 @@ class Victims:
             if victim.work.kind is WorkKind.REPLICA
             and self._capacity.fit(victim.work.demand, None, lambda r: r.node.id in places)
         ]
-        if movers and self._suffices_on(work.demand, nodes)(movers):
+        spares = self._index.fleet.spares.are_for(work)
+        if movers and self._suffices_on(work.demand, nodes, spares)(movers):
             return movers[0].work
         return None
 
@@ -145,16 +148,18 @@ class Victims:
 
     # --- the ways to make room ---------------------------------------------------------------
 
-    def _there(self, demand: Demand, nodes: Sequence[NodeId], able: Able) -> list[Victim]:
+    def _there(
+        self, demand: Demand, nodes: Sequence[NodeId], able: Able, spares: bool
+    ) -> list[Victim]:
         """On these very nodes."""
         candidates = self._candidates(demand, tuple(dict.fromkeys(nodes)), able)
-        return self._fewest(candidates, self._suffices_on(demand, nodes))
+        return self._fewest(candidates, self._suffices_on(demand, nodes, spares))
 
     def _one_node(self, demand: Demand, able: Able, shy: Shy | None) -> list[Victim]:
         """On the node where it costs least."""
         best: tuple[tuple[int, NodeId], list[Victim]] | None = None
         for node_id in islice(self._promising(demand, able.lowest, shy), NODES_COMPARED):
-            suffices = self._suffices_on(demand, (node_id,) * demand.workers)
+            suffices = self._suffices_on(demand, (node_id,) * demand.workers, False)
             found = self._fewest(self._candidates(demand, (node_id,), able), suffices)
             if found:
                 key = (sum(victim.loss for victim in found), node_id)
@@ -174,22 +179,24 @@ class Victims:
                 if workers_on(room, demand, measure) >= demand.workers:
                     yield node_id
 
-    def _several_nodes(self, demand: Demand, able: Able, shy: Shy | None) -> list[Victim]:
+    def _several_nodes(
+        self, demand: Demand, able: Able, shy: Shy | None, spares: bool
+    ) -> list[Victim]:
         """On as few nodes as a gang needs, those with most to give first."""
         if demand.workers == 1:
             return []
-        shelves = self._index.fleet.shelves.suiting(demand)
+        shelves = self._index.fleet.suiting(demand, spares)
         nodes = self._capacity.spread(demand, shelves, gone(able.lowest), shy)
-        return [] if nodes is None else self._there(demand, nodes, able)
+        return [] if nodes is None else self._there(demand, nodes, able, spares)
 
     # --- what they are made of ---------------------------------------------------------------
 
-    def _suffices_on(self, demand: Demand, nodes: Sequence[NodeId]) -> Suffices:
+    def _suffices_on(self, demand: Demand, nodes: Sequence[NodeId], spares: bool) -> Suffices:
         """Whether the work fits on the nodes, by rank, once these victims have left."""
         counts: dict[NodeId, int] = {}
         for node_id in nodes:
             counts[node_id] = counts.get(node_id, 0) + 1
-        rooms = {node_id: self._capacity.rooms.get(node_id) for node_id in counts}
+        rooms = {node_id: self._capacity.room(node_id, spares) for node_id in counts}
 
         def suffices(victims: Sequence[Victim]) -> bool:
             for node_id, count in counts.items():
@@ -221,17 +228,17 @@ class Victims:
 
     def _fewest(self, candidates: Sequence[Victim], suffices: Suffices) -> list[Victim]:
         """The first of them that together suffice, without those not needed; none if none do."""
-        spare: dict[DeploymentId, int] = {}
+        surplus: dict[DeploymentId, int] = {}
         allowed: list[Victim] = []
         for victim in candidates:
-            if victim.id in self._spared:
+            if victim.id in self._excused:
                 continue
             if victim.work.kind is WorkKind.REPLICA:
-                replica = self._index.roster.spares.replicas.get(victim.id)
+                replica = self._index.roster.surplus.replicas.get(victim.id)
                 owner = DeploymentId("") if replica is None else replica.deployment_id
-                if spare.setdefault(owner, self._index.roster.spares.of(owner)) <= 0:
+                if surplus.setdefault(owner, self._index.roster.surplus.of(owner)) <= 0:
                     continue
-                spare[owner] -= 1
+                surplus[owner] -= 1
             allowed.append(victim)
         if not allowed or not suffices(allowed):
             return []

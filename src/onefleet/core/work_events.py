@@ -165,9 +165,11 @@ class WidthWanted:
 
 @dataclass(frozen=True, slots=True)
 class MoveWanted:
-    """It shall be on these nodes (by rank, or one for all); empty: wherever it is."""
+    """It shall be on these nodes (by rank, or one for all); empty: wherever it is. stranded: a
+    device that it holds is out of use."""
 
     nodes: tuple[NodeId, ...]
+    stranded: bool = False
 
 
 Event = (

@@ -222,6 +222,7 @@ class Work:
     width: devices in all that its owner wants it to have now; None: as many as there are for it.
     move_to: nodes, by rank or one for all, that it shall be on; empty: no wish.
     failures: of the pool's tries (start, save, restore) in a row; not_before: the next try waits.
+    stranded: it lost its place by a failure, not to others, and has not run since.
     ready: what it comes after has succeeded. promised: its tier's promise holds; until it does, the
     work goes before what has no promise and after what has one.
     ran_on: the nodes of its newest placement, by rank, which outlasts that.
@@ -270,4 +271,5 @@ class Work:
     recent_ms: int = 0
     hours: tuple[Hour, ...] = ()
     receipts: tuple[Receipt, ...] = ()
+    stranded: bool = False
     generation: Generation = NO_GENERATION

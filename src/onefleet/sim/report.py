@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import msgspec
 
@@ -44,7 +44,8 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     """One run. Everything but `took_ms` and `driver` is the same for the same scenario.
 
     held_permille: device time held by work, of all there was; useful_permille: device time in
-    which programs got on or engines were up. simulated: no figure here was measured on devices.
+    which programs got on or engines were up. failovers: of jobs that lost their place by a failure,
+    from when the pool knew until they ran again. simulated: no figure here was measured on devices.
     """
 
     scenario: str
@@ -65,6 +66,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     suspends: int
     resumes: int
     node_losses: int
+    failovers: Quantiles
     calls_harmed: int
     violations: tuple[Breach, ...]
     took_ms: int
@@ -84,6 +86,12 @@ def quantiles(values: Sequence[int]) -> Quantiles:
         return ordered[max(-(-len(ordered) * percent // 100) - 1, 0)]
 
     return Quantiles(count=len(ordered), p50_ms=rank(50), p95_ms=rank(95), max_ms=ordered[-1])
+
+
+def failovers_ms(works: Iterable[Work]) -> list[int]:
+    """How long it took each job that lost its place to run again; without those that never did."""
+    receipts = (r for work in works for r in work.receipts if work.kind is WorkKind.JOB)
+    return [r.back_at - r.at for r in receipts if r.by is None and r.back_at is not None]
 
 
 def tier_reports(works: Sequence[Work], now: Instant) -> dict[str, TierReport]:
@@ -131,6 +139,8 @@ def table(report: Report) -> str:
         f"interrupted; wait p50 {_s(wait.p50_ms)}, p95 {_s(wait.p95_ms)}, max {_s(wait.max_ms)}",
         f"pool           {report.suspends} suspends, {report.resumes} resumes, "
         f"{report.node_losses} nodes lost, {report.calls_harmed} calls harmed",
+        f"failovers      {report.failovers.count} jobs ran again, p50 "
+        f"{_s(report.failovers.p50_ms)}, max {_s(report.failovers.max_ms)} after they were lost",
         f"decisions      {report.decisions} in {report.passes_decided} passes, "
         f"hash {report.decision_hash[:16]}",
     ]

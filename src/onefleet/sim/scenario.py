@@ -7,13 +7,14 @@ Unknown keys, wrong types and names of nothing are refused with the path of the 
 from __future__ import annotations
 
 import tomllib
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Literal
 
 import msgspec
 
-from onefleet.core.policy import Policy
+from onefleet.core.policy import DEFAULT_POLICY, Policy
 from onefleet.domain.errors import InvalidRequest, NotFound
 from onefleet.domain.fleet import DeviceKind
 from onefleet.domain.tiers import Tier
@@ -41,6 +42,7 @@ class Fleet(_Strict, frozen=True, kw_only=True):
     devices: Annotated[int, msgspec.Meta(ge=1, le=1_024)]
     kind: DeviceKind = DeviceKind.CPU
     memory_gib: Positive = 64
+    spares: Count = 0  # nodes that are kept empty
     start_ms: Count = 200
     stop_ms: Count = 100
     save_fixed_ms: Count = 150
@@ -127,6 +129,7 @@ class Expect(_Strict, frozen=True, kw_only=True):
     lost_ms_max: int | None = None
     requests_waiting_ms_max: int | None = None
     node_losses_min: int | None = None
+    failover_ms_max: int | None = None
 
 
 class Scenario(_Strict, frozen=True, kw_only=True):
@@ -147,7 +150,9 @@ class Scenario(_Strict, frozen=True, kw_only=True):
 
     def planner_policy(self) -> Policy:
         """The policy with what the scenario changes of it."""
-        return Policy(**self.policy)
+        fleet = self.fleet
+        spares = ((fleet.kind, fleet.spares),) if fleet.spares else ()
+        return replace(DEFAULT_POLICY, **self.policy, spares=spares)
 
 
 def shipped() -> tuple[str, ...]:
@@ -199,7 +204,7 @@ def _faults_of(scenario: Scenario) -> list[str]:
     found = [
         f"no policy is called {key!r} - at `$.policy`"
         for key in scenario.policy
-        if key not in Policy.__dataclass_fields__
+        if not isinstance(getattr(DEFAULT_POLICY, key, None), int)
     ]
     known = {"default", *(tenant.id for tenant in scenario.tenants)}
     named = [(f"jobs[{i}]", job.tenant) for i, job in enumerate(scenario.jobs)]

@@ -7,9 +7,11 @@ the simulation fits: the pool as it is, with its own planner.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import gcd
+from types import MappingProxyType
 
 from onefleet.domain.ids import Instant, Millis, TenantId
 from onefleet.domain.tiers import Tier
@@ -155,17 +157,36 @@ def teams_of(
     return teams, owner
 
 
+def kept(sizes: Sequence[int], spares: int) -> int:
+    """The devices of so many spares, of the most common size; one node is left. sizes: of all
+    nodes, in devices."""
+    counts = Counter(sizes)
+    ordered = sorted(sizes, key=lambda size: (-counts[size], size))
+    return sum(ordered[: min(spares, len(ordered) - 1)])
+
+
 def cases(
-    past: Past, policies: Sequence[Named], devices: Sequence[int], *, walls: bool
+    past: Past,
+    policies: Sequence[Named],
+    devices: Sequence[int],
+    *,
+    walls: bool,
+    spares: Mapping[int, int] = MappingProxyType({}),
 ) -> tuple[Case, ...]:
-    """The pool as it is, then each change by itself. Raises Infeasible where walls cannot stand:
-    they share out all devices by the work that each team brought."""
+    """The pool as it is, then each change by itself. spares: numbers of them, with the devices that
+    are left. No node fails in a replay, so that it shows what spares cost, and not what for.
+
+    Raises Infeasible where walls cannot stand: they share out all devices by the work that each
+    team brought."""
     rules = past.rules
     found = [Case("replayed", ONEFLEET, rules)]
     found += [Case(f"policy {named.name}", named, rules) for named in policies]
     for count in devices:
         other = replace(rules, fleet=Fleet.flat(count))
         found.append(Case(f"{count} devices", ONEFLEET, other))
+    for number, count in spares.items():
+        other = replace(rules, fleet=Fleet.flat(count))
+        found.append(Case(f"{number} spares", ONEFLEET, other))
     if walls:
         brought = [TraceJob(j.arrived, j.duration_ms, j.devices, j.tenant) for j in past.jobs]
         teams = reservations(brought, rules.fleet.devices)

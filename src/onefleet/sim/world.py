@@ -33,7 +33,7 @@ from onefleet.sim.control import SimControl
 from onefleet.sim.gateway import SimGateway
 from onefleet.sim.node import SimNode
 from onefleet.sim.programs import Program, Programs, Run
-from onefleet.sim.report import Breach, Report, quantiles, tier_reports
+from onefleet.sim.report import Breach, Report, failovers_ms, quantiles, tier_reports
 from onefleet.sim.scenario import DeploymentSpec, FaultSpec, JobsSpec, Scenario
 from onefleet.sim.timeline import HeapTimeline, LoopTimeline, Timeline
 from onefleet.store.base import Commit, Put, Record, State
@@ -267,12 +267,14 @@ class World:
         failed = sum(1 for w in jobs if w.outcome is not None and w.exit_code != 0)
         lost_ms = sum(w.lost_ms for w in jobs)
         waited_ms = max(self.gateway.waits_ms, default=0)
+        failover_ms = max(failovers_ms(jobs), default=0)
         for name, value, least, most in (
             ("suspends", suspends, expect.suspends_min, None),
             ("jobs failed", failed, None, expect.jobs_failed_max),
             ("lost_ms", lost_ms, None, expect.lost_ms_max),
             ("longest wait of a request in ms", waited_ms, None, expect.requests_waiting_ms_max),
             ("nodes lost", self.node_losses, expect.node_losses_min, None),
+            ("longest failover in ms", failover_ms, None, expect.failover_ms_max),
         ):
             if least is not None and value < least:
                 self.checkers.note(now, f"{name}: {value}, expected at least {least}")
@@ -310,6 +312,7 @@ class World:
             suspends=totals.suspends,
             resumes=totals.resumes,
             node_losses=self.node_losses,
+            failovers=quantiles(failovers_ms(works)),
             calls_harmed=sum(node.line.harmed for node in self.nodes.values()),
             violations=tuple(Breach(at_ms=v.at, text=v.text) for v in self.checkers.found),
             took_ms=took_ms,

@@ -19,6 +19,7 @@ schemas serve the command line, the console and users' scripts.
     GET  /api/v1/ledger              (the promise of every job, and how it is kept)
     GET  /api/v1/jobs/{id}/logs?stream=stdout|stderr&offset=N&wait_ms=N
     POST /api/v1/reservations        GET /api/v1/reservations     DELETE /api/v1/reservations/{id}
+    POST /api/v1/spares              GET /api/v1/spares           (nodes that are kept empty)
     GET  /api/v1/nodes               GET /api/v1/devices          GET /api/v1/replicas
     POST /api/v1/nodes/{id}/drain    .../undrain
     POST /api/v1/devices/{id}/cordon .../uncordon
@@ -105,6 +106,14 @@ class NewDeployment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     devices_per_replica: int = 1
     slots: int = 0
     context_length: int = 0
+
+
+class SetSpares(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Keep so many nodes with this kind of device empty for work that loses its place by a failure;
+    0: none."""
+
+    nodes: int
+    device_kind: str = "cpu"
 
 
 class NewReservation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -195,6 +204,18 @@ class TenantView(msgspec.Struct, frozen=True, kw_only=True):
     created_at: int
     weight: int = 1_000
     used: dict[str, dict[str, int]] = {}
+
+
+class SparesView(msgspec.Struct, frozen=True, kw_only=True):
+    """So many nodes with a kind of device (id) are kept empty (wanted), and which they are now.
+
+    note: what keeps the pool from keeping so many whatever comes free; empty: nothing does.
+    """
+
+    id: str
+    wanted: int
+    nodes: tuple[str, ...]
+    note: str = ""
 
 
 class ReservationView(msgspec.Struct, frozen=True, kw_only=True):
@@ -398,6 +419,7 @@ class NodeView(msgspec.Struct, frozen=True, kw_only=True):
     region: str = ""
     zone: str = ""
     devices_cordoned: int = 0
+    spare: bool = False  # kept empty for work that loses its place by a failure
 
 
 class DeviceView(msgspec.Struct, frozen=True, kw_only=True):
@@ -515,7 +537,8 @@ class StatusView(msgspec.Struct, frozen=True, kw_only=True):
     """One look at the whole pool. gateway: seconds since its last report, -1 for never.
 
     nodes_lost: so far, in nodes_watched_ms (summed over the nodes); node_mttf_ms: the time in which
-    one node is expected to fail once, which is learnt from that.
+    one node is expected to fail once, which is learnt from that. spares: nodes that are kept empty
+    now, of spares_wanted.
     """
 
     version: str
@@ -536,6 +559,8 @@ class StatusView(msgspec.Struct, frozen=True, kw_only=True):
     nodes_lost: int = 0
     nodes_watched_ms: int = 0
     node_mttf_ms: int = 0
+    spares_wanted: int = 0
+    spares: int = 0
 
 
 class CodeView(msgspec.Struct, frozen=True, kw_only=True):

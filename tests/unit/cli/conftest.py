@@ -155,6 +155,7 @@ RECEIPT = api.ReceiptView(
     lost_ms=0,
     back_at=NOW + 9_000,
 )
+SPARES = api.SparesView(id="gpu", wanted=2, nodes=("box",), note="two nodes: 1 is kept at most")
 STATUS = api.StatusView(
     version="0.1.0",
     generation=42,
@@ -247,6 +248,7 @@ class FakePool:
             "/api/v1/replicas": api.Page((REPLICA,)),
             "/api/v1/why/job-1": WHY,
             "/api/v1/reservations": api.Page((RESERVATION,)),
+            "/api/v1/spares": api.Page((SPARES,)),
             "/api/v1/ledger": api.Page((LEDGER,)),
             "/api/v1/jobs/job-1/ledger": LEDGER,
             "/api/v1/jobs/job-1/receipts": api.Page((RECEIPT,)),
@@ -262,6 +264,7 @@ class FakePool:
             "/api/v1/code": api.CodeView(digest="sha256:c0de", size_bytes=99, files=1),
             "/api/v1/arrays": api.Page((JOB,)),
             "/api/v1/reservations": RESERVATION,
+            "/api/v1/spares": SPARES,
             "/api/v1/nodes/box/drain": NODE,
             "/api/v1/nodes/box/undrain": NODE,
             "/api/v1/devices/node-1/cpu1/cordon": DEVICE,

@@ -18,6 +18,7 @@ CREATING = {
     ("deploy", "demo:smollm2", "--replicas", "0..2"): "dep-1",
     ("run", "--", "true"): "job-1",
     ("reservation", "create", "default", "2", "--from", "+1h", "--until", "+2h"): "res-1",
+    ("spare", "set", "2", "--kind", "gpu"): "gpu",
     ("migrate", "job-1", "--to", "box"): "job-1",
     ("scale", "job-1", "2"): "job-1",
     ("node", "drain", "box"): "node-1",
@@ -283,6 +284,13 @@ def test_logs_keep_the_streams_apart(fake, cli):
     assert (body["stdout"], body["stderr"]) == ("step 1\nstep 2\n", "a warning\n")
     lines = [json.loads(line) for line in cli("logs", "job-1", "-o", "jsonl")[1].splitlines()]
     assert lines[0] == {"stream": "stdout", "line": "step 1"}
+
+
+def test_spares_are_set_by_kind_and_what_cannot_be_kept_is_said(fake, cli):
+    code, out, err = cli("spare", "set", "2", "--kind", "gpu")
+    assert (code, out, err) == (0, "gpu\n", "two nodes: 1 is kept at most\n")
+    assert json.loads(fake.calls[-1][2]) == {"nodes": 2, "device_kind": "gpu"}
+    assert cli("spare", "set", "-1")[0] == 2 and cli("spare", "set", "x")[0] == 2
 
 
 def test_removing_says_the_impact(fake, cli):

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 
+import msgspec
 import pytest
+
+from onefleet.wire import api
 
 READING = {
     ("status",): "pool",
@@ -19,6 +22,7 @@ READING = {
     ("node", "list"): "node-1",
     ("device", "list"): "node-1/cpu1",
     ("reservation", "list"): "res-1",
+    ("spare", "list"): "gpu",
     ("ledger",): "job-1",
     ("ledger", "job-1"): "job-1",
     ("receipts", "job-1"): "job-1",
@@ -33,6 +37,7 @@ LISTS = {
     ("node", "list"): "nodes",
     ("device", "list"): "devices",
     ("reservation", "list"): "reservations",
+    ("spare", "list"): "spares",
     ("ledger",): "ledger",
     ("receipts", "job-1"): "jobs/job-1/receipts",
 }
@@ -175,3 +180,18 @@ def test_ps_of_an_array_shows_its_elements_alone(fake, cli):
     element = msgspec.structs.replace(view, id="job-2", array="sweep")
     fake.views["/api/v1/jobs"] = Page((view, element))
     assert cli("ps", "-q", "--array", "sweep")[1] == "job-2\n"
+
+
+def test_which_nodes_are_spares_is_seen_where_nodes_are(fake, cli):
+    (node,) = fake.views["/api/v1/nodes"].data
+    fake.views["/api/v1/nodes"] = api.Page((msgspec.structs.replace(node, spare=True),))
+    assert " spare " in cli("node", "list")[1]
+    status = fake.views["/api/v1/status"]
+    assert "spares" not in cli("status")[1]
+    changed = msgspec.structs.replace(status, spares=1, spares_wanted=2)
+    fake.views["/api/v1/status"] = changed
+    assert "1 of 2 nodes are kept empty" in cli("status")[1]
+    few = api.SparesView(id="cpu", wanted=2, nodes=("a",))
+    fake.views["/api/v1/spares"] = api.Page((few, api.SparesView(id="gpu", wanted=1, nodes=("b",))))
+    first, second = cli("spare", "list")[1].splitlines()[1:]
+    assert first.endswith("the next node that is empty is kept") and second.endswith("-")

@@ -43,6 +43,20 @@ def test_the_past_stands_beside_its_replay_and_each_change(fake, cli):
     assert [x["seed"] for x in lines] == [1, 1]
 
 
+def test_what_spares_cost_is_a_pool_without_their_devices(fake, cli):
+    with_past(fake)
+    fake.views["/api/v1/reservations"] = Page(())
+    device, node = fake.views["/api/v1/devices"].data[0], fake.views["/api/v1/nodes"].data[0]
+    fake.views["/api/v1/devices"] = Page((device,) * 6)
+    fake.views["/api/v1/nodes"] = Page((node,) * 3)  # of two devices each
+    words = ("whatif", "--spares", "0", "--spares", "1", "--spares", "9", "-o", "json")
+    lines = json.loads(cli(*words)[1])
+    assert [(line["case"], line["devices"]) for line in lines] == [
+        ("as it was", 2), ("replayed", 2), ("0 spares", 6), ("1 spares", 4), ("9 spares", 2),
+    ]  # fmt: skip
+    assert cli("whatif", "--trace", "x.csv", "--devices", "2", "--spares", "1")[0] == 2
+
+
 def test_without_a_past_it_says_so_in_three_lines(fake, cli):
     fake.views["/api/v1/reservations"] = Page(())
     code, out, err = cli("whatif")

@@ -10,6 +10,7 @@ from onefleet.control.api.model import find_model
 from onefleet.control.auth import Caller
 from onefleet.control.call import Call, good_name, one_of, within
 from onefleet.control.fitting import fitted
+from onefleet.control.spares import spares_of
 from onefleet.domain.errors import Conflict, InvalidRequest, NotFound, QuotaExceeded
 from onefleet.domain.ids import DeploymentId, Instant, TenantId
 from onefleet.domain.serving import Deployment, DeploymentKind
@@ -55,7 +56,7 @@ async def create_deployment(call: Call) -> DeploymentView:
             memory_bytes=0,
             created_at=now,
         )
-        deployment = fitted(asked, model, state.nodes.values())
+        deployment = fitted(asked, model, state.nodes.values(), spares_of(state.marks))
         note = Note(now, "deployment.created", deployment.id, f"{name}: {model.id}")
         return Commit([Put(deployment)], [note]), None
 

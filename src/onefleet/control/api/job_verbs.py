@@ -55,6 +55,12 @@ async def migrate_job(call: Call) -> JobView:
                 why=f"the node is {node.state}, or its lease ran out",
                 hint="onefleet node list",
             )
+        if node.id in call.pool.spares:
+            raise Conflict(
+                f'job "{job.name}" ({job.id}) cannot move to {node.name}',
+                why="the node is kept as a spare for work that loses its place by a failure",
+                hint="another node, or fewer spares: onefleet spare set N",
+            )
         there = work.placement and all(slot.node_id == node.id for slot in work.placement)
         wish = () if there else (node.id,)
         return None if work.move_to == wish else lifecycle.MoveWanted(wish)

@@ -10,7 +10,8 @@ from onefleet.control.api.demands import AFTER_MAX, demand_of, terms_of
 from onefleet.control.api.existing import find_job, must_exist
 from onefleet.control.auth import Caller
 from onefleet.control.call import Call, good_name, one_of, within
-from onefleet.core.feasibility import feasibility
+from onefleet.control.spares import spares_of
+from onefleet.core.index.spares import infeasible
 from onefleet.domain.errors import (
     Conflict,
     Infeasible,
@@ -198,7 +199,7 @@ def _must_fit(state: State, demand: Demand) -> None:
     """Raise Infeasible for what can never run here. An empty fleet may still grow: it waits."""
     if not state.nodes:
         return
-    why = feasibility(demand, state.nodes.values())
+    why = infeasible(demand, state.nodes.values(), spares_of(state.marks))
     if why is not None:
         raise Infeasible(
             "this job can never run on this fleet",

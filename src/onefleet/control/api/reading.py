@@ -8,6 +8,7 @@ from onefleet import __version__
 from onefleet.control import views
 from onefleet.control.auth import Caller
 from onefleet.control.call import Call
+from onefleet.control.spares import spares_of
 from onefleet.core.plan import describe
 from onefleet.domain.errors import NotFound, Unreachable
 from onefleet.domain.events import Event
@@ -58,6 +59,8 @@ async def status(call: Call) -> StatusView:
         nodes_lost=failures.lost,
         nodes_watched_ms=failures.watched_ms,
         node_mttf_ms=pool.policy_of(state).node_mttf_ms,
+        spares_wanted=sum(count for _, count in spares_of(state.marks)),
+        spares=len(pool.spares),
     )
 
 

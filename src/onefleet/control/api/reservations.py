@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from onefleet.control import views
 from onefleet.control.api.existing import must_exist
+from onefleet.control.api.spares import room_beside
 from onefleet.control.call import Call, good_text, one_of, within
-from onefleet.core.promise import holds, moments, reserved_load, stock_of, unmet
+from onefleet.control.spares import spares_of
+from onefleet.core.promise import holds, moments, reserved_load, unmet
 from onefleet.domain.errors import Infeasible, InvalidRequest, NotFound, QuotaExceeded
 from onefleet.domain.fleet import DeviceKind
 from onefleet.domain.ids import Instant, ReservationId, TenantId
@@ -70,11 +72,7 @@ def must_be_free(state: State, more: Reservation, now: Instant) -> None:
     """Raise Infeasible when, at any time of its window, the fleet has not so many devices left."""
     if not state.nodes:
         return  # nobody knows yet what the fleet has
-    room: dict[str, int] = {}
-    for node in state.nodes.values():
-        for (kind, product), milli in stock_of(node).items():
-            if kind is more.kind:
-                room[product] = room.get(product, 0) + milli
+    room = room_beside(state, spares_of(state.marks), more.kind)
     kept = [r for r in state.reservations.values() if r.kind is more.kind]
     for at in moments([more, *kept], now):
         if not holds(more, at):
@@ -85,9 +83,10 @@ def must_be_free(state: State, more: Reservation, now: Instant) -> None:
             product = f" of class {more.product}" if more.product else ""
             total = sum(v for name, v in room.items() if more.product in ("", name)) // WHOLE
             taken = sum(r.devices for r in held)
+            beside = " beside its spares" if spares_of(state.marks) else ""
             raise Infeasible(
                 f"{more.devices} {more.kind} devices{product} cannot be guaranteed",
-                why=f"the fleet has {total}, and {taken} of the kind are reserved already",
+                why=f"the fleet has {total}{beside}, and {taken} of the kind are reserved already",
                 hint=f"reserve {max(more.devices - -(-missing // WHOLE), 0)} at most, "
                 "or another window",
                 param=f"reservations.{more.kind}",

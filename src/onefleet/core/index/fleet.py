@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from onefleet.core.index.room import Bay, Hold, Kept, Room, Shelved, bays_of, survey
-from onefleet.core.index.shelves import Shelves
-from onefleet.domain.fleet import Node, NodeState
+from onefleet.core.index.shelves import Shelf, Shelves
+from onefleet.core.index.spares import Spares
+from onefleet.domain.fleet import DeviceKind, Node, NodeState
 from onefleet.domain.ids import Instant, NodeId, WorkId
+from onefleet.domain.work import Demand
 
 _NOT = object()
 
@@ -16,16 +18,20 @@ _NOT = object()
 class Fleet:
     """Nodes and what is on them. `settle` before anything is looked up in rooms and shelves.
 
-    rooms: of usable nodes only. open: nodes that others can fetch images from. turned: nodes that
-    became usable or unusable, or began or ceased to be open. late: nodes that are
-    not given up and whose lease ran out. absent: nodes that are lost or unknown, and on which works
-    or images lie.
+    rooms: of usable nodes only. spares: those of them that are kept empty, which stand on shelves
+    of their own (aside). awaited: nodes that works are on their way to, or have to go back to.
+    open: nodes that others can fetch images from. turned: nodes that became usable or unusable, or
+    began or ceased to be open. late: nodes that are not given up and whose lease ran out. absent:
+    nodes that are lost or unknown, and on which works or images lie.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, spares: Iterable[tuple[DeviceKind, int]] = ()) -> None:
         self.nodes: dict[NodeId, Node] = {}
         self.rooms: dict[NodeId, Room] = {}
         self.shelves = Shelves()
+        self.aside = Shelves()
+        self.spares = Spares(spares)
+        self.awaited: dict[NodeId, dict[WorkId, None]] = {}
         self.holds: dict[NodeId, dict[WorkId, Hold]] = {}
         self.images: dict[NodeId, dict[WorkId, None]] = {}
         self.kept: dict[NodeId, list[Kept]] = {}
@@ -37,7 +43,7 @@ class Fleet:
         self.now = Instant(0)
         self._leases: Mapping[NodeId, Instant] = {}
         self._bays: dict[NodeId, tuple[Bay, ...]] = {}
-        self._shelved: dict[NodeId, tuple[Shelved, ...]] = {}
+        self._shelved: dict[NodeId, tuple[Shelves, tuple[Shelved, ...]]] = {}
         self._dirty: dict[NodeId, None] = {}
         self._due: list[tuple[Instant, NodeId]] = []
 
@@ -47,11 +53,13 @@ class Fleet:
         """A node came, or is now like this."""
         self.nodes[node.id] = node
         self._bays[node.id] = bays_of(node)
+        self.spares.put(node)
         self._look_at(node.id)
 
     def remove(self, node_id: NodeId) -> None:
         """There is no record of it any more."""
         del self.nodes[node_id], self._bays[node_id]
+        self.spares.remove(node_id)
         self._look_at(node_id)
 
     def advance(self, now: Instant, leases: Mapping[NodeId, Instant]) -> None:
@@ -94,6 +102,19 @@ class Fleet:
             del self.images[node_id]
         self._check_absent(node_id)
 
+    def await_there(self, node_id: NodeId, work_id: WorkId) -> None:
+        """The work is on its way there, or can go on nowhere else: it is no spare."""
+        self.awaited.setdefault(node_id, {})[work_id] = None
+        self._dirty[node_id] = None
+
+    def await_no_more(self, node_id: NodeId, work_id: WorkId) -> None:
+        """The work is there, or goes elsewhere."""
+        there = self.awaited[node_id]
+        del there[work_id]
+        if not there:
+            del self.awaited[node_id]
+        self._dirty[node_id] = None
+
     def keep(self, node_id: NodeId, kept: Kept, sign: int = 1) -> None:
         """Keep something for a work that waits, or do so no more (sign -1)."""
         there = self.kept.setdefault(node_id, [])
@@ -106,6 +127,11 @@ class Fleet:
         self._dirty[node_id] = None
 
     # --- what is looked up -------------------------------------------------------------------
+
+    def suiting(self, demand: Demand, spares: bool) -> Sequence[Sequence[Shelf]]:
+        """The shelves with nodes that may have something for the demand; those of spares last."""
+        ordinary = self.shelves.suiting(demand)
+        return (ordinary, self.aside.suiting(demand)) if spares else (ordinary,)
 
     def lease_of(self, node: Node) -> Instant:
         """When its lease runs out."""
@@ -124,6 +150,10 @@ class Fleet:
         """See to it that rooms and shelves are those of the nodes as they are."""
         if not self._dirty:
             return
+        if self.spares.wanted:
+            for node_id in self._dirty:
+                self.spares.see(node_id, self._is_idle(node_id))
+            self._dirty.update(dict.fromkeys(self.spares.settle()))
         for node_id in self._dirty:
             shelved: tuple[Shelved, ...] = ()
             if node_id not in self.usable:
@@ -138,12 +168,21 @@ class Fleet:
                         self.kept.get(node_id, ()),
                     )
                 shelved = room.shelved()
-            self.shelves.change(node_id, self._shelved.pop(node_id, ()), shelved)
+            shelves = self.aside if node_id in self.spares.now else self.shelves
+            stood_on, before = self._shelved.pop(node_id, (shelves, ()))
+            if stood_on is not shelves:
+                stood_on.change(node_id, before, ())
+                before = ()
+            shelves.change(node_id, before, shelved)
             if shelved:
-                self._shelved[node_id] = shelved
+                self._shelved[node_id] = (shelves, shelved)
         self._dirty.clear()
 
     # --- how ---------------------------------------------------------------------------------
+
+    def _is_idle(self, node_id: NodeId) -> bool:
+        there = node_id in self.holds or node_id in self.awaited
+        return node_id in self.usable and not there
 
     def _room(self, node_id: NodeId) -> Room | None:
         """The node's room, unless it has to be surveyed anew."""

@@ -21,7 +21,7 @@ from onefleet.core.index.room import Room
 from onefleet.core.policy import Policy
 from onefleet.domain.fleet import CheckpointMode, DeviceKind, Node
 from onefleet.domain.ids import Instant, NodeId
-from onefleet.domain.work import Image, Phase, Work
+from onefleet.domain.work import Image, Phase, Want, Work
 
 #: The node of each rank.
 Nodes = tuple[NodeId, ...]
@@ -95,6 +95,26 @@ def roams_at(work: Work, fleet: Fleet, policy: Policy) -> Instant | None:
     if all(node_id in fleet.usable for node_id in image.nodes):
         wait_ms = max(wait_ms, way_ms(image, policy))
     return Instant(max(work.phase_since + wait_ms, work.not_before))
+
+
+def image_nodes(work: Work) -> Nodes:
+    """The nodes that matter for where suspended work goes on: those that have its image, and those
+    where it is wanted."""
+    if work.phase is not Phase.SUSPENDED or work.image is None:
+        return ()
+    image = work.image
+    holders = (node_id for rank in range(len(image.nodes)) for node_id in image.holders(rank))
+    return tuple(dict.fromkeys((*work.move_to, *holders)))
+
+
+def awaits_of(work: Work, fleet: Fleet, policy: Policy) -> Nodes:
+    """Nodes that work which waits, or is being saved, is on its way to, and those without which it
+    can never go on."""
+    if work.want is not Want.RUN or work.phase not in (Phase.SAVING, Phase.SUSPENDED):
+        return ()
+    lies = image_nodes(work)
+    stuck = bool(lies) and roams_at(work, fleet, policy) is None
+    return lies if stuck else tuple(dict.fromkeys(work.move_to))
 
 
 def way_ms(image: Image, policy: Policy) -> int:

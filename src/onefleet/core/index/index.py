@@ -37,16 +37,16 @@ class Index:
         self.now = Instant(0)
         self.tenants: dict[TenantId, Tenant] = {}
         self.reservations: dict[ReservationId, Reservation] = {}
-        self.stock: dict[tuple[DeviceKind, str], int] = {}
-        self.fleet = Fleet()
+        self._stock: dict[tuple[DeviceKind, str], int] = {}
+        self.fleet = Fleet(policy.spares)
         self.roster = Roster(policy, self.fleet, self.tenants, self.reservations)
         self._tables: dict[type, Mapping[str, Record]] = {
             Work: cast(Mapping[str, Record], self.roster.works),
             Node: cast(Mapping[str, Record], self.fleet.nodes),
             Tenant: cast(Mapping[str, Record], self.tenants),
             Reservation: cast(Mapping[str, Record], self.reservations),
-            Deployment: cast(Mapping[str, Record], self.roster.spares.deployments),
-            Replica: cast(Mapping[str, Record], self.roster.spares.replicas),
+            Deployment: cast(Mapping[str, Record], self.roster.surplus.deployments),
+            Replica: cast(Mapping[str, Record], self.roster.surplus.replicas),
         }
         self._journal: list[tuple[type, str, object]] | None = None
         self._marks = 0
@@ -98,9 +98,9 @@ class Index:
                 self._reserve_anew(old)
                 self._reserve_anew(record)
             case Deployment():
-                self.roster.spares.put_deployment(record)
+                self.roster.surplus.put_deployment(record)
             case Replica():
-                self.roster.spares.put_replica(record)
+                self.roster.surplus.put_replica(record)
 
     def remove(self, kind: type[Record], name: str) -> None:
         """There is no such record any more."""
@@ -124,9 +124,9 @@ class Index:
                 del self.reservations[old.id]
                 self._reserve_anew(old)
             case Deployment():
-                self.roster.spares.remove_deployment(old.id)
+                self.roster.surplus.remove_deployment(old.id)
             case Replica():
-                self.roster.spares.remove_replica(old.id)
+                self.roster.surplus.remove_replica(old.id)
 
     def keep(self, node_id: NodeId, kept: Kept, sign: int = 1) -> None:
         """Keep something for a work that waits, or do so no more (sign -1), until the rollback."""
@@ -148,8 +148,16 @@ class Index:
 
     def settle_rooms(self) -> None:
         """Work through the marks, but leave ranks alone: a pass gives each work one rank."""
-        self.roster.spares.settle()
+        self.roster.surplus.settle()
         self.fleet.settle()
+
+    @property
+    def stock(self) -> Mapping[tuple[DeviceKind, str], int]:
+        """Thousandths of devices by kind and class, but for those of spares."""
+        kept = self.fleet.spares.stock()
+        if not kept:
+            return self._stock
+        return {key: milli - kept.get(key, 0) for key, milli in self._stock.items()}
 
     def book(self) -> Book:
         """All that is promised now, and what there is to keep it with."""
@@ -194,11 +202,11 @@ class Index:
     def _count(self, node: object, sign: int) -> None:
         if isinstance(node, Node):
             for key, milli in stock_of(node).items():
-                left = self.stock.get(key, 0) + sign * milli
+                left = self._stock.get(key, 0) + sign * milli
                 if left:
-                    self.stock[key] = left
+                    self._stock[key] = left
                 else:
-                    del self.stock[key]
+                    del self._stock[key]
 
     def _turn(self) -> None:
         """Where works go on whose images lie on nodes that turned is seen anew."""

@@ -30,12 +30,13 @@ Share = tuple[int, ...]
 
 class Shape(NamedTuple):
     """What decides whether a work fits. home: where it may go on; None: it may start anywhere.
-    suspendable: it gives back what it is lent."""
+    suspendable: it gives back what it is lent. spares: spare nodes are there for it, too."""
 
     demand: Demand
     home: Home | None
     kind: WorkKind
     suspendable: bool
+    spares: bool
 
 
 class Place(NamedTuple):
@@ -115,7 +116,8 @@ class Shares(Protocol):
     def under(self, kind: DeviceKind, /) -> Under: ...
 
 
-#: What goes first, whatever its level: the starved, then those whose tenants are under their part.
+#: What goes first, whatever its level: what lost its place where spares are kept, and the starved;
+#: then those whose tenants are under their part.
 FIRST, CLAIMING, OTHERS = range(3)
 #: Which of these it is, the level, the share as it was, turn, line of a work.
 _Head = tuple[int, int, Share, Turn, TenantId, int]
@@ -183,7 +185,7 @@ class Queue:
 
     def _head(self, tenant_id: TenantId, number: int, turn: Turn) -> _Head:
         level, first = turn[0], OTHERS
-        if level == STARVED:
+        if level == STARVED or self._shapes[number].spares:
             first = FIRST
         elif tenant_id in self._under[self._kinds[number]].claiming:
             first = CLAIMING

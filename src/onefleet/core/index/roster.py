@@ -16,7 +16,7 @@ from onefleet.core.feasibility import node_memory
 from onefleet.core.index.coverage import Coverage
 from onefleet.core.index.errands import Errands
 from onefleet.core.index.fleet import Fleet
-from onefleet.core.index.homes import Home, home_of, roams_at
+from onefleet.core.index.homes import Home, awaits_of, home_of, image_nodes, roams_at
 from onefleet.core.index.lines import Lines, Place, Shape
 from onefleet.core.index.movable import Movable, Scope, Victim
 from onefleet.core.index.room import MEASURES, SOON, Hold, gone
@@ -49,6 +49,8 @@ from onefleet.domain.work import WHOLE, Phase, Want, Work, WorkKind
 
 #: Phases in which what is held comes free soon.
 LEAVING = (Phase.SAVING, Phase.STOPPING)
+#: The level of works that spares are kept for: they go before all others of their rank.
+STRANDED = URGENT - 1
 NEVER = Instant(1 << 62)
 
 
@@ -58,6 +60,7 @@ class _Entry:
 
     nodes: tuple[NodeId, ...]
     images: tuple[NodeId, ...]
+    awaits: tuple[NodeId, ...]  # nodes that it needs, and that are no spares therefore
     line: list[TenantId]  # its tenant and those above
     held_milli: int
     victim: Victim | None  # as which it may be moved out of the way
@@ -72,7 +75,8 @@ class Roster:
 
     ranks: of works that have not ended. usage: what tenants hold, and have had of late. to_stop,
     to_pause: works whose owners want them stopped, or suspended or frozen, and that are not yet.
-    ended: jobs that have, first those that ended first.
+    stranded: works for which spares are there, and which cannot be placed yet. ended: jobs that
+    have, first those that ended first.
     """
 
     def __init__(
@@ -88,12 +92,13 @@ class Roster:
         self.usage = DeviceUse()
         self.to_stop: dict[WorkId, None] = {}
         self.to_pause: dict[WorkId, None] = {}
+        self.stranded: dict[WorkId, None] = {}
         self.ended: list[tuple[Instant, WorkId]] = []
         self.now = Instant(0)
         self._policy = policy
         self._fleet = fleet
         self._tenants = tenants
-        self._spares = Spares(self)
+        self._surplus = Surplus(self)
         self.movable = Movable(self.victim_of, lambda node_id: fleet.holds.get(node_id, {}))
         self.errands = Errands(policy, self.works, fleet.nodes)
         self._entries: dict[WorkId, _Entry] = {}
@@ -102,9 +107,9 @@ class Roster:
         self._rises: list[tuple[Instant, WorkId]] = []
 
     @property
-    def spares(self) -> Spares:
+    def surplus(self) -> Surplus:
         """What deployments can do without."""
-        return self._spares
+        return self._surplus
 
     def put(self, work: Work) -> None:
         """A work came, or is now like this."""
@@ -231,15 +236,20 @@ class Roster:
         if work.want in (Want.SUSPEND, Want.FREEZE) and work.phase is Phase.RUNNING:
             self.to_pause[work.id] = None
         nodes, milli = self._hold(work)
-        images = _image_nodes(work)
+        images = image_nodes(work)
         for node_id in images:
             self._fleet.lay(node_id, work.id)
+        awaits = awaits_of(work, self._fleet, self._policy) if self._policy.spares else ()
+        for node_id in awaits:
+            self._fleet.await_there(node_id, work.id)
         line = lineage(work.tenant_id, self._tenants)
         self.usage.hold(milli, bucket_of(work), line)
         self.usage.want(_wants(work), bucket_of(work), work.tenant_id)
         place = self._place(work)
         if place is not None:
             self.lines.add(place)
+        elif self._fleet.spares.are_for(work) and _waits(work):
+            self.stranded[work.id] = None
         self.errands.enter(work, self.now)
         due = self._due(work)
         if due != NEVER:
@@ -252,7 +262,7 @@ class Roster:
         self.movable.touch(work.id)
         use = use_of(work, self.now)
         self.usage.add(use, bucket_of(work), line)
-        entry = _Entry(nodes, images, line, milli, victim, place, due, rises_at, use)
+        entry = _Entry(nodes, images, awaits, line, milli, victim, place, due, rises_at, use)
         self._entries[work.id] = entry
 
     def _leave(self, work: Work) -> None:
@@ -267,6 +277,9 @@ class Roster:
             self._fleet.let_go(node_id, work.id)
         for node_id in entry.images:
             self._fleet.take_up(node_id, work.id)
+        for node_id in entry.awaits:
+            self._fleet.await_no_more(node_id, work.id)
+        self.stranded.pop(work.id, None)
         self.usage.hold(-entry.held_milli, bucket_of(work), entry.line)
         self.usage.want(-_wants(work), bucket_of(work), work.tenant_id)
         self.usage.take_out(entry.use, bucket_of(work), entry.line)
@@ -274,12 +287,12 @@ class Roster:
             self.lines.remove(entry.place)
         self.errands.leave(work)
         if work.kind is WorkKind.REPLICA:
-            self._spares.touch(work.id)
+            self._surplus.touch(work.id)
 
     def _hold(self, work: Work) -> tuple[tuple[NodeId, ...], int]:
         """Enter what it has on nodes; return these, and the thousandths that it holds."""
         if work.kind is WorkKind.REPLICA:
-            self._spares.touch(work.id)
+            self._surplus.touch(work.id)
         if not work.placement:
             return (), 0
         on: dict[NodeId, dict[DeviceId, int]] = {}
@@ -304,7 +317,7 @@ class Roster:
         """In how many measures it is there."""
         if work.phase in LEAVING:
             return SOON
-        spared = work.kind is WorkKind.JOB or self._spares.of_work(work.id) > 0
+        spared = work.kind is WorkKind.JOB or self._surplus.of_work(work.id) > 0
         return gone(self.ranks[work.id]) if spared and self.is_movable(work) else MEASURES
 
     def is_movable(self, work: Work) -> bool:
@@ -324,14 +337,15 @@ class Roster:
             ways = (home.nodes, *home.copies)
             if not any(all(node in self._fleet.usable for node in nodes) for nodes in ways):
                 return None
-        shape = Shape(work.demand, home, work.kind, work.suspendable)
-        turn = (self.level_of(work), work.submitted_at, work.id)
+        spares = self._fleet.spares.are_for(work)
+        shape = Shape(work.demand, home, work.kind, work.suspendable, spares)
+        level = STRANDED if spares else self.level_of(work)
+        turn = (level, work.submitted_at, work.id)
         return Place(self.ranks[work.id], work.tenant_id, shape, turn)
 
     def _ready_at(self, work: Work) -> Instant:
         """From when on nothing but devices keeps it from being placed, as far as is known."""
-        waits = work.phase in (Phase.PENDING, Phase.SUSPENDED)
-        if not waits or work.want is not Want.RUN or not work.ready:
+        if not _waits(work):
             return NEVER
         if work.phase is Phase.SUSPENDED:
             hold_ms = self._policy.hold_ms(bool(work.move_to))
@@ -356,10 +370,12 @@ class Roster:
         entry = self._entries.get(work.id)
         if entry is not None and entry.place is not None and self.works[work.id] is work:
             return entry.place.shape.home
-        return home_of(work, self._fleet, self.now, self._policy)
+        # What spares are there for does not wait until its home may be given up.
+        now = NEVER if self._fleet.spares.are_for(work) else self.now
+        return home_of(work, self._fleet, now, self._policy)
 
 
-class Spares:
+class Surplus:
     """How many of each deployment's running replicas are above its minimum."""
 
     def __init__(self, roster: Roster) -> None:
@@ -434,19 +450,14 @@ class Spares:
                 self._stale.pop(deployment_id, None)  # its count has not changed by that
 
 
+def _waits(work: Work) -> bool:
+    waits = work.phase in (Phase.PENDING, Phase.SUSPENDED)
+    return waits and work.want is Want.RUN and work.ready
+
+
 def _wants(work: Work) -> bool:
     return work.want is Want.RUN and work.phase is not Phase.ENDED
 
 
 def _ended(work: Work) -> tuple[Instant, WorkId]:
     return (work.ended_at or EPOCH, work.id)
-
-
-def _image_nodes(work: Work) -> tuple[NodeId, ...]:
-    """The nodes that matter for where suspended work goes on: those that have its image, and those
-    where it is wanted."""
-    if work.phase is not Phase.SUSPENDED or work.image is None:
-        return ()
-    image = work.image
-    holders = (node_id for rank in range(len(image.nodes)) for node_id in image.holders(rank))
-    return tuple(dict.fromkeys((*work.move_to, *holders)))

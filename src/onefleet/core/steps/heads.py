@@ -12,7 +12,7 @@ long goes first at last (`starvation.py`).
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import chain, islice
+from itertools import chain, islice, product
 from typing import NamedTuple
 
 from onefleet.core.capacity import Capacity, Nodes, Shy, out_of_reach
@@ -99,24 +99,27 @@ class Heads:
         """
         self._this.index.settle_rooms()
         demand, shy = work.demand, None
+        spares = self._this.index.fleet.spares.are_for(work)
         home = self._this.index.roster.home_of(work)
         if home is not None:
-            found = self._at_home(demand, home, sight)
+            found = self._at_home(demand, home, sight, spares)
             if found is not None or home.kin is None:
                 return found or ()
             shy = out_of_reach(demand, home.kin)
-        for node_id, workers in self._offers(demand, shy, sight):
+        for node_id, workers in self._offers(demand, shy, sight, spares):
             if workers >= demand.workers:
                 return (node_id,) * demand.workers
         ranks = list[NodeId]()
-        for node_id, workers in self._offers(demand, shy, sight):
+        for node_id, workers in self._offers(demand, shy, sight, spares):
             ranks.extend([node_id] * min(workers, demand.workers - len(ranks)))
             if len(ranks) == demand.workers:
                 return tuple(ranks)
         return ()
 
-    def _at_home(self, demand: Demand, home: Home, sight: Sight | None) -> Nodes | None:
-        found = self._capacity.fit_in_time(demand, home)
+    def _at_home(
+        self, demand: Demand, home: Home, sight: Sight | None, spares: bool
+    ) -> Nodes | None:
+        found = self._capacity.fit_in_time(demand, home, spares=spares)
         if found is None or sight is None:
             return found
         rooms = self._this.index.fleet.rooms
@@ -127,23 +130,23 @@ class Heads:
         return found if fits else None
 
     def _offers(
-        self, demand: Demand, shy: Shy | None, sight: Sight | None
+        self, demand: Demand, shy: Shy | None, sight: Sight | None, spares: bool
     ) -> Iterator[tuple[NodeId, int]]:
         """How many workers nodes take once their jobs have ended; most to give soon first."""
         fleet = self._this.index.fleet
-        for node_id in self._nodes(demand, sight):
+        for node_id in self._nodes(demand, sight, spares):
             room = fleet.rooms[node_id]
             workers = 0 if shy is not None and shy(room) else self._workers(room, demand, sight)
             if workers:
                 yield node_id, workers
 
-    def _nodes(self, demand: Demand, sight: Sight | None) -> Iterator[NodeId]:
+    def _nodes(self, demand: Demand, sight: Sight | None, spares: bool) -> Iterator[NodeId]:
         """All, or some that may have the most in sight."""
-        shelves = self._this.index.fleet.shelves.suiting(demand)
+        parts = self._this.index.fleet.suiting(demand, spares)
         measures = [SOON] if sight is None or not sight.rank else [SOON, gone(sight.rank)]
         orders = [
             chain.from_iterable(nodes for _, nodes in falling(shelves, measure, 0))
-            for measure in measures
+            for measure, shelves in product(measures, parts)
         ]
         most = None if sight is None else NODES_TRIED
         return iter(dict.fromkeys(chain(*(islice(order, most) for order in orders))))

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from onefleet.core.capacity import Nodes
 from onefleet.core.index import Home
+from onefleet.core.index.fleet import Fleet
 from onefleet.core.index.homes import kin_of, wish_of
 from onefleet.core.plan import Move
 from onefleet.core.scratch import Scratch
-from onefleet.domain.fleet import NodeState
+from onefleet.domain.fleet import Cordon, NodeState
 from onefleet.domain.work import Work
 
 
@@ -28,7 +29,8 @@ def move(this: Scratch) -> None:
         if target is None:
             waiting += 1
         else:
-            this.decide(Move(work_id, target, _why(this, work)))
+            is_out = cordon_of(work, this.index.fleet) is not None
+            this.decide(Move(work_id, target, _why(this, work), stranded=is_out))
             keep_place(this, this.works[work_id])
             moved += 1
     text = f"{moved} works move to other nodes or devices"
@@ -51,22 +53,28 @@ def _target(this: Scratch, work: Work) -> Nodes | None:
         ways = zip(homes, wish, strict=True)
         reached = all(a == b or (a in fleet.open and b in fleet.open) for a, b in ways)
         return this.capacity.fit(demand, Home(wish)) if reached else None
-    kin = kin_of(homes, fleet, demand.kind)
+    kin, spares = kin_of(homes, fleet, demand.kind), cordon_of(work, fleet) is not None
     if kin is None or not all(node_id in fleet.open for node_id in homes):
         return this.capacity.fit(demand, Home(homes))
-    return this.capacity.fit(demand, Home(homes, (), kin))
+    return this.capacity.fit(demand, Home(homes, (), kin), spares=spares)
+
+
+def cordon_of(work: Work, fleet: Fleet) -> Cordon | None:
+    """Why a device that it holds gets no work any more; None: none of them is out of use."""
+    for slot in work.placement:
+        node = fleet.nodes.get(slot.node_id)
+        for cordon in () if node is None else node.cordons:
+            if cordon.device_id in slot.devices:
+                return cordon
+    return None
 
 
 def _why(this: Scratch, work: Work) -> str:
     if work.move_to:
         return f"its owner wants it on {', '.join(dict.fromkeys(work.move_to))}"
-    for slot in work.placement:
-        node = this.index.fleet.nodes.get(slot.node_id)
-        if node is None:
-            continue
-        if node.state is NodeState.DRAINING:
-            return f"node {node.id} is drained"
-        for cordon in node.cordons:
-            if cordon.device_id in slot.devices:
-                return f"its device {cordon.device_id} is out of use: {cordon.reason}"
-    return "it shall be elsewhere"
+    cordon = cordon_of(work, this.index.fleet)
+    if cordon is not None:
+        return f"its device {cordon.device_id} is out of use: {cordon.reason}"
+    nodes = (this.index.fleet.nodes.get(slot.node_id) for slot in work.placement)
+    drained = (node.id for node in nodes if node and node.state is NodeState.DRAINING)
+    return next((f"node {node_id} is drained" for node_id in drained), "it shall be elsewhere")

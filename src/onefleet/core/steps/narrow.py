@@ -63,9 +63,9 @@ def _enough(this: Scratch, work: Work, home: Home | None, lenders: Sequence[Work
     def fits(lender: Work, placement: tuple[Slot, ...]) -> bool:
         change = Resize(lender.id, placement, reason, work.id)
         this.index.put(applied(lender, change, this.now))
-        return this.capacity.fit(work.demand, home) is not None
+        return this.capacity.fit(work.demand, home, spares=spares) is not None
 
-    found = list[Resize]()
+    found, spares = list[Resize](), this.index.fleet.spares.are_for(work)
     reason = f"lends {work.id} ({work.tier}) what it has above its least"
     for lender in lenders:
         held = len(devices_of(lender))

@@ -92,7 +92,7 @@ class Placing:
         self.thorough = thorough
         self.waiting: dict[WorkId, Waiting] = {}
         self.contended: dict[DeviceKind, list[WorkId]] = {}
-        self.started = self.restored = self.moved = self.narrowed = 0
+        self.started = self.restored = self.moved = self.narrowed = self.rescued = 0
         self.guarantees = Guarantees(this.index)
         self.searched = False  # for moves that make one piece of what is free
         self.heads = Heads(this)
@@ -118,6 +118,7 @@ class Placing:
         """Place what fits, make room where a rank permits it, keep devices for who waits long."""
         patience_ms = self.this.policy.patience_ms
         for rank, queue in enumerate(self.queues):
+            self._keep_for_stranded(rank)
             heads: dict[DeviceKind, Work] = {}
             self.no_room = {
                 (claims, turns, gives_back): Hopeless()
@@ -141,17 +142,22 @@ class Placing:
         told += f", {self.narrowed} made narrower" if self.narrowed else ""
         self.this.report("preempt", told)
         self.this.report("resume", f"{self.restored} works restored")
+        if self.this.index.fleet.spares.wanted:
+            told = f"{len(self.this.index.fleet.spares.now)} nodes are kept as spares"
+            self.this.report("spares", f"{told}, {self.rescued} works placed on others of them")
 
     # --- one work ----------------------------------------------------------------------------
 
     def _place_one(self, work: Work) -> bool:
         """Place it on free devices, if it fits whole."""
-        home = self.this.index.roster.home_of(work)
+        index = self.this.index
+        home = index.roster.home_of(work)
         fitting = self._fit(work, home, lent=False)
         if fitting is None and _gives_back(work):
             fitting = self._fit(work, home, lent=True)
         if fitting is None:
             return False
+        self.rescued += any(node_id in index.fleet.spares.now for node_id in fitting)
         slots = self.this.capacity.take(work.demand, fitting)
         restore = work.phase is Phase.SUSPENDED
         self.this.placed[work.id] = (len(self.this.decisions), work)
@@ -165,15 +171,15 @@ class Placing:
 
     def _fit(self, work: Work, home: Home | None, *, lent: bool) -> Nodes | None:
         """Where it fits whole. lent: on what is kept for others, too."""
-        shy = self.guarantees.shy(work)
+        shy, spares = self.guarantees.shy(work), self.this.index.fleet.spares.are_for(work)
         no_fit = self.no_fit[lent]  # what is free only gets less, while the same is lent
-        if shy is None and no_fit.has(work.demand, home):
+        if shy is None and not spares and no_fit.has(work.demand, home):
             return None
         self.heads.set(opened=lent)
         fitting = None
         if work.kind is WorkKind.REPLICA:  # it stays for long: not where an image needs the room
             fitting = self.this.capacity.fit(work.demand, home, self._claims(work.demand))
-        fitting = fitting or self.this.capacity.fit(work.demand, home, shy)
+        fitting = fitting or self.this.capacity.fit(work.demand, home, shy, spares=spares)
         if fitting is None and shy is None:
             no_fit.add(work.demand, home)
         return fitting
@@ -184,7 +190,7 @@ class Placing:
         self.heads.set(opened=_gives_back(work))
         if self.guarantees.shy(work) is not None:
             return True  # it takes what is free and may be taken, and nothing is kept for it
-        home = this.index.roster.home_of(work)
+        home, spares = this.index.roster.home_of(work), this.index.fleet.spares.are_for(work)
         line = self.contended.setdefault(demand.kind, [])
         ahead = len(line)
         line.append(work.id)
@@ -194,7 +200,7 @@ class Placing:
         if no_room.has(demand, home):
             self._pass_over(queue, turns)
             return False
-        fitting = this.capacity.fit_soon(demand, home)
+        fitting = this.capacity.fit_soon(demand, home, spares=spares)
         if fitting is None and self._place_on(narrow_for(this, work, rank, home), work):
             return True
         if fitting is None:
@@ -213,7 +219,7 @@ class Placing:
                 return True
             for victim, reason in zip(chosen, reasons, strict=True):
                 self._move(victim, work, reason)
-            fitting = this.capacity.fit_soon(demand, home)
+            fitting = this.capacity.fit_soon(demand, home, spares=spares)
             assert fitting is not None, "what was chosen did not suffice"
         this.capacity.keep(demand, fitting)
         self.waiting[work.id] = self.waiting[work.id]._replace(kept=True)
@@ -238,7 +244,7 @@ class Placing:
             return False
         for change in freed:
             self.this.decide(change)
-            self.this.victims.spare(change.work_id)
+            self.this.victims.excuse(change.work_id)
             if isinstance(change, Resize):
                 self.narrowed += 1
             else:
@@ -317,6 +323,18 @@ class Placing:
             return most > len(left.bay.devices) - left.lasting - demand.devices_min and most > 0
 
         return claimed
+
+    def _keep_for_stranded(self, rank: int) -> None:
+        """Keep what is free for works of this rank that lost their place and are tried again soon:
+        for a gang, too, what its other workers held."""
+        index = self.this.index
+        roster = index.roster
+        found = [self.this.works[name] for name in roster.stranded if roster.ranks[name] == rank]
+        for work in sorted(found, key=lambda work: (work.submitted_at, work.id)):
+            self.heads.set(opened=_gives_back(work))
+            fitting = self.this.capacity.fit(work.demand, roster.home_of(work), spares=True)
+            if fitting is not None:
+                self.this.capacity.keep(work.demand, fitting)
 
     def _keep_for(self, work: Work, rank: int, rights: Rights | None) -> None:
         """Keep what is free, and comes free, where the work will fit soonest."""

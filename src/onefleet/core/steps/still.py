@@ -32,7 +32,8 @@ def freeze_for(
     mark = this.index.mark()
     for victim, freeze in zip(victims, found, strict=True):
         this.index.put(applied(victim, freeze, this.now))
-    fits = this.capacity.fit(work.demand, home) is not None
+    spares = this.index.fleet.spares.are_for(work)
+    fits = this.capacity.fit(work.demand, home, spares=spares) is not None
     this.index.rollback(mark)
     return found if fits else []
 
