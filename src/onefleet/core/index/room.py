@@ -244,18 +244,24 @@ def workers_in_time(room: Room, demand: Demand) -> int:
     return _with_memory(demand, max(suiting - left.lasting, 0), room.node.memory_bytes)
 
 
-def workers_beside(room: Room, demand: Demand, staying: Iterable[Hold]) -> int:
-    """How many workers the node takes beside these, once all others have left."""
+def workers_with(room: Room, demand: Demand, measure: int, leaving: Iterable[Hold]) -> int:
+    """How many workers the node takes by a measure when these have left besides; no more of them
+    are looked at than are needed for all workers."""
     left = room.kinds.get(demand.kind)
     if left is None:
         return 0
-    row, memory = [WHOLE] * len(left.bay.devices), room.node.memory_bytes
-    for hold in staying:
-        memory -= hold.memory_bytes
+    row, memory, count = list(left.rows[measure]), room.memory[measure], left.counts[measure]
+    for hold in leaving:
+        memory += hold.memory_bytes
         for device_id, milli in hold.devices.items():
             index = left.bay.at.get(device_id)
             if index is not None:
-                row[index] -= milli
+                row[index] += milli
+                count += 1
+        if count >= demand.least:
+            workers = _with_memory(demand, _fitting(left.bay, demand, row), memory)
+            if workers >= demand.workers:
+                return workers
     return _with_memory(demand, _fitting(left.bay, demand, row), memory)
 
 

@@ -17,10 +17,10 @@ from typing import NamedTuple
 
 from onefleet.core.capacity import Capacity, Nodes, Shy, out_of_reach
 from onefleet.core.index import SOON, Hold, Home, Kept, Room, gone
-from onefleet.core.index.room import workers_beside, workers_in_time
+from onefleet.core.index.room import MEASURES, workers_in_time, workers_with
 from onefleet.core.index.shelves import falling
 from onefleet.core.lifecycle import progress_ms
-from onefleet.core.ordering import gives_way, reaches_at
+from onefleet.core.ordering import BASIC, gives_way, reaches_at
 from onefleet.core.preemption import Rights
 from onefleet.core.scratch import Scratch
 from onefleet.domain.fleet import CheckpointMode
@@ -154,17 +154,18 @@ class Heads:
     def _workers(self, room: Room, demand: Demand, sight: Sight | None) -> int:
         if sight is None:
             return workers_in_time(room, demand)
+        lower = SOON if sight.rank == BASIC else gone(sight.rank + 1)
         holds = self._this.index.fleet.works_on(room.node.id)
-        return workers_beside(room, demand, [h for h in holds if self._stays(h, sight)])
+        return workers_with(room, demand, lower, (h for h in holds if self._leaves(h, sight)))
 
-    def _stays(self, hold: Hold, sight: Sight) -> bool:
-        """Whether it will be there still."""
-        if hold.there <= SOON:
+    def _leaves(self, hold: Hold, sight: Sight) -> bool:
+        """Whether it leaves in sight, besides what is leaving and what can be had to leave."""
+        rank = self._this.index.roster.ranks[hold.work.id]
+        if hold.there <= SOON or hold.lasting or rank < sight.rank:
             return False
-        work, rank = hold.work, self._this.index.roster.ranks[hold.work.id]
-        if hold.lasting or rank < sight.rank:
-            return True
-        return rank == sight.rank and self._leaves_at(work, sight) > sight.until
+        if rank > sight.rank and hold.there < MEASURES:
+            return False
+        return self._leaves_at(hold.work, sight) <= sight.until
 
     def _leaves_at(self, work: Work, sight: Sight) -> Instant:
         """When it ends, or gives way, as far as can be seen: what nobody says the run time of goes
@@ -175,6 +176,8 @@ class Heads:
         ends_at = Instant(now + now - work.phase_since)
         if work.terms.estimate_ms is not None:
             ends_at = Instant(work.phase_since + work.terms.estimate_ms - progress_ms(work))
+        if ends_at <= sight.until:
+            return ends_at
         if not gives_way(work, (nodes.get(slot.node_id) for slot in work.placement)):
             return ends_at
         level = self._this.index.roster.level_of(work)
