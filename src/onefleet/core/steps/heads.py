@@ -25,7 +25,7 @@ from onefleet.core.preemption import Rights
 from onefleet.core.scratch import Scratch
 from onefleet.domain.fleet import CheckpointMode
 from onefleet.domain.ids import Instant, NodeId
-from onefleet.domain.work import Demand, Phase, Work
+from onefleet.domain.work import WHOLE, Demand, Phase, Work
 
 #: Nodes that are looked at for a head's devices beside works of higher ranks.
 NODES_TRIED = 256
@@ -63,12 +63,23 @@ class Heads:
         """Keep devices for the head of a rank. rights: what it may take of its rank; None: it has
         waited for too short a time to keep any from that. Whether any are kept."""
         self.set(opened=False)
+        if not self._is_there_any(work, rank):
+            return False
         firm = self._target(work, self._sight(work, rank, rights)) if rights else ()
         target = firm or self._target(work, None)
         kept = self._capacity.keep(work.demand, target, rank) if target else []
         self._firm += [one for one in kept if firm or not self._is_given_back(one[0])]
         self._lent += [one for one in kept if not firm and self._is_given_back(one[0])]
         return bool(target)
+
+    def _is_there_any(self, work: Work, rank: int) -> bool:
+        """Whether any device is free, comes free, or is held by works behind the rank."""
+        if work.demand.milli < WHOLE:
+            return True
+        self._this.index.settle_rooms()
+        fleet, measure = self._this.index.fleet, SOON if rank == BASIC else gone(rank + 1)
+        parts = fleet.suiting(work.demand, fleet.spares.are_for(work))
+        return any(True for shelves in parts for _ in falling(shelves, measure, 1))
 
     def lend(self) -> bool:
         """The rank is through: lower ones may borrow what was kept. Whether there is more now."""
@@ -148,8 +159,9 @@ class Heads:
             chain.from_iterable(nodes for _, nodes in falling(shelves, measure, 0))
             for measure, shelves in product(measures, parts)
         ]
-        most = None if sight is None else NODES_TRIED
-        return iter(dict.fromkeys(chain(*(islice(order, most) for order in orders))))
+        if sight is None:
+            return chain(*orders)
+        return iter(dict.fromkeys(chain(*(islice(order, NODES_TRIED) for order in orders))))
 
     def _workers(self, room: Room, demand: Demand, sight: Sight | None) -> int:
         if sight is None:
