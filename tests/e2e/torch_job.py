@@ -20,6 +20,7 @@ warnings.simplefilter("ignore")
 import torch  # noqa: E402
 from torch import distributed  # noqa: E402
 
+#: Before the first step; before others the longer the fewer are left, so that some always are.
 PACE_S = 0.15
 #: So many steps are left for when the file is there.
 LAST = 20
@@ -55,10 +56,11 @@ def main() -> None:
     optimizer = torch.optim.AdamW(net.parameters(), lr=1e-3)
     waits = finish != "-"
     for step in range(1, steps + 1):
-        while waits and not (found := os.path.exists(finish)) and step > steps - LAST:
-            time.sleep(PACE_S)
-        if waits and not found:
-            time.sleep(PACE_S)
+        left = steps - step
+        while waits and not os.path.exists(finish):
+            time.sleep(PACE_S * steps / max(left, 1))
+            if left >= LAST:
+                break
         x = torch.randn(32, 64)
         loss = ((net(x) - x[:, :8] * 2) ** 2).mean()
         optimizer.zero_grad()

@@ -42,4 +42,4 @@ def test_a_broken_rule_is_told_with_its_time_and_fails(tmp_path: Path) -> None:
 
 def test_the_scenarios_are_listed() -> None:
     code, out = run("list", "-o", "name")
-    assert (code, out.split()) == (0, ["burst", "node_loss", "steady"])
+    assert (code, out.split()) == (0, ["burst", "node_loss", "spares", "steady"])
