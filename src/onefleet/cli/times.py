@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from datetime import datetime
 from typing import Any
 
@@ -13,18 +14,25 @@ from onefleet.domain.quantities import parse_duration, parse_size
 from onefleet.domain.work import WHOLE
 
 
-class Length(click.ParamType[int]):
-    """`90s`, `40m`, `2h`, `3d`, or seconds; in milliseconds."""
+class Parsed(click.ParamType[int]):
+    """What a function makes of the text; it raises ValueError with a reason."""
 
-    name = "TIME"
+    parse: Callable[[str], int]
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         if isinstance(value, int):
             return value
         try:
-            return parse_duration(value)
+            return self.parse(value)
         except ValueError as error:
             self.fail(str(error), param, ctx)
+
+
+class Length(Parsed):
+    """`90s`, `40m`, `2h`, `3d`, or seconds; in milliseconds."""
+
+    name = "TIME"
+    parse = staticmethod(parse_duration)
 
 
 class Moment(click.ParamType[int]):
@@ -60,18 +68,11 @@ class Share(click.ParamType[int]):
         return milli
 
 
-class Size(click.ParamType[int]):
+class Size(Parsed):
     """`500MB`, `2GiB`, or bytes; in bytes."""
 
     name = "SIZE"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        if isinstance(value, int):
-            return value
-        try:
-            return parse_size(value)
-        except ValueError as error:
-            self.fail(str(error), param, ctx)
+    parse = staticmethod(parse_size)
 
 
 class Number(click.FloatRange):
