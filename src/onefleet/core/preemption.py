@@ -15,9 +15,9 @@ from itertools import islice
 from typing import NamedTuple
 
 from onefleet.core.capacity import Capacity, Shy, out_of_reach, whole
-from onefleet.core.index import Hold, Home, Index, gone
+from onefleet.core.index import SOON, Hold, Home, Index, gone
 from onefleet.core.index.movable import Scope, Victim
-from onefleet.core.index.room import workers_on, workers_without
+from onefleet.core.index.room import workers_on, workers_with
 from onefleet.core.index.shelves import rising
 from onefleet.core.ordering import BASIC, RESERVED
 from onefleet.core.snapshot import devices_held
@@ -202,7 +202,7 @@ class Victims:
             for node_id, count in counts.items():
                 room = rooms[node_id]
                 holds = [hold for v in victims if (hold := self._hold(v.id, node_id)) is not None]
-                if room is None or workers_without(room, demand, holds) < count:
+                if room is None or workers_with(room, demand, SOON, holds) < count:
                     return False
             return True
 

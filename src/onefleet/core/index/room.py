@@ -33,7 +33,8 @@ Class = tuple[str, str, int, str]
 
 
 def gone(rank: int) -> int:
-    """The measure of what would be free without this rank and all ranks behind it."""
+    """The measure of what would be free without this rank and all ranks behind it; behind the last
+    there is none, which is SOON."""
     return 2 + BASIC - rank
 
 
@@ -218,21 +219,6 @@ def workers_on(room: Room, demand: Demand, measure: int) -> int:
     else:
         return 0
     return _with_memory(demand, fitting, room.memory[measure])
-
-
-def workers_without(room: Room, demand: Demand, leaving: Iterable[Hold]) -> int:
-    """How many workers the node takes when these have left, besides those that leave anyway."""
-    left = room.kinds.get(demand.kind)
-    if left is None:
-        return 0
-    row, memory = list(left.soon), room.memory[SOON]
-    for hold in leaving:
-        memory += hold.memory_bytes
-        for device_id, milli in hold.devices.items():
-            index = left.bay.at.get(device_id)
-            if index is not None:
-                row[index] += milli
-    return _with_memory(demand, _fitting(left.bay, demand, row), memory)
 
 
 def workers_in_time(room: Room, demand: Demand) -> int:

@@ -20,7 +20,7 @@ from onefleet.core.index import SOON, Hold, Home, Kept, Room, gone
 from onefleet.core.index.room import MEASURES, workers_in_time, workers_with
 from onefleet.core.index.shelves import falling
 from onefleet.core.lifecycle import progress_ms
-from onefleet.core.ordering import BASIC, gives_way, reaches_at
+from onefleet.core.ordering import gives_way, reaches_at
 from onefleet.core.preemption import Rights
 from onefleet.core.scratch import Scratch
 from onefleet.domain.fleet import CheckpointMode
@@ -77,9 +77,9 @@ class Heads:
         if work.demand.milli < WHOLE:
             return True
         self._this.index.settle_rooms()
-        fleet, measure = self._this.index.fleet, SOON if rank == BASIC else gone(rank + 1)
+        fleet = self._this.index.fleet
         parts = fleet.suiting(work.demand, fleet.spares.are_for(work))
-        return any(True for shelves in parts for _ in falling(shelves, measure, 1))
+        return any(True for shelves in parts for _ in falling(shelves, gone(rank + 1), 1))
 
     def lend(self) -> bool:
         """The rank is through: lower ones may borrow what was kept. Whether there is more now."""
@@ -166,9 +166,9 @@ class Heads:
     def _workers(self, room: Room, demand: Demand, sight: Sight | None) -> int:
         if sight is None:
             return workers_in_time(room, demand)
-        lower = SOON if sight.rank == BASIC else gone(sight.rank + 1)
         holds = self._this.index.fleet.works_on(room.node.id)
-        return workers_with(room, demand, lower, (h for h in holds if self._leaves(h, sight)))
+        leaving = (hold for hold in holds if self._leaves(hold, sight))
+        return workers_with(room, demand, gone(sight.rank + 1), leaving)
 
     def _leaves(self, hold: Hold, sight: Sight) -> bool:
         """Whether it leaves in sight, besides what is leaving and what can be had to leave."""

@@ -103,7 +103,7 @@ class Placing:
         self.queues: list[Queue] = []
 
     def order(self) -> None:
-        """Order what is ready to be placed: by rank, excess, level, tenant's share and age."""
+        """Order what is ready to be placed: by rank, who goes first in it, level, share and age."""
         index = self.this.index
         index.settle()
         sizes = zip(index.roster.lines.sizes, RANK_NAMES, strict=True)
@@ -116,7 +116,6 @@ class Placing:
 
     def place(self) -> None:
         """Place what fits, make room where a rank permits it, keep devices for who waits long."""
-        patience_ms = self.this.policy.patience_ms
         for rank, queue in enumerate(self.queues):
             self._keep_for_stranded(rank)
             heads: dict[DeviceKind, Work] = {}
@@ -129,10 +128,10 @@ class Placing:
                 if self._place_one(work) or self._make_room(work, rank, queue):
                     continue
                 head = heads.setdefault(work.demand.kind, work)
-                if head is work and self.this.waited_ms(work) >= patience_ms:
+                if head is work and self._is_late(work):
                     self._keep_for(work, rank, self._rights(work, queue))
             for work in heads.values():  # whatever its own tier may do, lower tiers do not pass it
-                if self.this.waited_ms(work) < patience_ms:
+                if not self._is_late(work):
                     self._keep_for(work, rank, None)
             if self.heads.lend():
                 self.no_fit[True].clear()
@@ -195,7 +194,7 @@ class Placing:
         ahead = len(line)
         line.append(work.id)
         self.waiting[work.id] = Waiting(line, ahead, kept=False, late=queue.late)
-        turns = this.waited_ms(work) >= this.policy.patience_ms
+        turns = self._is_late(work)
         no_room = self.no_room[queue.claims, turns, _gives_back(work)]
         if no_room.has(demand, home):
             self._pass_over(queue, turns)
@@ -207,7 +206,7 @@ class Placing:
             left = no_room.left(demand, home)
             chosen = this.victims.choose(work, rank, left, self._rights(work, queue))
             if not chosen and not self._defragment(work, rank, home):
-                if home is not None and this.waited_ms(work) >= this.policy.patience_ms:
+                if home is not None and self._is_late(work):
                     self._relocate(work, rank, home.nodes)
                 no_room.add(demand, home)
                 no_room.add_elsewhere(demand, left)
@@ -228,8 +227,7 @@ class Placing:
 
     def _defragment(self, work: Work, rank: int, home: Home | None) -> bool:
         """Have jobs moved so that it finds its devices in one piece; one search a pass."""
-        late = self.this.waited_ms(work) >= self.this.policy.patience_ms
-        if self.searched or not late or not is_worth_a_search(self.this, work, home):
+        if self.searched or not self._is_late(work) or not is_worth_a_search(self.this, work, home):
             return False
         self.searched = True
         count = defragment(self.this, work, rank)
@@ -258,9 +256,13 @@ class Placing:
 
     def _rights(self, work: Work, queue: Queue) -> Rights:
         """What the work that the queue just gave may take of its own rank."""
-        turns = self.this.waited_ms(work) >= self.this.policy.patience_ms
         starved = self.this.index.roster.level_of(work) == STARVED
-        return Rights(turns, queue.claims, () if starved else queue.under.sheltered)
+        sheltered = () if starved else queue.under.sheltered
+        return Rights(self._is_late(work), queue.claims, sheltered)
+
+    def _is_late(self, work: Work) -> bool:
+        """Whether it has waited for its patience."""
+        return self.this.waited_ms(work) >= self.this.policy.patience_ms
 
     def _hope(self) -> None:
         """More may come free than was needed."""
