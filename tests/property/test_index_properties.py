@@ -57,6 +57,7 @@ def facts(index: Index) -> dict[str, Any]:
         "absent": fleet.absent,
         "images": fleet.images,
         "ranks": roster.ranks,
+        "levels": {work_id: roster.level_of(work_id) for work_id in roster.works},
         "held": {(name, b): usage.held(name, b) for name in NAMES for b in BUCKETS},
         "used": {(name, b): usage.of(name, b, index.now) for name in NAMES for b in BUCKETS},
         "wanting": {bucket: set(usage.wanting(bucket)) for bucket in BUCKETS},

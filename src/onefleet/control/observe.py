@@ -117,14 +117,20 @@ def _cordons(known: tuple[Cordon, ...], found: tuple[Cordon, ...]) -> tuple[Cord
 
 
 def _kept(state: State, work: Work, report: NodeReport) -> Work:
-    """The work with what this node has of its image.
+    """The work with what this node has of its images."""
+    image = work.image and _held(state, work, work.image, report)
+    before = work.image_before and _held(state, work, work.image_before, report)
+    if image is work.image and before is work.image_before:
+        return work
+    return replace(work, image=image, image_before=before)
+
+
+def _held(state: State, work: Work, image: Image, report: NodeReport) -> Image:
+    """The image with what this node has of it.
 
     Where a worker's image lies first of all, the work is brought back from. If that node is lost,
     or has it no more, another that has it takes its place.
     """
-    image = work.image
-    if image is None:
-        return work
     nodes = list(image.nodes)
     copies = [list(image.holders(rank)[1:]) for rank in range(len(nodes))]
     here = report.node_id
@@ -145,8 +151,8 @@ def _kept(state: State, work: Work, report: NodeReport) -> Work:
             others[others.index(here)], nodes[rank] = nodes[rank], here
     found = tuple(tuple(others) for others in copies) if any(copies) else ()
     if (tuple(nodes), found) == (image.nodes, image.copies):
-        return work
-    return replace(work, image=replace(image, nodes=tuple(nodes), copies=found))
+        return image
+    return replace(image, nodes=tuple(nodes), copies=found)
 
 
 def _advanced(work: Work, seen: Seen, now: Instant) -> Work:

@@ -397,7 +397,7 @@ class _Checker:
             yield f"{victim.id} makes room for {for_work}, which ranks behind it"
         elif self._ranks()[victim.id] == self._ranks()[for_work]:
             level_of = self.index.roster.level_of
-            has_more = level_of(victim) > level_of(waiting)
+            has_more = level_of(victim.id) > level_of(waiting.id)
             claims = waiting.tenant_id in self._under(waiting).claiming
             is_sheltered = victim.tenant_id in self._under(waiting).sheltered
             may = has_more or not is_sheltered if claims else has_more and not is_sheltered

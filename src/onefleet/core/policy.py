@@ -20,8 +20,8 @@ class Policy:
     resume_hold_ms: suspended work stays so for this long, so that work does not bounce.
     patience_ms: for this long younger work may pass a bigger, older one of its tier; then it may
     take its turn, and devices are kept for it.
-    image_wait_ms: a lost node is waited for this long by the images on it, and by jobs that no
-    other node could run; then they are given up.
+    image_wait_ms: a lost node is waited for this long, at most, by the images on it, and by jobs
+    that no other node could run; then they are given up.
     level_ms: device-milliseconds that a work has had when it leaves the first level of its rank,
     and for how long devices may be kept from its rank for one that will have all of them by then;
     level_doublings: so often it doubles until it leaves the next one, and so on.

@@ -102,7 +102,7 @@ class Victims:
         """
         demand = work.demand
         self._index.settle_rooms()
-        level = self._index.roster.level_of(work)
+        level = self._index.roster.level_of(work.id)
         spares = self._index.fleet.spares.are_for(work)
         shares_rank = rights.turns and rank > RESERVED  # nobody gives way inside a reservation
         last = rank if shares_rank else rank + 1

@@ -260,7 +260,8 @@ def test_nothing_is_left_of_a_gang_whose_supervisors_were_killed(gang: Gang) -> 
         await gang.start()
         supervisors = [bench.supervisor() for bench in gang.ranks]
         members = [pid for s in supervisors for pid in process_tree.tree(s)]
-        network = os.stat(f"/proc/{supervisors[0]}/ns/net").st_ino
+        # Held open, so that its number is not given to a namespace made meanwhile.
+        network = os.open(f"/proc/{supervisors[0]}/ns/net", os.O_RDONLY)
         meeting = [
             p for p in Path("/run/onefleet-gangs").iterdir() if str(supervisors[0]) in p.read_text()
         ]
@@ -270,7 +271,8 @@ def test_nothing_is_left_of_a_gang_whose_supervisors_were_killed(gang: Gang) -> 
         for pid in members:
             wait_for(lambda pid=pid: gone(pid), bool)
         alive = [p for p in Path("/proc").iterdir() if p.name.isdecimal()]
-        assert network not in [inode(p / "ns/net") for p in alive]
+        assert os.fstat(network).st_ino not in [inode(p / "ns/net") for p in alive]
+        os.close(network)
         await gang.start()  # the same gang again; the file of the dead is found out
         gang.goes_on(3)
         assert {pid for pid, _ in eval(meeting[0].read_text())} == {

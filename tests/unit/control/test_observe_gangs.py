@@ -144,6 +144,16 @@ def test_copies_are_known_and_forgotten() -> None:
     assert told(SUSPENDED, "n2", having(0, "other")) == SUSPENDED
 
 
+def test_copies_of_the_image_before_are_known_too() -> None:
+    assert SUSPENDED.image is not None
+    older = replace(SUSPENDED.image, id=ImageId("job-1.0"), copies=())
+    work = replace(SUSPENDED, image_before=older)
+    copied = told(work, "n3", having(0, "job-1.0"), having(1, "job-1.0", "job-1.1"))
+    assert copied.image_before is not None
+    assert [copied.image_before.holders(rank) for rank in (0, 1)] == [("n1", "n3"), ("n2", "n3")]
+    assert holders(copied) == [("n1",), ("n2", "n3")]
+
+
 def test_a_copy_takes_the_place_of_an_image_that_is_lost() -> None:
     copied = told(SUSPENDED, "n2", having(0, "job-1.1"))
     failed = told(copied, "n1", having(0, saw=Observed.RESTORE_FAILED))

@@ -11,9 +11,9 @@ from onefleet.core.plan import DropImage, Place, Suspend
 from onefleet.core.policy import Policy
 from onefleet.core.snapshot import Snapshot
 from onefleet.domain.fleet import CheckpointMode, Node, NodeState
-from onefleet.domain.ids import Instant, NodeId
+from onefleet.domain.ids import ImageId, Instant, NodeId
 from onefleet.domain.tiers import Tier
-from onefleet.domain.work import Slot, Terms, Work
+from onefleet.domain.work import Image, Slot, Terms, Work
 
 POLICY = Policy()
 NEVER = Terms(checkpoint_every_ms=0)
@@ -153,6 +153,30 @@ def test_an_image_is_given_up_only_when_all_who_have_it_are_away_for_long() -> N
     assert dropped(a_snapshot([away, gone, node("n3", **lease)], [copied]), late)
     wish = replace(job, move_to=(NodeId("n1"),), image=replace(job.image, nodes=(NodeId("n3"),)))
     assert not dropped(a_snapshot([away, node("n3", **lease)], [wish]), late)
+
+
+def test_an_older_image_takes_its_place_when_going_back_costs_no_more_than_waiting() -> None:
+    away = node("n1", state=NodeState.LOST, lease_expires_at=Instant(NOW - 60_000))
+    image = waiting("n1").image
+    assert image is not None
+    newest = replace(image, ran_ms=30_000)
+    older = replace(image, id=ImageId("older"), ran_ms=10_000, copies=((NodeId("n2"),),))
+
+    def given_up(waited_ms: int, before: Image | None, other: Node) -> bool:
+        job = replace(waiting("n1", waited_ms=waited_ms), image=newest, image_before=before)
+        return dropped(a_snapshot([away, other], [job]), NOW)
+
+    assert given_up(20_000, older, node("n2"))
+    assert not given_up(19_999, older, node("n2"))
+    assert not given_up(20_000, None, node("n2"))
+    assert not given_up(20_000, replace(older, copies=()), node("n2"))
+    assert not given_up(20_000, older, of(node("n2"), "another product"))
+    job = replace(waiting("n1"), image=newest, image_before=older, ran_ms=30_000)
+    back = lifecycle.apply(job, lifecycle.ImageLost("its node did not come back"), NOW)
+    assert back.image == older and back.lost_ms == 20_000
+    then = planned(a_snapshot([away, node("n2")], [back]), now=back.not_before).decisions
+    (place,) = [d for d in then if isinstance(d, Place)]
+    assert place.restore and place.placement[0].node_id == "n2"
 
 
 def test_what_could_not_be_brought_back_elsewhere_is_tried_again_at_home() -> None:

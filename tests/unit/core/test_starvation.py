@@ -135,5 +135,5 @@ def test_the_index_knows_it_without_being_asked_to_look() -> None:
     for minute in (99, 100):
         index.advance(at(minute * MINUTE), {})
         ((_, _, _, line),) = index.roster.lines
-        levels.append((line[0][0], index.roster.level_of(index.roster.works[WorkId("j")])))
+        levels.append((line[0][0], index.roster.level_of(WorkId("j"))))
     assert levels == [(0, 0), (-1, -1)]

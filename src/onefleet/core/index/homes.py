@@ -97,6 +97,16 @@ def roams_at(work: Work, fleet: Fleet, policy: Policy) -> Instant | None:
     return Instant(max(work.phase_since + wait_ms, work.not_before))
 
 
+def can_be_had(image: Image, fleet: Fleet, kind: DeviceKind) -> bool:
+    """Whether work can go on from this image by now, once there is room for it."""
+    kin = kin_of(image.nodes, fleet, kind)
+    if kin is None:
+        return all(node_id in fleet.usable for node_id in image.nodes)
+    if not all(_has_it(rank, image, fleet) for rank in range(len(image.nodes))):
+        return False
+    return any(is_in_reach(fleet.rooms[node_id], kin, kind) for node_id in fleet.usable)
+
+
 def image_nodes(work: Work) -> Nodes:
     """The nodes that matter for where suspended work goes on: those that have its image, and those
     where it is wanted."""

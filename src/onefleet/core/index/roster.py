@@ -25,7 +25,7 @@ from onefleet.core.ledger import Use, bucket_of, use_of
 from onefleet.core.ordering import (
     behind_changes_at,
     gives_way,
-    level_at,
+    level_of,
     loss_device_ms,
     next_level_at,
     rank_of,
@@ -45,7 +45,7 @@ from onefleet.domain.ids import (
 )
 from onefleet.domain.serving import Deployment, Replica
 from onefleet.domain.tenancy import Reservation, Tenant
-from onefleet.domain.work import WHOLE, Phase, Want, Work, WorkKind
+from onefleet.domain.work import Phase, Want, Work, WorkKind
 
 #: Phases in which what is held comes free soon.
 LEAVING = (Phase.SAVING, Phase.STOPPING)
@@ -66,6 +66,7 @@ class _Entry:
     victim: Victim | None  # as which it may be moved out of the way
     place: Place | None
     due: Instant  # when it has to be looked at again, though nothing of it changed
+    level: int
     rises_at: Instant  # when it gets to its next level
     use: Use
 
@@ -188,26 +189,12 @@ class Roster:
         if scope.levels and victim.tier_order == -scope.rank:
             if not gives_way(victim.work, map(self._fleet.nodes.get, entry.nodes)):
                 return None
-            return victim._replace(level_order=-self.level_of(victim.work))
+            return victim._replace(level_order=-entry.level)
         return victim
 
-    def level_of(self, work: Work) -> int:
+    def level_of(self, work_id: WorkId) -> int:
         """Its level by now (`ordering.py`)."""
-        now, policy = self.now, self._policy
-        if is_urgent(work, now, policy):
-            return URGENT
-        if is_starved(work, now, policy):
-            return STARVED
-        return level_at(self._served_ms(work), self._policy)
-
-    def _served_ms(self, work: Work) -> int:
-        """As `ledger.served_ms`, with what is entered already."""
-        if work.phase is not Phase.RUNNING:
-            return work.served_ms
-        since = max(work.accounted_until, work.submitted_at)
-        return (
-            work.served_ms + max(self.now - since, 0) * self._entries[work.id].held_milli // WHOLE
-        )
+        return self._entries[work_id].level
 
     # --- ranks -------------------------------------------------------------------------------
 
@@ -245,7 +232,8 @@ class Roster:
         line = lineage(work.tenant_id, self._tenants)
         self.usage.hold(milli, bucket_of(work), line)
         self.usage.want(_wants(work), bucket_of(work), work.tenant_id)
-        place = self._place(work)
+        level = self._level(work)
+        place = self._place(work, level)
         if place is not None:
             self.lines.add(place)
         elif self._fleet.spares.are_for(work) and _waits(work):
@@ -255,14 +243,13 @@ class Roster:
         if due != NEVER:
             heapq.heappush(self._timers, (due, work.id))
         victim = self._victim(work, nodes) if nodes and self.is_movable(work) else None
-        rises_at = NEVER
-        if victim is not None:
-            rises_at = next_level_at(work, self.now, self._policy) or NEVER
+        rises_at = next_level_at(work, self.now, self._policy) or NEVER
+        if rises_at != NEVER:
             heapq.heappush(self._rises, (rises_at, work.id))
         self.movable.touch(work.id)
         use = use_of(work, self.now)
         self.usage.add(use, bucket_of(work), line)
-        entry = _Entry(nodes, images, awaits, line, milli, victim, place, due, rises_at, use)
+        entry = _Entry(nodes, images, awaits, line, milli, victim, place, due, level, rises_at, use)
         self._entries[work.id] = entry
 
     def _leave(self, work: Work) -> None:
@@ -328,7 +315,14 @@ class Roster:
             return work.phase in (Phase.STARTING, Phase.RUNNING)
         return work.phase is Phase.RUNNING and work.suspendable and work.not_before <= self.now
 
-    def _place(self, work: Work) -> Place | None:
+    def _level(self, work: Work) -> int:
+        if is_urgent(work, self.now, self._policy):
+            return URGENT
+        if is_starved(work, self.now, self._policy):
+            return STARVED
+        return level_of(work, self.now, self._policy)
+
+    def _place(self, work: Work, level: int) -> Place | None:
         """Its place among those that wait for devices and for nothing else."""
         if self._ready_at(work) > self.now:
             return None
@@ -339,8 +333,7 @@ class Roster:
                 return None
         spares = self._fleet.spares.are_for(work)
         shape = Shape(work.demand, home, work.kind, work.suspendable, spares)
-        level = STRANDED if spares else self.level_of(work)
-        turn = (level, work.submitted_at, work.id)
+        turn = (STRANDED if spares else level, work.submitted_at, work.id)
         return Place(self.ranks[work.id], work.tenant_id, shape, turn)
 
     def _ready_at(self, work: Work) -> Instant:

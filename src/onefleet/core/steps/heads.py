@@ -98,7 +98,7 @@ class Heads:
 
     def _sight(self, work: Work, rank: int, rights: Rights) -> Sight:
         """What the head of a rank waits for without letting others pass."""
-        level = self._this.index.roster.level_of(work)
+        level = self._this.index.roster.level_of(work.id)
         return Sight(rank, level, Instant(self._this.now + self._this.policy.level_ms), rights)
 
     def _target(self, work: Work, sight: Sight | None) -> Nodes:
@@ -192,7 +192,7 @@ class Heads:
             return ends_at
         if not gives_way(work, (nodes.get(slot.node_id) for slot in work.placement)):
             return ends_at
-        level = self._this.index.roster.level_of(work)
+        level = self._this.index.roster.level_of(work.id)
         if sight.rights.take(work.tenant_id, level, sight.level):
             return now
         above = max(sight.level + 1, 1)

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from onefleet.core.feasibility import feasibility
+from onefleet.core.index import can_be_had
 from onefleet.core.plan import DropImage, Fence, Lose
 from onefleet.core.scratch import Scratch
 from onefleet.domain.fleet import NodeState
@@ -39,7 +40,12 @@ def fence(this: Scratch) -> None:
 
 
 def drop_images(this: Scratch) -> None:
-    """Give up images on nodes that have been away for too long."""
+    """Give up images on nodes that have been away for too long.
+
+    If the image before it can be had, that is when as much time has passed as going back to it
+    throws away: so it costs at most twice what it would have, had one known whether the node comes
+    back (the ski rental).
+    """
     fleet = this.index.fleet
     waiting = {name: None for node in fleet.absent for name in fleet.images.get(node, ())}
     dropped = 0
@@ -47,18 +53,30 @@ def drop_images(this: Scratch) -> None:
         work = this.works[work_id]
         if work.want is not Want.RUN:
             continue
+        wait_ms = _wait_ms(this, work)
         for holders in _holders(work):
             if not all(fleet.is_absent(node_id) for node_id in holders):
                 continue
             nodes = [fleet.nodes[node_id] for node_id in holders if node_id in fleet.nodes]
             away_since = max(work.phase_since, *map(fleet.lease_of, nodes), 0)
-            if this.now - away_since >= this.policy.image_wait_ms:
+            if this.now - away_since >= wait_ms:
                 there = " and ".join(holders)
                 reason = f"its image lay on node {there}, which did not come back"
                 this.decide(DropImage(work.id, reason))
                 dropped += 1
                 break
     this.report("images", f"{dropped} images given up")
+
+
+def _wait_ms(this: Scratch, work: Work) -> int:
+    """For how long its newest image is waited for."""
+    image, before = work.image, work.image_before
+    if image is None or before is None:
+        return this.policy.image_wait_ms
+    this.index.settle_rooms()
+    if not can_be_had(before, this.index.fleet, work.demand.kind):
+        return this.policy.image_wait_ms
+    return min(this.policy.image_wait_ms, image.ran_ms - before.ran_ms)
 
 
 def _holders(work: Work) -> Iterator[tuple[NodeId, ...]]:

@@ -256,7 +256,7 @@ class Placing:
 
     def _rights(self, work: Work, queue: Queue) -> Rights:
         """What the work that the queue just gave may take of its own rank."""
-        starved = self.this.index.roster.level_of(work) == STARVED
+        starved = self.this.index.roster.level_of(work.id) == STARVED
         sheltered = () if starved else queue.under.sheltered
         return Rights(self._is_late(work), queue.claims, sheltered)
 
