@@ -196,6 +196,10 @@ class Roster:
         """Its level by now (`ordering.py`)."""
         return self._entries[work_id].level
 
+    def rises_at(self, work_id: WorkId) -> Instant:
+        """When it gets to its next level if it goes on as it does."""
+        return self._entries[work_id].rises_at
+
     # --- ranks -------------------------------------------------------------------------------
 
     def settle_ranks(self) -> None:

@@ -177,26 +177,31 @@ class Heads:
             return False
         if rank > sight.rank and hold.there < MEASURES:
             return False
-        return self._leaves_at(hold.work, sight) <= sight.until
+        return self._ends(hold.work, sight) or self._gives_way(hold.work, sight)
 
-    def _leaves_at(self, work: Work, sight: Sight) -> Instant:
-        """When it ends, or gives way, as far as can be seen: what nobody says the run time of goes
-        on for as long as it has run."""
-        now, nodes = self._this.now, self._this.index.fleet.nodes
+    def _ends(self, work: Work, sight: Sight) -> bool:
+        """Whether it ends in sight, as far as can be seen: what nobody says the run time of goes on
+        for as long as it has run."""
         if work.phase is not Phase.RUNNING:
-            return now
-        ends_at = Instant(now + now - work.phase_since)
+            return True
+        ends_at = Instant(2 * self._this.now - work.phase_since)
         if work.terms.estimate_ms is not None:
             ends_at = Instant(work.phase_since + work.terms.estimate_ms - progress_ms(work))
-        if ends_at <= sight.until:
-            return ends_at
+        return ends_at <= sight.until
+
+    def _gives_way(self, work: Work, sight: Sight) -> bool:
+        """Whether its devices may be taken, now or when it gets above the head's level in sight."""
+        nodes, roster = self._this.index.fleet.nodes, self._this.index.roster
+        level, above = roster.level_of(work.id), max(sight.level + 1, 1)
+        taken = sight.rights.take(work.tenant_id, level, sight.level)
+        if not taken:
+            if level >= above or roster.rises_at(work.id) > sight.until:
+                return False
+            if not sight.rights.take(work.tenant_id, above, sight.level):
+                return False
         if not gives_way(work, (nodes.get(slot.node_id) for slot in work.placement)):
-            return ends_at
-        level = self._this.index.roster.level_of(work.id)
-        if sight.rights.take(work.tenant_id, level, sight.level):
-            return now
-        above = max(sight.level + 1, 1)
-        if not sight.rights.take(work.tenant_id, above, sight.level):
-            return ends_at
-        rises_at = reaches_at(work, above, now, self._this.policy)
-        return ends_at if rises_at is None else min(ends_at, rises_at)
+            return False
+        if taken:
+            return True
+        rises_at = reaches_at(work, above, self._this.now, self._this.policy)
+        return rises_at is not None and rises_at <= sight.until
