@@ -13,6 +13,14 @@ shift 2
 data="${ONEFLEET_DATA_DIR:-${XDG_DATA_HOME:-$HOME/.local/share}/onefleet}"
 toured="$data/toured"
 
+case " $* " in
+    *" --data-dir"*)
+        echo "error: --data-dir is not taken here, as more than the start needs it" >&2
+        echo "try: ONEFLEET_DATA_DIR=... make run" >&2
+        exit 2
+        ;;
+esac
+
 if [ ! -e "$toured" ]; then
     # What this machine can do; a check that fails says what is done without it.
     "$bin/onefleet" doctor --fix --port "$port" --data-dir "$data" || true
