@@ -9,9 +9,9 @@ from onefleet.cli.options import Acting, acting
 
 
 @click.command()
-@click.argument("jobs", metavar="JOB...", nargs=-1, required=True)
+@click.argument("jobs", metavar="JOB|ARRAY...", nargs=-1, required=True)
 @waits
 @acting
 def cancel(act: Acting, jobs: tuple[str, ...], wait_s: float | None) -> None:
-    """End a job: its processes are asked to leave, then killed."""
+    """End a job, or all of an array: its processes are asked to leave, then killed."""
     job_verb(act, jobs, "cancel", wait_s)

@@ -9,7 +9,7 @@ from onefleet.cli.options import Acting, acting
 
 
 @click.command()
-@click.argument("jobs", metavar="JOB...", nargs=-1, required=True)
+@click.argument("jobs", metavar="JOB|ARRAY...", nargs=-1, required=True)
 @waits
 @acting
 def freeze(act: Acting, jobs: tuple[str, ...], wait_s: float | None) -> None:

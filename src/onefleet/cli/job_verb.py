@@ -8,11 +8,13 @@ from typing import Any
 
 import click
 
+from onefleet.cli.boundary import say
 from onefleet.cli.kinds import JOB
 from onefleet.cli.options import Acting, Command
 from onefleet.cli.times import Number
 from onefleet.cli.waiting import wait_until
-from onefleet.wire.api import JobView
+from onefleet.domain.errors import NotFound
+from onefleet.wire.api import ArrayAnswer, JobView
 from onefleet.wire.client import Client, segment
 
 Reached = Callable[[JobView, JobView], bool]
@@ -55,15 +57,40 @@ def get_job(pool: Client, name: str) -> JobView:
 
 
 def job_verb(act: Acting, names: Sequence[str], verb: str, wait_s: float | None) -> None:
-    """POST the verb for each; with a time limit, return when all are there."""
-    asked = []
+    """POST the verb for each job, or all jobs of each array; with a time limit, return when all
+    are there."""
+    asked, single = list[JobView](), len(names) == 1
     for name in names:
-        asked.append(act.pool.post(f"/api/v1/jobs/{segment(name)}/{verb}", None, JobView))
+        try:
+            asked.append(act.pool.post(f"/api/v1/jobs/{segment(name)}/{verb}", None, JobView))
+        except NotFound as missing:
+            answer = _of_array(act.pool, name, verb, missing)
+            say(_told(answer, verb))
+            asked.extend(answer.data)
+            single = False
     done = [_reached(act, job, verb, wait_s) if wait_s is not None else job for job in asked]
-    if len(done) == 1:
+    if single:
         act.done(JOB, done[0])
     else:
         act.done_many(JOB, done)
+
+
+def _of_array(pool: Client, name: str, verb: str, missing: NotFound) -> ArrayAnswer:
+    """missing: what is said where there is no such array either."""
+    try:
+        return pool.post(f"/api/v1/arrays/{segment(name)}/{verb}", None, ArrayAnswer)
+    except NotFound:
+        raise missing from None
+
+
+def _told(answer: ArrayAnswer, verb: str) -> str:
+    count = len(answer.data)
+    text = f"{answer.name}: {verb} asked of {count} of {count + answer.ended + answer.refused} jobs"
+    if answer.ended:
+        text += f"; {answer.ended} had ended already"
+    if answer.refused:
+        text += f"; {answer.refused} cannot: {answer.why_refused}"
+    return text
 
 
 def _reached(act: Acting, before: JobView, verb: str, wait_s: float) -> JobView:

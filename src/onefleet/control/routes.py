@@ -68,6 +68,7 @@ ROUTES: tuple[ApiRoute, ...] = (
     ApiRoute("GET", "/api/v1/spares", _MEMBER, spares.list_spares),
     ApiRoute("POST", "/api/v1/jobs", _MEMBER, jobs.submit_job, 201),
     ApiRoute("POST", "/api/v1/arrays", _MEMBER, jobs.submit_array, 201),
+    ApiRoute("POST", "/api/v1/arrays/{id}/{verb}", _MEMBER, job_verbs.ask_array),
     ApiRoute("GET", "/api/v1/jobs", _MEMBER, jobs.list_jobs),
     ApiRoute("GET", "/api/v1/jobs/{id}", _MEMBER, jobs.show_job),
     ApiRoute("POST", "/api/v1/jobs/{id}/suspend", _MEMBER, job_verbs.suspend_job),

@@ -11,6 +11,7 @@ from tests.integration.control.rig import Control, FakeNode
 
 from onefleet.domain.errors import CallerError, Conflict, Infeasible, NotFound
 from onefleet.wire.api import (
+    ArrayAnswer,
     DeviceView,
     JobView,
     LedgerView,
@@ -103,6 +104,67 @@ def test_an_array_is_submitted_whole_and_others_wait_for_all_of_it(control: Cont
         submit(api, "never", after=("nothing",))
     node.until("it runs", lambda: control.job(elements[0].id).phase == "running")
     assert control.job(then.id).phase == "pending"
+
+
+def test_a_verb_on_an_array_is_for_all_of_its_jobs_that_have_not_ended(control: Control) -> None:
+    api, node = control.admin(), FakeNode(control)
+    node.sync()
+    array = NewArray(job=NewJob(command=("x",), name="sweep", tier="basic"), size=4)
+    jobs = api.post("/api/v1/arrays", array, Page[JobView]).data
+    node.until("two run", lambda: [control.job(j.id).phase for j in jobs].count("running") == 2)
+    first = next(j for j in jobs if control.job(j.id).phase == "running")
+    node.end(first.id, 0)
+    node.until("it has ended", lambda: control.job(first.id).phase == "ended")
+    saved = api.post("/api/v1/arrays/sweep/checkpoint", None, ArrayAnswer)
+    assert (saved.ended, len(saved.data) + saved.refused) == (1, 3)
+    assert saved.data and "does not run: it is " in saved.why_refused
+    for verb, want in (("suspend", "suspend"), ("resume", "run"), ("cancel", "stop")):
+        answer = api.post(f"/api/v1/arrays/sweep/{verb}", None, ArrayAnswer)
+        asked = [j.id for j in jobs if j.id != first.id]
+        assert ([j.id for j in answer.data], answer.ended, answer.refused) == (asked, 1, 0)
+        assert {control.job(name).want for name in asked} == {want}
+    with pytest.raises(Conflict, match="is being cancelled"):
+        api.post("/api/v1/arrays/sweep/resume", None, ArrayAnswer)
+    node.until("all have ended", lambda: {control.job(j.id).phase for j in jobs} == {"ended"})
+    with pytest.raises(Conflict, match="all 4 jobs"):
+        api.post("/api/v1/arrays/sweep/cancel", None, ArrayAnswer)
+    for path in ("arrays/nothing/cancel", "arrays/sweep/explode", f"arrays/{first.id}/cancel"):
+        with pytest.raises(NotFound):
+            api.post(f"/api/v1/{path}", None, ArrayAnswer)
+
+
+def test_a_name_stands_for_one_job_or_array_that_lives_and_for_the_newest_else(
+    control: Control,
+) -> None:
+    api, node = control.admin(), FakeNode(control)
+    node.sync()
+
+    def sweep(size: int) -> tuple[JobView, ...]:
+        new = NewArray(job=NewJob(command=("x",), name="sweep", tier="basic"), size=size)
+        return api.post("/api/v1/arrays", new, Page[JobView]).data
+
+    def cancelled() -> list[str]:
+        answer = api.post("/api/v1/arrays/sweep/cancel", None, ArrayAnswer)
+        asked = [j.id for j in answer.data]
+        node.until("ended", lambda: {control.job(name).phase for name in asked} == {"ended"})
+        return asked
+
+    old = sweep(3)
+    with pytest.raises(Conflict, match='live array "sweep"'):
+        submit(api, "sweep")
+    for path in ("jobs/sweep", "jobs/sweep/logs", "why/sweep", "jobs/sweep/ledger"):
+        with pytest.raises(NotFound) as caught:
+            api.get(f"/api/v1/{path}", object)
+        assert "an array of 3 jobs" in caught.value.why and "sweep-0" in caught.value.hint
+    assert cancelled() == [j.id for j in old]
+    new = sweep(2)
+    assert cancelled() == [j.id for j in new]
+    alone = submit(api, "sweep")
+    with pytest.raises(Conflict, match='live job "sweep"'):
+        sweep(1)
+    assert control.job("sweep").id == alone.id
+    with pytest.raises(NotFound):
+        cancelled()
 
 
 def test_a_reservation_in_a_window_leaves_the_rest_of_the_time_to_others(control: Control) -> None:

@@ -246,6 +246,24 @@ def test_run_of_an_array_prints_an_id_a_line(fake, cli):
     assert msgspec.json.decode(fake.calls[-1][2])["size"] == 2
 
 
+def test_a_verb_on_an_array_says_of_how_many_jobs_it_is_asked(fake, cli):
+    job = fake.views["/api/v1/jobs/job-1"]
+    fake.made["/api/v1/arrays/sweep/cancel"] = api.ArrayAnswer(
+        name="sweep",
+        data=(job, msgspec.structs.replace(job, id="job-2")),
+        ended=2,
+        refused=1,
+        why_refused="it cannot",
+    )
+    code, out, err = cli("cancel", "sweep")
+    assert (code, out) == (0, "job-1\njob-2\n")
+    assert err == "sweep: cancel asked of 2 of 5 jobs; 2 had ended already; 1 cannot: it cannot\n"
+    assert cli("cancel", "job-1", "sweep")[1] == "job-1\njob-1\njob-2\n"
+    assert cli("cancel", "sweep", "-o", "json")[1].count('"id"') == 2
+    code, out, err = cli("cancel", "nothing")
+    assert (code, out) == (3, "") and "/api/v1/jobs/nothing/cancel" in err
+
+
 def test_scale_and_migrate_say_what_is_wanted(fake, cli):
     assert cli("scale", "job-1", "auto")[0] == 0
     assert msgspec.json.decode(fake.calls[-1][2]) == {"devices": None}

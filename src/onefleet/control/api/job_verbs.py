@@ -1,43 +1,46 @@
 """What is done to a job: suspend, freeze, resume, cancel, migrate, scale, checkpoint.
 
-Each says what its owner wants; the next pass of the planner, or the job's agents, bring it about.
+Most can be done to all jobs of an array at once, too. Each says what its owner wants; the next pass
+of the planner, or the job's agents, bring it about.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from onefleet.control import notes, views
-from onefleet.control.api.existing import find_job, find_node
+from onefleet.control.api.existing import find_job, find_jobs, find_node, is_array
 from onefleet.control.call import Call
 from onefleet.core import lifecycle
 from onefleet.core.snapshot import usable
-from onefleet.domain.errors import Conflict, Infeasible, InvalidRequest
+from onefleet.domain.errors import Conflict, Infeasible, InvalidRequest, NotFound
 from onefleet.domain.ids import Instant
 from onefleet.domain.jobs import Job
 from onefleet.domain.work import Demand, Phase, Want, Work
-from onefleet.store.base import Commit, Put, State
-from onefleet.wire.api import JobView, MigrateJob, ScaleJob
+from onefleet.store.base import Commit, Note, Put, State
+from onefleet.wire.api import ArrayAnswer, JobView, MigrateJob, ScaleJob
 
 #: What a call means for a job; None: nothing changes. Raises what the owner did wrong.
 Meaning = Callable[[State, Job, Work, Instant], lifecycle.Event | None]
+#: Of an array: the jobs that were asked, how many had ended, and why others cannot be asked.
+_Asked = tuple[list[Job], int, list[Conflict]]
 
 
 async def suspend_job(call: Call) -> JobView:
-    return await _want(call, Want.SUSPEND)
+    return await _decide(call, _wanting(Want.SUSPEND))
 
 
 async def freeze_job(call: Call) -> JobView:
-    return await _want(call, Want.FREEZE)
+    return await _decide(call, _wanting(Want.FREEZE))
 
 
 async def resume_job(call: Call) -> JobView:
-    return await _want(call, Want.RUN)
+    return await _decide(call, _wanting(Want.RUN))
 
 
 async def cancel_job(call: Call) -> JobView:
-    return await _want(call, Want.STOP)
+    return await _decide(call, _wanting(Want.STOP))
 
 
 async def migrate_job(call: Call) -> JobView:
@@ -80,22 +83,22 @@ async def scale_job(call: Call) -> JobView:
 
 
 async def checkpoint_job(call: Call) -> JobView:
+    return await _decide(call, _imaged)
+
+
+def _imaged(state: State, job: Job, work: Work, now: Instant) -> lifecycle.Event | None:
     """Have an image made now, while the job runs on."""
-
-    def meaning(state: State, job: Job, work: Work, now: Instant) -> lifecycle.Event | None:
-        _must_be_saveable(job, work)
-        if work.phase is not Phase.RUNNING:
-            raise Conflict(
-                f'job "{job.name}" ({job.id}) does not run: it is {work.phase}',
-                why="an image of it is made while it runs",
-                hint=f"onefleet why {job.id}",
-            )
-        return None if work.making else lifecycle.CheckpointOrdered()
-
-    return await _decide(call, meaning)
+    _must_be_saveable(job, work)
+    if work.phase is not Phase.RUNNING:
+        raise Conflict(
+            f'job "{job.name}" ({job.id}) does not run: it is {work.phase}',
+            why="an image of it is made while it runs",
+            hint=f"onefleet why {job.id}",
+        )
+    return None if work.making else lifecycle.CheckpointOrdered()
 
 
-async def _want(call: Call, want: Want) -> JobView:
+def _wanting(want: Want) -> Meaning:
     """Say what its owner wants of a job; saying it twice changes nothing."""
 
     def meaning(state: State, job: Job, work: Work, now: Instant) -> lifecycle.Event | None:
@@ -109,7 +112,63 @@ async def _want(call: Call, want: Want) -> JobView:
             _must_be_saveable(job, work)
         return None if work.want is want else lifecycle.WantChanged(want)
 
-    return await _decide(call, meaning)
+    return meaning
+
+
+_OF_ARRAYS: Mapping[str, Meaning] = {
+    "suspend": _wanting(Want.SUSPEND),
+    "freeze": _wanting(Want.FREEZE),
+    "resume": _wanting(Want.RUN),
+    "cancel": _wanting(Want.STOP),
+    "checkpoint": _imaged,
+}
+
+
+async def ask_array(call: Call) -> ArrayAnswer:
+    """Do to every job of an array what can be done to it; those that have ended are left out.
+
+    Raises what the first job's owner did wrong if nothing can be done to any.
+    """
+    name, verb = call.path("id"), call.path("verb")
+    meaning = _OF_ARRAYS.get(verb)
+    if meaning is None:
+        raise NotFound(f'there is no verb "{verb[:80]}" on arrays', hint=", ".join(_OF_ARRAYS))
+
+    def decide(state: State, now: Instant) -> tuple[Commit, _Asked]:
+        jobs = find_jobs(state, call.caller, name)
+        if not is_array(jobs, name):
+            raise NotFound(f'"{name[:80]}" is a job, and no array', hint="POST /api/v1/jobs/...")
+        live = [job for job in jobs if state.works[job.id].phase is not Phase.ENDED]
+        if not live:
+            raise Conflict(f'all {len(jobs)} jobs of "{name[:80]}" have ended already')
+        asked, refused = list[Job](), list[Conflict]()
+        changes, noted = list[Put](), list[Note]()
+        for job in live:
+            work = state.works[job.id]
+            try:
+                event = meaning(state, job, work, now)
+            except Conflict as error:
+                refused.append(error)
+                continue
+            asked.append(job)
+            if event is not None:
+                after = lifecycle.apply(work, event, now)
+                changes.append(Put(after))
+                noted.extend(notes.of_work(work, after, now))
+        if not asked:
+            raise refused[0]
+        return Commit(changes, noted), (asked, len(jobs) - len(live), refused)
+
+    asked, ended, refused = await call.pool.change(decide)
+    state = await call.pool.store.read()
+    scene = call.pool.scene(state, call.caller)
+    return ArrayAnswer(
+        name=name,
+        data=tuple(views.job_view(state.jobs[job.id], scene) for job in asked),
+        ended=ended,
+        refused=len(refused),
+        why_refused=refused[0].what if refused else "",
+    )
 
 
 async def _decide(call: Call, meaning: Meaning) -> JobView:

@@ -7,7 +7,7 @@ from pathlib import PurePosixPath
 
 from onefleet.control import notes, views
 from onefleet.control.api.demands import AFTER_MAX, demand_of, terms_of
-from onefleet.control.api.existing import find_job, must_exist
+from onefleet.control.api.existing import find_job, find_jobs, must_exist
 from onefleet.control.auth import Caller
 from onefleet.control.call import Call, good_name, one_of, within
 from onefleet.control.spares import spares_of
@@ -76,7 +76,7 @@ async def _submit(call: Call, new: NewJob, elements: list[tuple[WorkId, str, str
     def decide(state: State, now: Instant) -> tuple[Commit, None]:
         must_exist(state, tenant_id)
         _must_fit(state, demand)
-        _must_be_new(state, tenant_id, [name for _, name, _, _ in elements])
+        _must_be_new(state, tenant_id, [(name, array) for _, name, array, _ in elements])
         terms = terms_of(new, _after(state, call.caller, new.after), now)
         modes = [node.checkpoint_mode for node in state.nodes.values()]
         works = [
@@ -134,10 +134,7 @@ def _after(state: State, caller: Caller, names: tuple[str, ...]) -> tuple[WorkId
         raise TooLarge(f'"after" names {len(names)} jobs, over {AFTER_MAX}', param="after")
     found: dict[WorkId, None] = {}
     for name in names:
-        array = [j for j in state.jobs.values() if j.array == name and caller.sees(j.tenant_id)]
-        own = [j for j in array if j.tenant_id == caller.tenant_id]
-        elements = own or array or [find_job(state, caller, name)]
-        found.update((job.id, None) for job in elements)
+        found.update((job.id, None) for job in find_jobs(state, caller, name))
     return tuple(found)
 
 
@@ -209,16 +206,26 @@ def _must_fit(state: State, demand: Demand) -> None:
         )
 
 
-def _must_be_new(state: State, tenant_id: TenantId, names: list[str]) -> None:
+def _must_be_new(state: State, tenant_id: TenantId, new: list[tuple[str, str]]) -> None:
+    """new: (name, array) of each job. A name stands for one live job or array of a tenant."""
     live = [job for job in state.jobs.values() if state.works[job.id].phase is not Phase.ENDED]
-    if len(live) + len(names) > LIVE_JOBS_MAX:
+    if len(live) + len(new) > LIVE_JOBS_MAX:
         raise QuotaExceeded(
             f"{len(live)} jobs are waiting or running, and {LIVE_JOBS_MAX} is the limit",
             hint="wait for some to end, or cancel some",
         )
-    wanted = dict.fromkeys(names)
+    wanted = dict.fromkeys(name for names in new for name in names if name)
     for job in live:
-        if job.tenant_id == tenant_id and job.name in wanted:
+        if job.tenant_id != tenant_id:
+            continue
+        if job.array in wanted:
+            raise Conflict(
+                f'there is a live array "{job.array}" already',
+                why=f"its job {job.name} ({job.id}) has not ended",
+                hint=f"choose another --name, or: onefleet cancel {job.array}",
+                param="name",
+            )
+        if job.name in wanted:
             raise Conflict(
                 f'there is a live job "{job.name}" already ({job.id})',
                 hint=f"choose another --name, or: onefleet cancel {job.id}",

@@ -49,13 +49,13 @@ async def why(call: Call) -> WhyView:
     name = call.path("name")
     try:
         job = find_job(state, call.caller, name)
-    except NotFound:
+    except NotFound as missing:
         found = find_deployment(state, call.caller, name)
         if found is None:
             raise NotFound(
                 f'there is no job or deployment "{name[:80]}"',
-                why="none has this id or name",
-                hint="onefleet ps, onefleet deployment list",
+                why=missing.why,
+                hint=f"{missing.hint}, onefleet deployment list",
             ) from None
         return await _why_deployment(call, state, found, blockers)
     return await _why_job(call, state, job, blockers)
