@@ -103,7 +103,7 @@ def test_spares_are_of_the_most_common_size_and_never_all_nodes():
 def test_walls_that_cannot_stand_are_refused():
     views = (job("a", "red", 0, 0, 1, devices_max=2), job("b", "blue", 0, 1, 2))
     with pytest.raises(Infeasible, match="too few for walls between 2 teams"):
-        whatif.cases(past_of(views), (), (), walls=True)
+        replayed(past_of(views), walls=True)
 
 
 def test_what_cannot_be_replayed_is_counted():

@@ -14,7 +14,7 @@ from onefleet.cli.options import FORMAT, Reading, current_screen, data_dir_optio
 from onefleet.cli.output import Column, Kind
 from onefleet.cli.progress import Bar
 from onefleet.cli.times import Length
-from onefleet.domain.errors import InvalidRequest, NotFound
+from onefleet.domain.errors import CallerError, Infeasible, InvalidRequest, NotFound
 from onefleet.domain.quantities import duration
 from onefleet.domain.tiers import Tier
 from onefleet.sim import whatif as core
@@ -119,11 +119,12 @@ def whatif(
     seed: int,
     output: str,
     data_dir: str | None,
-) -> None:
+) -> int:
     """Replay the pool's past jobs with another policy, more devices, spares, or team walls.
 
     A row a case: as it was, replayed with the pool's own planner (how well the replay fits), and
-    each change by itself. All but the first are simulated.
+    each change by itself. All but the first are simulated. Exits 6 where a change is impossible;
+    the other rows are shown.
     """
     view = Reading(data_dir, current_screen(), output)
     left: dict[int, int] = {}
@@ -143,16 +144,25 @@ def whatif(
     named = [POLICIES[name] for name in policies]
     wanted = core.cases(past, named, counts, walls=walls, spares=left)
     lines = [] if past.was is None else [core.as_it_was(past, past.was, seed)]
+    impossible: dict[str, CallerError] = {}
     with Bar(view.screen, "replaying") as bar:
         for number, case in enumerate(wanted):
 
             def progress(part: float, done: int = number, name: str = case.name) -> None:
                 bar.to((done + part) / len(wanted), name)
 
-            lines.append(core.replay(case, past, seed, progress))
+            try:
+                lines.append(core.replay(case, past, seed, progress))
+            except CallerError as error:
+                impossible[case.name] = error
+    if len(impossible) == len(wanted):
+        raise impossible[wanted[0].name]
     view.many(LINE, lambda: lines)
+    for name, error in impossible.items():
+        say(f"impossible: {name}: {error.what}" + (f"; {error.why}" if error.why else ""))
     if output in ("table", "wide"):
         say(_about(past, seed))
+    return Infeasible.exit_code if impossible else 0
 
 
 @dataclass(frozen=True, slots=True)

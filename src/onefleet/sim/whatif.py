@@ -44,9 +44,11 @@ class Past:
 
 @dataclass(frozen=True, slots=True)
 class Case:
+    """rules: made when it is replayed, for they may be impossible, and only this case is then."""
+
     name: str
     policy: Named
-    rules: Rules
+    rules: Callable[[], Rules]
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,23 +176,22 @@ def cases(
     spares: Mapping[int, int] = MappingProxyType({}),
 ) -> tuple[Case, ...]:
     """The pool as it is, then each change by itself. spares: numbers of them, with the devices that
-    are left. No node fails in a replay, so that it shows what spares cost, and not what for.
-
-    Raises Infeasible where walls cannot stand: they share out all devices by the work that each
-    team brought."""
+    are left. No node fails in a replay, so that it shows what spares cost, and not what for."""
     rules = past.rules
-    found = [Case("replayed", ONEFLEET, rules)]
-    found += [Case(f"policy {named.name}", named, rules) for named in policies]
-    for count in devices:
-        other = replace(rules, fleet=Fleet.flat(count))
-        found.append(Case(f"{count} devices", ONEFLEET, other))
-    for number, count in spares.items():
-        other = replace(rules, fleet=Fleet.flat(count))
-        found.append(Case(f"{number} spares", ONEFLEET, other))
-    if walls:
+
+    def wide(count: int) -> Callable[[], Rules]:
+        return lambda: replace(rules, fleet=Fleet.flat(count))
+
+    def walled() -> Rules:
         brought = [TraceJob(j.arrived, j.duration_ms, j.devices, j.tenant) for j in past.jobs]
-        teams = reservations(brought, rules.fleet.devices)
-        found.append(Case("team walls", SILOS, replace(rules, teams=teams)))
+        return replace(rules, teams=reservations(brought, rules.fleet.devices))
+
+    found = [Case("replayed", ONEFLEET, lambda: rules)]
+    found += [Case(f"policy {named.name}", named, lambda: rules) for named in policies]
+    found += [Case(f"{count} devices", ONEFLEET, wide(count)) for count in devices]
+    found += [Case(f"{number} spares", ONEFLEET, wide(left)) for number, left in spares.items()]
+    if walls:
+        found.append(Case("team walls", SILOS, walled))
     return tuple(found)
 
 
@@ -202,8 +203,11 @@ def as_it_was(past: Past, was: Outcome, seed: int) -> Line:
 def replay(case: Case, past: Past, seed: int, progress: Callable[[float], None]) -> Line:
     """Simulate one case. progress: is told the part of the work that is done.
 
-    Raises Infeasible for a gang that the case has no place for.
+    Raises CallerError for a case that cannot be: more devices are reserved than it has, it has no
+    place for a gang, or walls leave no room for one: they share out all devices by the work that
+    each team brought.
     """
+    rules = case.rules()
     total, done = sum(job.work for job in past.jobs), 0
 
     def observe(job: Job, begin: int, end: int) -> None:
@@ -211,8 +215,8 @@ def replay(case: Case, past: Past, seed: int, progress: Callable[[float], None])
         done += (end - begin) * job.devices
         progress(min(done / total, 1.0))
 
-    outcome = simulate(past.jobs, case.rules, case.policy, seed=seed, observe=observe)
-    line = _line(case.name, outcome, case.rules.fleet.devices, seed, simulated=True)
+    outcome = simulate(past.jobs, rules, case.policy, seed=seed, observe=observe)
+    line = _line(case.name, outcome, rules.fleet.devices, seed, simulated=True)
     return replace(line, clairvoyant=isinstance(case.policy, Clairvoyant))
 
 

@@ -73,6 +73,25 @@ def test_a_reservation_of_more_than_there_is_is_refused(fake, cli):
     assert (code, out) == (2, "") and "more than 1 devices are reserved" in err
 
 
+def test_a_change_that_cannot_be_takes_no_other_row_with_it(fake, cli):
+    live = fake.views["/api/v1/jobs/job-1"]
+    with_past(fake)
+    ended = fake.views["/api/v1/jobs"].data[0]
+    other = msgspec.structs.replace(ended, id="job-9", tenant="lab", devices_max=2)
+    fake.views["/api/v1/jobs"] = Page((ended, other, live))
+    fake.views["/api/v1/devices"] = Page(fake.views["/api/v1/devices"].data * 2)
+    words = ("whatif", "--walls", "--devices", "1", "--devices", "4")
+    code, out, err = cli(*words)
+    rows = [line.split("  ")[0] for line in out.splitlines()]
+    assert (code, rows) == (6, ["CASE", "as it was", "replayed", "4 devices"])
+    assert err.splitlines()[:2] == [
+        "impossible: 1 devices: more than 1 devices are reserved",
+        "impossible: team walls: 2 devices are too few for walls between 2 teams; "
+        "their largest gangs alone want 3",
+    ]
+    assert len(json.loads(cli(*words, "-o", "json")[1])) == 3
+
+
 def test_a_trace_needs_no_pool(cli, tmp_path):
     path = tmp_path / "jobs.csv"
     path.write_text(TRACE)
