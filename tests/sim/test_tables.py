@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from benchmarks import charts, failures, kueue, openb, packing, philly, single_pool, tables
+from benchmarks import charts, failures, kueue, openb, packing, philly, shares, single_pool, tables
 from tests.trace_files import FORMATS
 
 from onefleet.sim.jobs.catalog import BASELINES
@@ -155,6 +155,14 @@ def test_openb_takes_the_variant_from_the_file_name():
     assert {policy.peer for policy in openb.POLICIES.values() if policy.peer} == (
         set(openb.PUBLISHED["default"]) - {"GpuClustering"}
     )
+
+
+def test_the_planner_fills_a_fleet_with_shares_as_well_as_the_packer(capsys):
+    assert shares.main(["--nodes", "12", "--seeds", "2"]) == 0
+    rows = rows_of(capsys.readouterr().out)
+    used = {name: number(rows[name][0]) for name in (*shares.PACKERS, shares.NAME)}
+    assert used["onefleet"] >= used["least-loss"] - 1 and used["onefleet"] > used["gpu-packing"] - 1
+    assert all(80 < percent <= 100 for percent in used.values())
 
 
 def test_packing_shows_its_decisions_beside_their_budget(capsys):

@@ -158,8 +158,8 @@ def whatif(
     if len(impossible) == len(wanted):
         raise impossible[wanted[0].name]
     view.many(LINE, lambda: lines)
-    for name, error in impossible.items():
-        say(f"impossible: {name}: {error.what}" + (f"; {error.why}" if error.why else ""))
+    for name, refusal in impossible.items():
+        say(f"impossible: {name}: {refusal.what}" + (f"; {refusal.why}" if refusal.why else ""))
     if output in ("table", "wide"):
         say(_about(past, seed))
     return Infeasible.exit_code if impossible else 0

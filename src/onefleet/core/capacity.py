@@ -1,11 +1,12 @@
 """Where work fits: the rules of placement, over the index.
 
 A gang lies on one node where it can, the fullest one that takes it (best fit); else on as few
-nodes as possible. A share goes to the device in part use, of all nodes, that it fits most tightly;
-a whole one is broken for it only where there is none. Work with an image goes home, rank by rank,
-or where a copy of it lies; elsewhere when it may (`index/homes.py`) and home will not be free soon.
-What is free is taken; what is leaving can only be waited for, and is kept then, so that nothing
-later in the queue takes it.
+nodes as possible. Of several classes of devices it gets the one on which it is fastest; of those
+where it is nearly as fast, the one that is least sought-after (`index/asked.py`). A share goes to
+the device, of all nodes, where what it leaves loses the least of its worth to what else is asked
+for. Work with an image goes home, rank by rank, or where a copy of it lies; elsewhere when it may
+(`index/homes.py`) and home will not be free soon. What is free is taken; what is leaving can only
+be waited for, and is kept then, so that nothing later in the queue takes it.
 """
 
 from __future__ import annotations
@@ -15,9 +16,12 @@ from itertools import chain, islice
 
 from onefleet.core.feasibility import node_memory
 from onefleet.core.index import NOW, SOON, Home, Index, Kept, Kin, Room, gone, is_in_reach
-from onefleet.core.index.room import least_left, pick, workers_in_time, workers_on
+from onefleet.core.index.asked import ask_of
+from onefleet.core.index.room import amounts, pick, workers_in_time, workers_on
 from onefleet.core.index.shelves import Shelf, falling, rising
 from onefleet.core.ordering import BASIC
+from onefleet.core.packing import MILLI, Worth
+from onefleet.core.packing.space import space_of
 from onefleet.domain.ids import DeviceId, NodeId
 from onefleet.domain.work import WHOLE, Demand, Slot
 
@@ -25,6 +29,8 @@ from onefleet.domain.work import WHOLE, Demand, Slot
 Nodes = tuple[NodeId, ...]
 #: Nodes with devices in part use that are looked at for a share.
 SHARED_TRIED = 1_024
+#: Thousandths of the greatest speed that are nearly as good.
+NEARLY = 800
 #: Whether a node is not to be used.
 Shy = Callable[[Room], bool]
 
@@ -64,9 +70,13 @@ class Capacity:
             shy = out_of_reach(demand, home.kin)
         shelves = self.index.fleet.suiting(demand, spares)
         for part in shelves:
-            found = self._tightest(demand, part, shy) or self._fullest(demand, part, shy)
-            if found is not None:
-                return found
+            for alike in self._by_class(demand, part):
+                found = self._cheapest(demand, alike, shy)
+                found = found or self._fullest(demand, alike, shy, whole(demand))
+                if found is None and alike is not part:
+                    found = self.spread(demand, (alike,), NOW, shy)
+                if found is not None:
+                    return found
         return self.spread(demand, shelves, NOW, shy)
 
     def fit_soon(self, demand: Demand, home: Home | None, *, spares: bool = False) -> Nodes | None:
@@ -132,7 +142,12 @@ class Capacity:
         for node_id, ranks in _ranks_by_node(nodes).items():
             left = self.rooms[node_id].kinds[demand.kind]
             sets = -(-len(ranks) // demand.pack)
-            devices = pick(left.bay, demand, sets * demand.devices_min, left.now)
+            if _is_one_share(demand):
+                worth = self.index.worth(demand.kind)
+                *_, index = self._loss(demand, self.rooms[node_id], worth)
+                devices = [left.bay.devices[index].id]
+            else:
+                devices = pick(left.bay, demand, sets * demand.devices_min, left.now)
             for number, rank in enumerate(ranks):
                 first = number * sets // len(ranks) * demand.devices_min
                 chosen = tuple(devices[first : first + demand.devices_min])
@@ -215,24 +230,53 @@ class Capacity:
                 return None
         return tuple(nodes)
 
-    def _tightest(self, demand: Demand, shelves: Sequence[Shelf], shy: Shy | None) -> Nodes | None:
-        """The node with the device in part use that has the least left which takes a share; of
-        equal ones that with the fewest whole devices left, so that others stay whole."""
-        if demand.milli == WHOLE or demand.workers > 1 or demand.devices_min > 1:
+    def _by_class(self, demand: Demand, shelves: Sequence[Shelf]) -> Sequence[Sequence[Shelf]]:
+        """The shelves by class of device, first the class that the demand shall have."""
+        if len({shelf.bay.product for shelf in shelves}) < 2:
+            return (shelves,)
+        ask, pressure = ask_of(demand), self.index.worth(demand.kind).pressure
+        speeds = [min(ask.speed(device.product) for device in s.bay.devices) for s in shelves]
+        found: dict[tuple[int, int], list[Shelf]] = {}
+        for shelf, speed in zip(shelves, speeds, strict=True):
+            rated = max(speeds) if speed * MILLI >= max(speeds) * NEARLY else speed
+            sought = pressure.get(shelf.bay.product, MILLI)
+            found.setdefault((-rated, sought), []).append(shelf)
+        return [found[key] for key in sorted(found)]
+
+    def _cheapest(self, demand: Demand, shelves: Sequence[Shelf], shy: Shy | None) -> Nodes | None:
+        """The node where a share costs the least worth; of equal ones where it fits most tightly,
+        and then that with the fewest whole devices left, so that others stay whole."""
+        if not _is_one_share(demand):
             return None
-        best: tuple[int, int, NodeId] | None = None
-        for node_id in islice((n for shelf in shelves for n in shelf.shared), SHARED_TRIED):
+        worth = self.index.worth(demand.kind)
+        best: tuple[int, int, int, NodeId] | None = None
+        shared = islice((n for shelf in shelves for n in shelf.shared), SHARED_TRIED)
+        for node_id in chain(shared, self._fullest(demand, shelves, shy, 1) or ()):
             room = self.rooms[node_id]
-            left = room.kinds[demand.kind]
-            amount = least_left(left, demand)
-            if amount < WHOLE and workers_on(room, demand, NOW) and not (shy and shy(room)):
-                key = (amount, left.counts[NOW], node_id)
+            if workers_on(room, demand, NOW) and not (shy and shy(room)):
+                cost, amount, _ = self._loss(demand, room, worth)
+                key = (cost, amount, room.kinds[demand.kind].counts[NOW], node_id)
                 best = key if best is None else min(best, key)
         return None if best is None else (best[-1],)
 
-    def _fullest(self, demand: Demand, shelves: Sequence[Shelf], shy: Shy | None) -> Nodes | None:
-        """The node with the fewest free devices that takes it whole."""
-        for _, nodes in rising(shelves, NOW, whole(demand)):
+    def _loss(self, demand: Demand, room: Room, worth: Worth) -> tuple[int, int, int]:
+        """What a share costs on a node, on a device with how much left, and which, by index."""
+        left = room.kinds[demand.kind]
+        free, memory = [max(amount, 0) for amount in left.now], max(room.memory[NOW], 0)
+        before = worth.loss(space_of(left.bay.product, 0, memory, free))
+        found = []
+        for amount, index in amounts(left, demand).items():
+            free[index] = amount - demand.milli
+            after = space_of(left.bay.product, 0, memory - node_memory(demand), free)
+            found.append((worth.loss(after) - before, amount, index))
+            free[index] = amount
+        return min(found)
+
+    def _fullest(
+        self, demand: Demand, shelves: Sequence[Shelf], shy: Shy | None, least: int
+    ) -> Nodes | None:
+        """The node with the fewest free devices, but so many, that takes it whole."""
+        for _, nodes in rising(shelves, NOW, least):
             for node_id in nodes:
                 room = self.rooms[node_id]
                 if workers_on(room, demand, NOW) < demand.workers:
@@ -245,6 +289,10 @@ class Capacity:
 def out_of_reach(demand: Demand, kin: Kin) -> Shy:
     """The nodes that cannot bring back an image for such devices."""
     return lambda room: not is_in_reach(room, kin, demand.kind)
+
+
+def _is_one_share(demand: Demand) -> bool:
+    return demand.milli < WHOLE and demand.workers == demand.devices_min == 1
 
 
 def whole(demand: Demand) -> int:

@@ -17,6 +17,7 @@ from typing import cast
 from onefleet.core.index.fleet import Fleet
 from onefleet.core.index.room import Kept
 from onefleet.core.index.roster import Roster
+from onefleet.core.packing import Worth
 from onefleet.core.policy import Policy
 from onefleet.core.promise import Book, lineage, stock_of
 from onefleet.core.snapshot import Snapshot
@@ -24,7 +25,7 @@ from onefleet.domain.fleet import DeviceKind, Node
 from onefleet.domain.ids import Instant, NodeId, ReservationId, TenantId
 from onefleet.domain.serving import Deployment, Replica
 from onefleet.domain.tenancy import Reservation, Tenant
-from onefleet.domain.work import Work
+from onefleet.domain.work import WHOLE, Work
 
 Record = Work | Node | Tenant | Reservation | Deployment | Replica
 
@@ -158,6 +159,12 @@ class Index:
         if not kept:
             return self._stock
         return {key: milli - kept.get(key, 0) for key, milli in self._stock.items()}
+
+    def worth(self, kind: DeviceKind) -> Worth:
+        """What free devices of a kind are worth to what is asked of the fleet."""
+        stock = self.stock
+        capacity = {product: milli // WHOLE for (of, product), milli in stock.items() if of is kind}
+        return self.roster.asked.worth(kind, capacity)
 
     def book(self) -> Book:
         """All that is promised now, and what there is to keep it with."""

@@ -273,17 +273,15 @@ def pick(bay: Bay, demand: Demand, count: int, row: Sequence[int]) -> list[Devic
     return [devices[index].id for _, index in chosen]
 
 
-def least_left(left: Left, demand: Demand) -> int:
-    """Thousandths left of the device that suits a share most tightly; a whole one if none does."""
-    bay = left.bay
+def amounts(left: Left, demand: Demand) -> dict[int, int]:
+    """The different amounts of which a share can be taken now, each with the first such device."""
+    bay, found = left.bay, dict[int, int]()
     if not bay.mixed and not suits(bay.devices[0], demand):
-        return WHOLE
-    enough = (
-        amount
-        for index, amount in enumerate(left.now)
-        if amount >= demand.milli and (not bay.mixed or suits(bay.devices[index], demand))
-    )
-    return min(enough, default=WHOLE)
+        return found
+    for index, amount in enumerate(left.now):
+        if amount >= demand.milli and (not bay.mixed or suits(bay.devices[index], demand)):
+            found.setdefault(amount, index)
+    return found
 
 
 def _fitting(bay: Bay, demand: Demand, row: Sequence[int]) -> int:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from onefleet.core.deadlines import URGENT, is_urgent, urgent_at
 from onefleet.core.feasibility import node_memory
+from onefleet.core.index.asked import Asked
 from onefleet.core.index.coverage import Coverage
 from onefleet.core.index.errands import Errands
 from onefleet.core.index.fleet import Fleet
@@ -74,10 +75,10 @@ class _Entry:
 class Roster:
     """All works.
 
-    ranks: of works that have not ended. usage: what tenants hold, and have had of late. to_stop,
-    to_pause: works whose owners want them stopped, or suspended or frozen, and that are not yet.
-    stranded: works for which spares are there, and which cannot be placed yet. ended: jobs that
-    have, first those that ended first.
+    ranks: of works that have not ended. usage: what tenants hold, and have had of late. asked:
+    what works ask for. to_stop, to_pause: works whose owners want them stopped, or suspended or
+    frozen, and that are not yet. stranded: works for which spares are there, and which cannot be
+    placed yet. ended: jobs that have, first those that ended first.
     """
 
     def __init__(
@@ -91,6 +92,7 @@ class Roster:
         self.lines = Lines()
         self.ranks: dict[WorkId, int] = {}
         self.usage = DeviceUse()
+        self.asked = Asked()
         self.to_stop: dict[WorkId, None] = {}
         self.to_pause: dict[WorkId, None] = {}
         self.stranded: dict[WorkId, None] = {}
@@ -221,6 +223,7 @@ class Roster:
                 insort(self.ended, _ended(work))
         else:
             self.ranks[work.id] = self._rank(work)
+        self.asked.enter(work.demand)
         self.coverage.enter(work)
         if work.want is Want.STOP and work.phase not in (Phase.STOPPING, Phase.ENDED):
             self.to_stop[work.id] = None
@@ -261,6 +264,7 @@ class Roster:
         self.movable.touch(work.id)
         if work.phase is Phase.ENDED and work.kind is WorkKind.JOB:
             del self.ended[bisect_left(self.ended, _ended(work))]
+        self.asked.enter(work.demand, -1)
         self.coverage.leave(work)
         self.to_stop.pop(work.id, None)
         self.to_pause.pop(work.id, None)

@@ -12,9 +12,11 @@ A job is moved so at most once in the policy's `move_rest_ms`, and no more than 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from onefleet.core.feasibility import node_memory
 from onefleet.core.index import NOW, Home, Room
+from onefleet.core.index.asked import ask_of
 from onefleet.core.index.homes import is_in_reach, kin_of
 from onefleet.core.packing import Ask, Host, Packer, Spot
 from onefleet.core.packing.defragment import Moves, Piece, by_node, make_room, move_cost
@@ -62,9 +64,8 @@ def _found(this: Scratch, work: Work, rank: int) -> list[Move]:
     pieces = list(_pieces(this, rooms, demand, rank))
     if not pieces:
         return []
-    products = tuple(speed.product for speed in demand.speeds)
     packer = Packer(_host(room, demand) for room in rooms.values())
-    ask = _ask(demand, demand.devices_min, products)
+    ask = replace(ask_of(demand), speeds=())
     gain = this.waited_ms(work) * demand.least * demand.milli // WHOLE
     found = make_room(packer, by_node(pieces), ask, demand.workers, gain=gain)
     return [] if found is None else _moves(this, work, found)
@@ -91,10 +92,6 @@ def _host(room: Room, demand: Demand) -> Host:
     return Host(room.node.id, left.bay.product, 0, max(room.memory[NOW], 0), free)
 
 
-def _ask(demand: Demand, devices: int, products: tuple[str, ...]) -> Ask:
-    return Ask(0, node_memory(demand), devices, demand.milli, products)
-
-
 def _pieces(this: Scratch, rooms: dict[str, Room], demand: Demand, rank: int) -> Iterator[Piece]:
     """The jobs that may be moved, with what that costs."""
     names = {
@@ -108,7 +105,7 @@ def _pieces(this: Scratch, rooms: dict[str, Room], demand: Demand, rank: int) ->
             if kin is None or len(spots) < work.demand.workers:
                 continue
             products = (kin.product,) if kin.product else ()
-            ask = _ask(work.demand, work.demand.devices_min, products)
+            ask = replace(ask_of(work.demand), products=products, speeds=())
             yield Piece(work.id, ask, spots, _cost(this, work, ask))
 
 
