@@ -239,7 +239,7 @@ class Roster:
         line = lineage(work.tenant_id, self._tenants)
         self.usage.hold(milli, bucket_of(work), line)
         self.usage.want(_wants(work), bucket_of(work), work.tenant_id)
-        level = self._level(work)
+        level = _level(work, self.now, self._policy)
         place = self._place(work, level)
         if place is not None:
             self.lines.add(place)
@@ -322,13 +322,6 @@ class Roster:
         if work.kind is WorkKind.REPLICA:
             return work.phase in (Phase.STARTING, Phase.RUNNING)
         return work.phase is Phase.RUNNING and work.suspendable and work.not_before <= self.now
-
-    def _level(self, work: Work) -> int:
-        if is_urgent(work, self.now, self._policy):
-            return URGENT
-        if is_starved(work, self.now, self._policy):
-            return STARVED
-        return level_of(work, self.now, self._policy)
 
     def _place(self, work: Work, level: int) -> Place | None:
         """Its place among those that wait for devices and for nothing else."""
@@ -449,6 +442,12 @@ class Surplus:
                 for work_id in self._members.get(deployment_id, ()):
                     self._roster.refresh(work_id)
                 self._stale.pop(deployment_id, None)  # its count has not changed by that
+
+
+def _level(work: Work, now: Instant, policy: Policy) -> int:
+    if is_urgent(work, now, policy):
+        return URGENT
+    return STARVED if is_starved(work, now, policy) else level_of(work, now, policy)
 
 
 def _waits(work: Work) -> bool:
