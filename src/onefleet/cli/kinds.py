@@ -68,8 +68,19 @@ def moment(at_ms: int | None) -> str:
     return datetime.fromtimestamp(at_ms / 1000).isoformat(" ", "minutes")
 
 
-def _permille(value: int) -> str:
-    return f"{value / 10:.0f} %" if value else "-"
+def _permille(value: int | None) -> str:
+    return "-" if value is None else f"{value / 10:.0f} %"
+
+
+def _promised(entry: LedgerView) -> str:
+    given = entry.promised_permille if entry.state in ("kept", "broken") else None
+    return _permille(given)
+
+
+def _promise(entry: LedgerView) -> str:
+    if entry.state != "waiting":
+        return entry.state
+    return f"waiting: {_permille(entry.promised_permille)} cannot be promised yet"
 
 
 def _hours(entry: LedgerView) -> str:
@@ -214,9 +225,9 @@ LEDGER: Kind[LedgerView] = Kind(
         Column("NAME", lambda e: e.name),
         Column("TENANT", lambda e: e.tenant, wide=True),
         Column("TIER", lambda e: e.tier),
-        Column("PROMISED", lambda e: _permille(e.promised_permille), right=True),
+        Column("PROMISED", _promised, right=True),
         Column("GOT", lambda e: _permille(e.kept_permille), right=True),
-        Column("PROMISE", lambda e: e.state),
+        Column("PROMISE", _promise),
         Column("DEVICE TIME", lambda e: duration(e.device_ms), right=True),
         Column("HOURS", lambda e: _hours(e), wide=True),
     ),

@@ -122,13 +122,13 @@ def held_milli(work: Work) -> int:
     return sum(_devices(work).values())
 
 
-def fraction_permille(work: Work, now: Instant, window_ms: int) -> int:
+def fraction_permille(work: Work, now: Instant, window_ms: int) -> int | None:
     """Its device fraction over the hours that reach into the window that ends now.
 
-    1000 for a work that has not wanted to run in it.
+    None for a work that has not wanted to run in it, or was promised nothing yet.
     """
     wanted, got = wanted_and_got(work, now, window_ms)
-    return 1_000 * got // wanted if wanted else 1_000
+    return 1_000 * got // wanted if wanted else None
 
 
 def wanted_and_got(work: Work, now: Instant, window_ms: int) -> tuple[int, int]:

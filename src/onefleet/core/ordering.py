@@ -165,7 +165,8 @@ def is_behind(work: Work, now: Instant, policy: Policy) -> bool:
     """
     if work.tier is not Tier.STANDARD or not _is_owed(work):
         return False
-    return fraction_permille(work, now, policy.promise_window_ms) < _owed_permille(work, policy)
+    fraction = fraction_permille(work, now, policy.promise_window_ms)
+    return fraction is not None and fraction < _owed_permille(work, policy)
 
 
 def behind_changes_at(work: Work, now: Instant, policy: Policy) -> Instant | None:

@@ -320,10 +320,11 @@ class JobView(msgspec.Struct, frozen=True, kw_only=True):
     checkpoint: how it is saved (criu, cooperative, none); checkpoint_reason: why not criu.
     devices_min, devices_max: of the whole job; width: devices that its owner scaled it to.
     promised_permille: what its tier promises, 0 for nothing or not yet; kept_permille: what it got
-    of it over the last day. unsaved_ms: run time that a failure now would lose. moving_to: nodes
-    that it is on its way to. checkpoint_every_ms: run time between two saves while it runs, as its
-    owner, or its cost and the fleet's failures, say; None: it is not saved then. turns: how many
-    jobs take turns on its core, it included; 0: none do.
+    of it over the last day, None before it was promised anything or wanted to run. unsaved_ms: run
+    time that a failure now would lose. moving_to: nodes that it is on its way to.
+    checkpoint_every_ms: run time between two saves while it runs, as its owner, or its cost and the
+    fleet's failures, say; None: it is not saved then. turns: how many jobs take turns on its core,
+    it included; 0: none do.
     """
 
     id: str
@@ -359,7 +360,7 @@ class JobView(msgspec.Struct, frozen=True, kw_only=True):
     network: str = "cell"
     array: str = ""
     promised_permille: int = 0
-    kept_permille: int = 1_000
+    kept_permille: int | None = None
     unsaved_ms: int = 0
     saved_at: int | None = None
     checkpoint_every_ms: int | None = None
@@ -388,6 +389,8 @@ class HourView(msgspec.Struct, frozen=True, kw_only=True):
 class LedgerView(msgspec.Struct, frozen=True, kw_only=True):
     """The promise of a job and how it is kept, over the hours of the last day.
 
+    promised_permille: of its tier, given by now or not. kept_permille: the part of the time that it
+    ran, from when the promise was given; None before that, and while it has not wanted to run.
     state: kept, broken, none (nothing is promised to it) or waiting (its promise does not fit
     beside the others yet).
     """
@@ -397,7 +400,7 @@ class LedgerView(msgspec.Struct, frozen=True, kw_only=True):
     tenant: str
     tier: str
     promised_permille: int
-    kept_permille: int
+    kept_permille: int | None
     state: str
     device_ms: int
     hours: tuple[HourView, ...]

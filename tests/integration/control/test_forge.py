@@ -255,6 +255,23 @@ def test_who_gave_way_has_a_receipt_and_everybody_a_ledger(control: Control) -> 
     assert api.get(f"/api/v1/jobs/{low.id}/ledger", LedgerView).hours
 
 
+def test_what_is_promised_nothing_yet_has_not_been_given_all_of_it(control: Control) -> None:
+    api, node = control.admin(), FakeNode(control, devices=1)
+    node.sync()
+    first, second = submit(api, "first"), submit(api, "second")  # 0.7 of one device, each
+
+    def entry(job: JobView) -> LedgerView:
+        return api.get(f"/api/v1/jobs/{job.id}/ledger", LedgerView)
+
+    node.until("one is promised its part", lambda: entry(first).state == "kept")
+    waits = entry(second)
+    assert (waits.promised_permille, waits.kept_permille, waits.state) == (700, None, "waiting")
+    assert control.job(second.id).kept_permille is None
+    verb(api, second, "cancel")
+    node.until("it has ended", lambda: control.job(second.id).phase == "ended")
+    assert (entry(second).kept_permille, entry(second).state) == (None, "none")
+
+
 def test_why_says_when_a_job_will_run_and_what_would_be_sooner(control: Control) -> None:
     api, node = control.admin(), FakeNode(control, devices=2)
     node.sync()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import msgspec
 import pytest
@@ -153,6 +154,20 @@ def test_the_ledger_says_what_was_promised_and_what_came_of_it(fake, cli):
     header, line = cli("ledger")[1].splitlines()
     assert header.split()[3:6] == ["PROMISED", "GOT", "PROMISE"]
     assert "70 %" in line and "83 %" in line and "kept" in line
+
+
+def test_the_ledger_tells_a_promise_that_is_still_to_be_given_from_one_that_is_kept(fake, cli):
+    entry = fake.views["/api/v1/jobs/job-1/ledger"]
+
+    def line(**changes: object) -> list[str]:
+        changed = msgspec.structs.replace(entry, **changes)
+        fake.views["/api/v1/jobs/job-1/ledger"] = changed
+        return re.split(r"  +", cli("ledger", "job-1")[1].splitlines()[1])[3:6]
+
+    waits = line(kept_permille=None, state="waiting")
+    assert waits == ["-", "-", "waiting: 70 % cannot be promised yet"]
+    assert line(kept_permille=0, state="broken") == ["70 %", "0 %", "broken"]
+    assert line(kept_permille=400, promised_permille=0, state="none") == ["-", "40 %", "none"]
 
 
 def test_receipts_say_for_whom_and_for_how_long(fake, cli):

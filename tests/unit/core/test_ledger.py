@@ -52,6 +52,7 @@ def test_what_its_owner_suspended_or_what_has_yet_to_wait_for_others_is_not_want
     assert fraction_permille(work, at(500_000), HOUR_MS) == 1_000
     after = replace(a_job("j"), submitted_at=at(0), ready=False)
     assert account(after, at(1_000)).hours == ()
+    assert fraction_permille(after, at(1_000), HOUR_MS) is None
 
 
 def test_a_narrow_stretch_counts_by_its_share_of_what_was_asked_for() -> None:

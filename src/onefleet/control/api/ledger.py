@@ -44,7 +44,7 @@ def _ledger(job: Job, work: Work, now: Instant) -> LedgerView:
     elif not work.promised:
         state = "waiting" if work.phase is not Phase.ENDED else "none"
     else:
-        state = "kept" if kept >= promised else "broken"
+        state = "broken" if kept is not None and kept < promised else "kept"
     current = account(work, now)
     return LedgerView(
         id=job.id,
