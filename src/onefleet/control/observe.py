@@ -9,7 +9,7 @@ memory (`leases.py`).
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from onefleet.control import notes
@@ -263,14 +263,14 @@ def _end_events(work: Work, current: list[WorkerReport], whole: bool) -> list[li
     """A worker ended. A gang ends together: the others are stopped, and then it is over."""
     ended = [r for r in current if r.observed is Observed.ENDED]
     failed = [r for r in ended if r.exit_code != 0]
-    first = min(failed, key=_blame) if failed else ended[0]
+    first = _to_blame(work, failed) if failed else ended[0]
     events: list[lifecycle.Event] = []
     if work.kind is WorkKind.JOB and work.phase is Phase.STARTING and _ran(first):
         events.append(lifecycle.Started())
     if whole and len(ended) == len(current):
         return [*events, lifecycle.ProcessEnded(first.exit_code, first.reason)]
     if failed and work.phase is not Phase.STOPPING:
-        return [*events, lifecycle.StopOrdered(f"rank {first.rank} ended: {first.reason}")]
+        return [*events, lifecycle.StopOrdered(_told(first))]
     told = f"rank {first.rank} has come to its end"
     if work.phase is Phase.SAVING and not work.cut:
         return [lifecycle.SaveFailed(told)]
@@ -279,11 +279,26 @@ def _end_events(work: Work, current: list[WorkerReport], whole: bool) -> list[li
     return []
 
 
-def _blame(report: WorkerReport) -> tuple[int, int]:
-    """Which of several failures says why the gang ended: one that the pool made (None), then a
-    program's own, and last the codes of workers that were told to stop for the others."""
-    told = report.exit_code in (128 + signal.SIGTERM, 128 + signal.SIGKILL)
-    return (0 if report.exit_code is None else 2 if told else 1), report.rank
+def _to_blame(work: Work, failed: Sequence[WorkerReport]) -> WorkerReport:
+    """Which of several failures says why the gang ended.
+
+    The one for which the others were stopped. Else one that the pool made (None); then one by a
+    signal, as the others of the gang fail when they miss it; then a program's own. A gang that is
+    being stopped has its signals from that, and they are the last to say anything.
+    """
+    stopping = work.phase is Phase.STOPPING
+
+    def order(report: WorkerReport) -> tuple[bool, int, int]:
+        code = report.exit_code
+        by_signal = code in (128 + signal.SIGTERM, 128 + signal.SIGKILL)
+        kind = 0 if code is None else 2 if by_signal is stopping else 1
+        return _told(report) != work.reason, kind, report.rank
+
+    return min(failed, key=order)
+
+
+def _told(report: WorkerReport) -> str:
+    return f"rank {report.rank} ended: {report.reason}"
 
 
 def _ran(report: WorkerReport) -> bool:

@@ -197,8 +197,9 @@ def test_what_ended_a_gang_is_told_by_the_worker_that_was_not_stopped(
     codes: tuple[int | None, int | None], phase: Phase, code: int | None
 ) -> None:
     running = lifecycle.apply(GANG, lifecycle.Started(), NOW)
+    stopping = lifecycle.apply(running, lifecycle.StopOrdered("room"), NOW)
     reports = [a_worker(running, Observed.ENDED, rank, exit_code=c) for rank, c in enumerate(codes)]
-    after = gang_after(running, *reports)
+    after = gang_after(stopping, *reports)
     assert (after.phase, after.exit_code) == (phase, code)
 
 

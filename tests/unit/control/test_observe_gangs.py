@@ -90,6 +90,27 @@ def test_a_gang_is_back_when_all_are_there() -> None:
     assert failed.phase is Phase.SUSPENDED
 
 
+def ended(work: Work, rank: int, code: int | None, reason: str) -> WorkerReport:
+    return a_worker(work, Observed.ENDED, rank, exit_code=code, reason=reason)
+
+
+@pytest.mark.parametrize("killed", [0, 1])
+def test_a_gang_fails_with_the_worker_that_failed_first(killed: int) -> None:
+    """Where that is seen: the others of it fail, too, when they miss it, or are told to stop."""
+    first = ended(RUNNING, killed, 137, "killed by SIGKILL")
+    other = ended(RUNNING, 1 - killed, 1, "exited with code 1")
+    stopping = after(RUNNING, first, a_worker(RUNNING, Observed.RUNNING, 1 - killed))
+    assert stopping.phase is Phase.STOPPING
+    for failed in (after(RUNNING, first, other), after(stopping, first, other)):
+        assert (failed.exit_code, failed.why_ended) == (137, "killed by SIGKILL")
+    own = ended(RUNNING, killed, 3, "exited with code 3")
+    told = ended(RUNNING, 1 - killed, 143, "ended by SIGTERM")
+    stopping = after(RUNNING, own, a_worker(RUNNING, Observed.RUNNING, 1 - killed))
+    assert after(stopping, own, told).exit_code == 3
+    lost = ended(RUNNING, 1 - killed, None, "its supervisor is gone")
+    assert after(RUNNING, first, lost).exit_code is None
+
+
 def test_frozen_work_that_its_node_saved_is_suspended() -> None:
     saved = after(FROZEN, *both(FROZEN, Observed.SAVED, Observed.SAVED, image=ImageId("own-1-0")))
     assert saved.phase is Phase.SUSPENDED
