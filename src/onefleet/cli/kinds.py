@@ -346,6 +346,8 @@ def _why_text(why: WhyView) -> str:
             unnamed = [h for h in blocker.holders if h not in blocker.text]
             held = f"  (held by {', '.join(unnamed)})" if unnamed else ""
             lines.append(f"  {blocker.gate:<{width}}  {blocker.text}{held}")
+    if why.deadline:
+        lines += ["", f"deadline  {why.deadline}"]
     if why.forecast is not None:
         lines += ["", *_forecast_lines(why.forecast)]
     if why.history:

@@ -493,7 +493,7 @@ class ForecastView(msgspec.Struct, frozen=True, kw_only=True):
 class WhyView(msgspec.Struct, frozen=True, kw_only=True):
     """summary: one line. blockers: every reason that it does not run; empty when it does.
 
-    forecast: of a job that waits for its turn.
+    forecast: of a job that waits for its turn. deadline: what becomes of a job's, if it has one.
     """
 
     id: str
@@ -503,6 +503,7 @@ class WhyView(msgspec.Struct, frozen=True, kw_only=True):
     blockers: tuple[BlockerView, ...]
     history: tuple[str, ...]  # its latest events, newest last
     forecast: ForecastView | None = None
+    deadline: str = ""
 
 
 class UtilisationView(msgspec.Struct, frozen=True, kw_only=True):

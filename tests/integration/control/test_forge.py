@@ -277,8 +277,11 @@ def test_why_says_when_a_job_will_run_and_what_would_be_sooner(control: Control)
     node.sync()
     long = submit(api, "long", estimate_ms=HOUR_MS, tier="standard")
     node.until("it runs", lambda: control.job(long.id).phase == "running")
-    wide = submit(api, "wide", devices_min=2, devices_max=2, tier="basic", estimate_ms=HOUR_MS)
-    found = api.get(f"/api/v1/why/{wide.id}", WhyView).forecast
+    terms = {"estimate_ms": HOUR_MS, "deadline": now_ms() + HOUR_MS + 600_000}
+    wide = submit(api, "wide", devices_min=2, devices_max=2, tier="basic", **terms)
+    why = api.get(f"/api/v1/why/{wide.id}", WhyView)
+    found = why.forecast
+    assert "it is expected to be late by " in why.deadline and "for 1h00m" in why.deadline
     assert found is not None and found.likely_at is not None
     assert HOUR_MS - 60_000 < found.likely_at - found.at <= HOUR_MS
     now = [a for a in found.alternatives if a.starts_at == found.at]

@@ -183,6 +183,7 @@ WHY = api.WhyView(
         api.BlockerView(gate="quota", text="tenant default has 0 of 1 left"),
     ),
     history=("submitted",),
+    deadline="in 1h00m; it is expected to be met",
     forecast=api.ForecastView(
         at=NOW,
         likely_at=NOW + 1_860_000,

@@ -147,6 +147,7 @@ def test_why_says_when_and_what_would_be_sooner(fake, cli):
     out = cli("why", "job-1")[1]
     assert "expected to run  in 31m00s (between in 20m00s and in 2h10m: " in out
     assert "  now with --devices 4\n" in out
+    assert "\ndeadline  in 1h00m; it is expected to be met\n" in out
     assert "  in 1m00s as premium, pushing back job-17\n" in out
 
 

@@ -12,8 +12,8 @@ from onefleet.control import views
 from onefleet.control.api.deployments import find_deployment
 from onefleet.control.api.existing import find_job
 from onefleet.control.call import Call
-from onefleet.core.explain import explain
-from onefleet.core.forecast import forecast
+from onefleet.core.explain import explain, outlook
+from onefleet.core.forecast import Forecast, forecast
 from onefleet.core.index import Index
 from onefleet.core.plan import Blocker, Plan
 from onefleet.core.planner import plan
@@ -68,6 +68,7 @@ async def _why_job(
     told = explain(work, blockers)
     scene = call.pool.scene(state, call.caller)
     turns = views.turns_text(views.job_view(job, scene).turns)
+    found = await _forecast(call, state, work, scene)
     return WhyView(
         id=job.id,
         name=job.name,
@@ -75,20 +76,18 @@ async def _why_job(
         summary=scene.told(told.summary) + (f", and {turns}" if turns else ""),
         blockers=tuple(_blocker_view(b, scene) for b in told.blockers),
         history=await _history(call, state, (job.id,)),
-        forecast=await _forecast(call, state, work, scene),
+        forecast=None if found is None else _forecast_view(found, scene),
+        deadline=outlook(work, scene.now, scene.policy, found.start if found else None),
     )
 
 
-async def _forecast(
-    call: Call, state: State, work: Work, scene: views.Scene
-) -> ForecastView | None:
+async def _forecast(call: Call, state: State, work: Work, scene: views.Scene) -> Forecast | None:
     """When the job is expected to run, of one that waits for nothing but its turn; else, or where
     that takes too long to find out, None."""
     waits = work.phase in (Phase.PENDING, Phase.SUSPENDED, Phase.FROZEN)
     live = sum(1 for other in state.works.values() if other.phase is not Phase.ENDED)
     if not waits or work.want is not Want.RUN or not work.ready or live > FORECAST_WORKS_MAX:
         return None
-    now = call.pool.clock.now()
     snapshot = Snapshot.of(
         state.generation,
         nodes=[
@@ -111,13 +110,16 @@ async def _forecast(
         return plan(snapshot, policy, now, rng, index)
 
     try:
-        found = await asyncio.to_thread(
-            forecast, snapshot, work.id, call.pool.policy_of(state), now, patient
+        return await asyncio.to_thread(
+            forecast, snapshot, work.id, scene.policy, scene.now, patient
         )
     except _TooLong:
         return None
+
+
+def _forecast_view(found: Forecast, scene: views.Scene) -> ForecastView:
     return ForecastView(
-        at=now,
+        at=scene.now,
         likely_at=found.start.likely,
         earliest_at=found.start.earliest,
         latest_at=found.start.latest,
@@ -126,7 +128,7 @@ async def _forecast(
                 tier=other.change.tier or "",
                 devices=(other.change.devices or (0, 0))[0],
                 devices_max=(other.change.devices or (0, 0))[1],
-                starts_at=other.starts_at or now,
+                starts_at=other.starts_at or scene.now,
                 pushes_back=tuple(scene.told(name) for name in other.pushed_back),
             )
             for other in found.alternatives
