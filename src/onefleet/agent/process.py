@@ -355,6 +355,7 @@ class Agent:
             zone=self._spec.zone,
             address=self._door.address,
             identity=self._identity,
+            data_dir=str(self._door.layout.root),
         )
 
     def _worker_report(self, worker: Worker) -> WorkerReport:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import resource
+import shlex
 import shutil
 import socket
 import subprocess
@@ -13,13 +14,16 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from onefleet.config import DEFAULT_HOST, Settings
+from onefleet.config import DEFAULT_HOST, Settings, settings
 from onefleet.domain.errors import OnefleetError
 from onefleet.domain.quantities import size
+
+if TYPE_CHECKING:
+    from onefleet.wire.api import NodeView
 
 PASS, WARN, FAIL, SKIP = "pass", "warn", "fail", "skip"
 
@@ -269,13 +273,28 @@ def _pool(chosen: Settings) -> Verdict:
         nodes = Client(url, key, timeout_s=10).get("/api/v1/nodes", Page[NodeView]).data
     except OnefleetError as error:
         return FAIL, f"{url}: {error.what}", f"onefleet status; logs in {chosen.layout.logs}"
-    weak = [f"{n.name} ({n.checkpoint_reason or n.checkpoint})" for n in nodes]
-    weak = [text for text, n in zip(weak, nodes, strict=True) if n.checkpoint != "criu"]
+    weak = [n for n in nodes if n.checkpoint != "criu"]
     if weak:
-        # A node tries it when it starts; what has been mended since is seen at the next start.
-        fix = "onefleet doctor --fix, then onefleet down and onefleet up"
-        return WARN, f"{url} is ready, but jobs are not saved by criu on {', '.join(weak)}", fix
+        told = ", ".join(f"{n.name} ({n.checkpoint_reason or n.checkpoint})" for n in weak)
+        evidence = f"{url} is ready, but jobs are not saved by criu on {told}"
+        return WARN, evidence, "; ".join(_mended(n, chosen) for n in weak)
     return PASS, f"{url} is ready", ""
+
+
+def _mended(node: NodeView, chosen: Settings) -> str:
+    """How a node gets to have criu. It tries it when it starts, so what has been mended since is
+    seen at its next start."""
+    from onefleet.wire.agent import LOCAL_NODE, node_id
+
+    if node.id == node_id(LOCAL_NODE):
+        usual = settings().data_dir == chosen.data_dir
+        where = "" if usual else f" --data-dir {shlex.quote(str(chosen.data_dir))}"
+        return " && ".join(f"onefleet {verb}{where}" for verb in ("doctor --fix", "down", "up"))
+    folder = shlex.quote(node.data_dir) if node.data_dir else "DIR (that of its onefleet agent)"
+    return (
+        f"on the machine of {node.name}: onefleet doctor --fix --data-dir {folder}, then end its "
+        "agent with Ctrl-C, which saves its jobs, and start it again with the same command"
+    )
 
 
 CHECKS: tuple[tuple[str, Callable[[Settings], Verdict]], ...] = (

@@ -318,6 +318,7 @@ def _checkpoint(work: Work, scene: Scene) -> tuple[CheckpointMode, str]:
 def node_view(node: Node, scene: Scene) -> NodeView:
     report = scene.sightings.report_of(node.id)
     held = holders(scene.state)
+    all_seen = scene.viewer is None or scene.viewer.is_admin
     return NodeView(
         id=node.id,
         name=node.name,
@@ -334,6 +335,7 @@ def node_view(node: Node, scene: Scene) -> NodeView:
         zone=node.zone,
         devices_cordoned=len(node.cordons),
         spare=node.id in scene.spares,
+        data_dir=report.data_dir if report and all_seen else "",
     )
 
 

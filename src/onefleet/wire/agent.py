@@ -196,8 +196,8 @@ class WorkerReport(msgspec.Struct, frozen=True, kw_only=True):
 
 class NodeReport(msgspec.Struct, frozen=True, kw_only=True):
     """What is true of one node now. address: as `Node.address`. identity: of its data folder, by
-    chance; two agents of one name are told apart by it. cordons: devices that its agent
-    found to be bad."""
+    chance; two agents of one name are told apart by it. data_dir: that folder, for people. cordons:
+    devices that its agent found to be bad."""
 
     node_id: NodeId
     name: str
@@ -215,4 +215,5 @@ class NodeReport(msgspec.Struct, frozen=True, kw_only=True):
     zone: str = ""
     address: str = ""
     identity: str = ""
+    data_dir: str = ""
     cordons: tuple[Cordon, ...] = ()

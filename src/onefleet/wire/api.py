@@ -420,6 +420,8 @@ class ReceiptView(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class NodeView(msgspec.Struct, frozen=True, kw_only=True):
+    """data_dir: the folder of its agent, on its machine; told to administrators alone."""
+
     id: str
     name: str
     state: str
@@ -435,6 +437,7 @@ class NodeView(msgspec.Struct, frozen=True, kw_only=True):
     zone: str = ""
     devices_cordoned: int = 0
     spare: bool = False  # kept empty for work that loses its place by a failure
+    data_dir: str = ""
 
 
 class DeviceView(msgspec.Struct, frozen=True, kw_only=True):

@@ -163,6 +163,7 @@ def test_a_job_runs_on_its_core_and_its_end_is_told(bench: Bench) -> None:
     node = bench.control.reports[-1]
     assert node.node_id == "node-n" and node.checkpoint_mode is CheckpointMode.COOPERATIVE
     assert 0 < node.memory_free_bytes <= node.memory_bytes
+    assert node.data_dir == str(bench.layout.root)
     bench.control.order()
     bench.control.wait(lambda w: w is None)
     assert " ".join(bench.stdout()).endswith("b 0")  # its output stays to be read

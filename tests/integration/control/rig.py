@@ -148,6 +148,7 @@ class FakeNode:
             wait_ms=wait_ms,
             workers=tuple(self.workers[key] for key in sorted(self.workers)),
             sent_at=Instant(0),
+            data_dir=f"/data/{self.name}",
         )
 
     def sync(self, wait_ms: int = 0) -> NodeOrders:

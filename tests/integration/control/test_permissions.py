@@ -26,6 +26,7 @@ from onefleet.wire.api import (
     NewKey,
     NewModel,
     NewTenant,
+    NodeView,
     Page,
     TenantView,
     WhyView,
@@ -274,5 +275,8 @@ def test_a_member_is_not_told_whose_work_it_waits_for(control: Control) -> None:
     for path in ("why/mine", "jobs/mine", "jobs", "events?after=0", "devices", "replicas"):
         told = msgspec.json.encode(red.get(f"/api/v1/{path}", object)).decode()
         assert theirs.id not in told and "blue" not in told, path
+    folders = {"/data/node-1": admin, "": red}  # where things lie on machines is not theirs
+    for folder, client in folders.items():
+        assert [n.data_dir for n in client.get("/api/v1/nodes", Page[NodeView]).data] == [folder]
     why = red.get("/api/v1/why/mine", WhyView)
     assert any("another tenant's work" in b.text for b in why.blockers)

@@ -234,6 +234,7 @@ class FakePool:
         self.chat: list[str] = []
         self.model_error: api.ErrorDetail | None = None
         self.views: dict[str, Any] = {
+            "/ready": {},
             "/api/v1/status": STATUS,
             "/api/v1/jobs": api.Page((JOB,)),
             "/api/v1/jobs/job-1": JOB,
@@ -310,7 +311,8 @@ def _handler(fake: FakePool) -> type[BaseHTTPRequestHandler]:
             query = {k: v[0] for k, v in parse_qs(parts.query).items()}
             body = self.rfile.read(int(self.headers.get("content-length") or 0))
             fake.calls.append((self.command, path, body))
-            if self.headers.get("authorization") != f"Bearer {KEY}":
+            known = self.headers.get("authorization") == f"Bearer {KEY}"
+            if not known and path != "/ready":
                 self._error(errors.Unauthenticated("not a key of this pool"))
             elif path in fake.fail:
                 self._error(fake.fail[path])

@@ -7,6 +7,7 @@ import socket
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import msgspec
 import pytest
 import structlog
 
@@ -16,6 +17,8 @@ from onefleet.domain.errors import Unsupported
 from onefleet.domain.fleet import CheckpointMode, Device, DeviceKind
 from onefleet.domain.ids import DeviceId
 from onefleet.drivers.base import Capability
+from onefleet.wire.agent import LOCAL_NODE, node_id
+from onefleet.wire.api import Page
 
 
 @pytest.fixture(autouse=True)
@@ -104,3 +107,35 @@ def test_the_port_that_is_asked_for_is_looked_at(
     check = json.loads(capsys.readouterr().out)
     assert check["result"] == "warn"
     assert f"port {port} cannot be used" in check["evidence"]
+
+
+def test_a_node_without_criu_is_mended_where_it_is(fake, monkeypatch, capsys, tmp_path) -> None:
+    view = fake.views["/api/v1/nodes"].data[0]
+    weak = msgspec.structs.replace(view, checkpoint="none", checkpoint_reason="no criu here")
+    nodes = (
+        msgspec.structs.replace(view, id="node-good", name="good"),
+        msgspec.structs.replace(weak, id=node_id(LOCAL_NODE), name=LOCAL_NODE),
+        msgspec.structs.replace(weak, id="node-b", name="b", data_dir="/srv/node b"),
+        msgspec.structs.replace(weak, id="node-c", name="c"),
+    )
+    fake.views["/api/v1/nodes"] = Page(nodes)
+    monkeypatch.setattr(doctor_checks, "CHECKS", (("pool", doctor_checks._pool),))
+
+    def mended() -> list[str]:
+        main(["doctor", "-o", "jsonl"])
+        check = json.loads(capsys.readouterr().out)
+        assert check["result"] == "warn" and "good" not in check["evidence"]
+        return check["fix"].split("; ")
+
+    monkeypatch.setenv("ONEFLEET_DATA_DIR", str(tmp_path))
+    again = ", then end its agent with Ctrl-C, which saves its jobs, and start it again with the "
+    assert mended() == [
+        "onefleet doctor --fix && onefleet down && onefleet up",
+        f"on the machine of b: onefleet doctor --fix --data-dir '/srv/node b'{again}same command",
+        "on the machine of c: onefleet doctor --fix --data-dir DIR (that of its onefleet agent)"
+        f"{again}same command",
+    ]
+    monkeypatch.setenv("ONEFLEET_DATA_DIR", str(tmp_path / "other"))
+    main(["doctor", "-o", "jsonl", "--data-dir", str(tmp_path)])
+    where = f"--data-dir {tmp_path}"
+    assert f"onefleet down {where} && onefleet up {where}" in capsys.readouterr().out
