@@ -12,14 +12,16 @@ from typing import NamedTuple
 from onefleet.core.capacity import Capacity
 from onefleet.core.feasibility import in_zones, node_memory, of_classes
 from onefleet.core.guarantees import Guarantees
-from onefleet.core.index import LEAVING, NOW, Home, Index, Room
+from onefleet.core.index import LEAVING, NOW, Home, Index, Room, missing_image
 from onefleet.core.index.homes import roams_at
 from onefleet.core.index.spares import infeasible, told
+from onefleet.core.lifecycle import ATTEMPTS_MAX, progress_ms
 from onefleet.core.plan import Blocker, Gate
 from onefleet.core.policy import Policy
 from onefleet.core.snapshot import Snapshot
 from onefleet.domain.fleet import Device, DeviceKind, Node, NodeState
 from onefleet.domain.ids import Instant, NodeId, WorkId
+from onefleet.domain.quantities import duration
 from onefleet.domain.work import WHOLE, Demand, Phase, Slot, Want, Work, WorkKind
 
 #: Holders that a text names; `Blocker.holders` has them all.
@@ -173,6 +175,22 @@ class Blockers:
             elif node_id not in self._capacity.rooms:
                 text = f"its image lies on node {node_id}, whose lease ran out"
                 yield Blocker(Gate.DATA, text)
+        yield from self._waited_for(work)
+
+    def _waited_for(self, work: Work) -> Iterator[Blocker]:
+        """Until when the only nodes that have its image are waited for, and what happens then."""
+        missing = missing_image(work, self._unkept.fleet, self._policy)
+        if missing is None or work.want is not Want.RUN:
+            return
+        nodes, left = " and ".join(missing.nodes), duration(max(missing.until - self._now, 0))
+        verb = "does" if len(missing.nodes) == 1 else "do"
+        before = work.image_before
+        lost = duration(max(progress_ms(work) - (before.ran_ms if before is not None else 0), 0))
+        then = "it goes back to the image before" if before is not None else "it begins afresh"
+        if before is None and work.attempts >= ATTEMPTS_MAX:
+            then = f"it has failed after {work.attempts} starts"
+        text = f"{nodes} {verb} not come back within {left}, {then}, and {lost} of its run are lost"
+        yield Blocker(Gate.DATA, f"if {text}")
 
     def _guarantees(self, work: Work) -> Iterator[Blocker]:
         if not Guarantees(self._unkept).products(work):

@@ -7,13 +7,13 @@ from dataclasses import replace
 from tests.fleets import GIB, NOW, a_job, a_node, a_replica, a_snapshot, placed, planned, suspended
 
 from onefleet.core import lifecycle
-from onefleet.core.plan import DropImage, Place, Suspend
+from onefleet.core.plan import DropImage, Gate, Place, Suspend
 from onefleet.core.policy import Policy
 from onefleet.core.snapshot import Snapshot
 from onefleet.domain.fleet import CheckpointMode, Node, NodeState
 from onefleet.domain.ids import ImageId, Instant, NodeId
 from onefleet.domain.tiers import Tier
-from onefleet.domain.work import Image, Slot, Terms, Work
+from onefleet.domain.work import Image, Slot, Terms, Want, Work
 
 POLICY = Policy()
 NEVER = Terms(checkpoint_every_ms=0)
@@ -174,6 +174,25 @@ def test_an_older_image_takes_its_place_when_going_back_costs_no_more_than_waiti
     job = replace(waiting("n1"), image=newest, image_before=older, ran_ms=30_000)
     back = lifecycle.apply(job, lifecycle.ImageLost("its node did not come back"), NOW)
     assert back.image == older and back.lost_ms == 20_000
+
+    def told(**changes: object) -> list[str]:
+        works = [replace(job, phase_since=Instant(NOW - 5_000), **changes)]
+        found = planned(a_snapshot([away, node("n2")], works), now=NOW).blockers[job.id]
+        return [b.text for b in found if b.gate is Gate.DATA]
+
+    lies = "its image lies on node n1, which is lost"
+    late, then = "if n1 does not come back within", "20.0s of its run are lost"
+    assert told() == [lies, f"{late} 15.0s, it goes back to the image before, and {then}"]
+    nowhere = replace(older, copies=())
+    assert told(image_before=nowhere) == [
+        lies,
+        f"{late} 9m55s, it goes back to the image before, and {then}",
+    ]
+    afresh = [lies, f"{late} 9m55s, it begins afresh, and 30.0s of its run are lost"]
+    assert told(image_before=None) == afresh
+    (_, ends) = told(image_before=None, attempts=lifecycle.ATTEMPTS_MAX)
+    assert f"9m55s, it has failed after {lifecycle.ATTEMPTS_MAX} starts, and 30.0s" in ends
+    assert told(want=Want.SUSPEND) == [lies]
     then = planned(a_snapshot([away, node("n2")], [back]), now=back.not_before).decisions
     (place,) = [d for d in then if isinstance(d, Place)]
     assert place.restore and place.placement[0].node_id == "n2"

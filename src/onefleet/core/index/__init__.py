@@ -6,7 +6,7 @@ has the works, those that wait in `Lines`.
 
 from __future__ import annotations
 
-from onefleet.core.index.homes import Home, Kin, can_be_had, is_in_reach
+from onefleet.core.index.homes import Home, Kin, is_in_reach, missing_image
 from onefleet.core.index.index import Index, Record
 from onefleet.core.index.lines import Shape
 from onefleet.core.index.room import NOW, SOON, Hold, Kept, Room, gone
@@ -24,7 +24,7 @@ __all__ = [
     "Record",
     "Room",
     "Shape",
-    "can_be_had",
     "gone",
     "is_in_reach",
+    "missing_image",
 ]

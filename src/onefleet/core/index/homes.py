@@ -47,6 +47,13 @@ class Home(NamedTuple):
     kin: Kin | None = None
 
 
+class Missing(NamedTuple):
+    """nodes: who had an image, all of them away. until: when they are not waited for any more."""
+
+    nodes: Nodes
+    until: Instant
+
+
 def home_of(work: Work, fleet: Fleet, now: Instant, policy: Policy) -> Home | None:
     """Where the work may be placed now; None: anywhere, there is no image to go on from."""
     image = work.image
@@ -105,6 +112,33 @@ def can_be_had(image: Image, fleet: Fleet, kind: DeviceKind) -> bool:
     if not all(_has_it(rank, image, fleet) for rank in range(len(image.nodes))):
         return False
     return any(is_in_reach(fleet.rooms[node_id], kin, kind) for node_id in fleet.usable)
+
+
+def missing_image(work: Work, fleet: Fleet, policy: Policy) -> Missing | None:
+    """Of a work whose newest image nobody has who is there: who had it, of the rank that is given
+    up first. The rooms are settled.
+
+    If the image before it can be had, that is when as much time has passed as going back to it
+    throws away: so it costs at most twice what it would have, had one known whether the node comes
+    back (the ski rental).
+    """
+    image, before = work.image, work.image_before
+    if image is None:
+        return None
+    holders = [image.holders(rank) for rank in range(len(image.nodes))]
+    absent = [nodes for nodes in holders if all(fleet.is_absent(node_id) for node_id in nodes)]
+    if not absent:
+        return None
+    wait_ms = policy.image_wait_ms
+    if before is not None and can_be_had(before, fleet, work.demand.kind):
+        wait_ms = min(wait_ms, image.ran_ms - before.ran_ms)
+
+    def away_since(nodes: Nodes) -> int:
+        known = (fleet.nodes[node_id] for node_id in nodes if node_id in fleet.nodes)
+        return max(work.phase_since, *map(fleet.lease_of, known), 0)
+
+    first = min(absent, key=away_since)
+    return Missing(first, Instant(away_since(first) + wait_ms))
 
 
 def image_nodes(work: Work) -> Nodes:

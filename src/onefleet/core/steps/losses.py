@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 
 from onefleet.core.feasibility import feasibility
-from onefleet.core.index import can_be_had
+from onefleet.core.index import missing_image
 from onefleet.core.plan import DropImage, Fence, Lose
 from onefleet.core.scratch import Scratch
 from onefleet.domain.fleet import NodeState
@@ -40,12 +39,7 @@ def fence(this: Scratch) -> None:
 
 
 def drop_images(this: Scratch) -> None:
-    """Give up images on nodes that have been away for too long.
-
-    If the image before it can be had, that is when as much time has passed as going back to it
-    throws away: so it costs at most twice what it would have, had one known whether the node comes
-    back (the ski rental).
-    """
+    """Give up images on nodes that have been away for too long (`homes.missing_image`)."""
     fleet = this.index.fleet
     waiting = {name: None for node in fleet.absent for name in fleet.images.get(node, ())}
     dropped = 0
@@ -53,37 +47,15 @@ def drop_images(this: Scratch) -> None:
         work = this.works[work_id]
         if work.want is not Want.RUN:
             continue
-        wait_ms = _wait_ms(this, work)
-        for holders in _holders(work):
-            if not all(fleet.is_absent(node_id) for node_id in holders):
-                continue
-            nodes = [fleet.nodes[node_id] for node_id in holders if node_id in fleet.nodes]
-            away_since = max(work.phase_since, *map(fleet.lease_of, nodes), 0)
-            if this.now - away_since >= wait_ms:
-                there = " and ".join(holders)
-                reason = f"its image lay on node {there}, which did not come back"
-                this.decide(DropImage(work.id, reason))
-                dropped += 1
-                break
+        if work.image_before is not None:
+            this.index.settle_rooms()
+        missing = missing_image(work, fleet, this.policy)
+        if missing is not None and missing.until <= this.now:
+            there = " and ".join(missing.nodes)
+            reason = f"its image lay on node {there}, which did not come back"
+            this.decide(DropImage(work.id, reason))
+            dropped += 1
     this.report("images", f"{dropped} images given up")
-
-
-def _wait_ms(this: Scratch, work: Work) -> int:
-    """For how long its newest image is waited for."""
-    image, before = work.image, work.image_before
-    if image is None or before is None:
-        return this.policy.image_wait_ms
-    this.index.settle_rooms()
-    if not can_be_had(before, this.index.fleet, work.demand.kind):
-        return this.policy.image_wait_ms
-    return min(this.policy.image_wait_ms, image.ran_ms - before.ran_ms)
-
-
-def _holders(work: Work) -> Iterator[tuple[NodeId, ...]]:
-    """Of each rank, the nodes that have its image."""
-    image = work.image
-    if image is not None:
-        yield from (image.holders(rank) for rank in range(len(image.nodes)))
 
 
 def _on_absent(this: Scratch) -> list[tuple[Work, NodeId]]:
