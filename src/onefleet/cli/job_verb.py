@@ -13,7 +13,7 @@ from onefleet.cli.kinds import JOB
 from onefleet.cli.options import Acting, Command
 from onefleet.cli.times import Number
 from onefleet.cli.waiting import wait_until
-from onefleet.domain.errors import NotFound
+from onefleet.domain.errors import CallerError, NotFound
 from onefleet.wire.api import ArrayAnswer, JobView
 from onefleet.wire.client import Client, segment
 
@@ -25,9 +25,10 @@ def _phase(*phases: str) -> Reached:
 
 
 #: Verb -> what it brings a job to, in words, and whether it is there: (as it was asked, as it is).
+#: What has not begun, or is saved already, has nothing to be saved or to stand still.
 _REACHED: dict[str, tuple[str, Reached]] = {
-    "suspend": ("suspended", _phase("suspended", "ended")),
-    "freeze": ("frozen", _phase("frozen", "ended")),
+    "suspend": ("suspended", _phase("suspended", "pending", "ended")),
+    "freeze": ("frozen", _phase("frozen", "suspended", "pending", "ended")),
     "resume": ("running", _phase("running", "ended")),
     "cancel": ("ended", _phase("ended")),
     "checkpoint": (
@@ -58,29 +59,39 @@ def get_job(pool: Client, name: str) -> JobView:
 
 def job_verb(act: Acting, names: Sequence[str], verb: str, wait_s: float | None) -> None:
     """POST the verb for each job, or all jobs of each array; with a time limit, return when all
-    are there."""
-    asked, single = list[JobView](), len(names) == 1
+    are there. One that is refused keeps none of the others from being asked; the first refusal is
+    raised at the end."""
+    asked, refused, single = list[JobView](), list[CallerError](), len(names) == 1
     for name in names:
         try:
-            asked.append(act.pool.post(f"/api/v1/jobs/{segment(name)}/{verb}", None, JobView))
-        except NotFound as missing:
-            answer = _of_array(act.pool, name, verb, missing)
-            say(_told(answer, verb))
-            asked.extend(answer.data)
-            single = False
+            found, is_array = _ask(act.pool, name, verb)
+        except CallerError as error:
+            refused.append(error)
+            continue
+        asked.extend(found)
+        single = single and not is_array
     done = [_reached(act, job, verb, wait_s) if wait_s is not None else job for job in asked]
-    if single:
+    if single and done:
         act.done(JOB, done[0])
-    else:
+    elif done:
         act.done_many(JOB, done)
+    for another in refused[1:]:
+        say(another.lines())
+    if refused:
+        raise refused[0]
 
 
-def _of_array(pool: Client, name: str, verb: str, missing: NotFound) -> ArrayAnswer:
-    """missing: what is said where there is no such array either."""
+def _ask(pool: Client, name: str, verb: str) -> tuple[tuple[JobView, ...], bool]:
+    """The jobs that were asked, and whether they are an array's. Raises CallerError."""
     try:
-        return pool.post(f"/api/v1/arrays/{segment(name)}/{verb}", None, ArrayAnswer)
-    except NotFound:
-        raise missing from None
+        return (pool.post(f"/api/v1/jobs/{segment(name)}/{verb}", None, JobView),), False
+    except NotFound as missing:
+        try:
+            answer = pool.post(f"/api/v1/arrays/{segment(name)}/{verb}", None, ArrayAnswer)
+        except NotFound:
+            raise missing from None
+    say(_told(answer, verb))
+    return answer.data, True
 
 
 def _told(answer: ArrayAnswer, verb: str) -> str:

@@ -264,6 +264,25 @@ def test_a_verb_on_an_array_says_of_how_many_jobs_it_is_asked(fake, cli):
     assert (code, out) == (3, "") and "/api/v1/jobs/nothing/cancel" in err
 
 
+def test_one_job_that_cannot_be_asked_keeps_no_other_from_it(fake, cli):
+    job = fake.views["/api/v1/jobs/job-1"]
+    fake.made["/api/v1/jobs/job-2/cancel"] = msgspec.structs.replace(job, id="job-2")
+    fake.fail["/api/v1/jobs/old/cancel"] = errors.Conflict("it has ended already")
+    code, out, err = cli("cancel", "job-1", "old", "none", "job-2")
+    assert (code, out) == (5, "job-1\njob-2\n")
+    said = [line for line in err.splitlines() if line.startswith("error")]
+    assert said == ["error: no /api/v1/jobs/none/cancel", "error: it has ended already"]
+
+
+@pytest.mark.parametrize("verb", ["suspend", "freeze"])
+@pytest.mark.parametrize("phase", ["pending", "running"])
+def test_a_job_that_has_not_begun_has_nothing_to_be_waited_for(fake, cli, verb, phase):
+    job = msgspec.structs.replace(fake.views["/api/v1/jobs/job-1"], phase=phase)
+    fake.views["/api/v1/jobs/job-1"] = job
+    code = cli(verb, "job-1", "--wait", "--timeout", "0")[0]
+    assert code == (0 if phase == "pending" else 124)
+
+
 def test_scale_and_migrate_say_what_is_wanted(fake, cli):
     assert cli("scale", "job-1", "auto")[0] == 0
     assert msgspec.json.decode(fake.calls[-1][2]) == {"devices": None}
