@@ -25,9 +25,8 @@ HOUR_MS = 3_600_000
 def due_in(ms: int, estimate_ms: int | None = 40_000, **changes: Any) -> Work:
     """A basic job that came last and has nothing but its deadline to speak for it."""
     terms = Terms(deadline=Instant(NOW + ms), estimate_ms=estimate_ms, checkpoint_every_ms=0)
-    return a_job(
-        "d", tier=changes.pop("tier", Tier.BASIC), terms=terms, submitted_at=NOW, **changes
-    )
+    came = {"submitted_at": NOW, "phase_since": NOW}
+    return a_job("d", tier=changes.pop("tier", Tier.BASIC), terms=terms, **came, **changes)
 
 
 def first(*works: Work) -> str:

@@ -13,7 +13,7 @@ from itertools import product
 
 from onefleet.core.blockers import Waiting
 from onefleet.core.capacity import Nodes, Shy
-from onefleet.core.deadlines import is_urgent
+from onefleet.core.deadlines import URGENT, is_urgent
 from onefleet.core.guarantees import Guarantees
 from onefleet.core.index import Home, Room
 from onefleet.core.index.lines import Queue
@@ -261,8 +261,9 @@ class Placing:
         return Rights(self._is_late(work), queue.claims, sheltered)
 
     def _is_late(self, work: Work) -> bool:
-        """Whether it has waited for its patience."""
-        return self.this.waited_ms(work) >= self.this.policy.patience_ms
+        """Whether it has waited for its patience, or has none as its deadline is near."""
+        late = self.this.waited_ms(work) >= self.this.policy.patience_ms
+        return late or self.this.index.roster.level_of(work.id) == URGENT
 
     def _hope(self) -> None:
         """More may come free than was needed."""
