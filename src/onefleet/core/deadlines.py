@@ -18,9 +18,6 @@ from onefleet.core.policy import Policy
 from onefleet.domain.ids import Instant
 from onefleet.domain.work import Phase, Want, Work
 
-#: The level of what is urgent (`ordering.py`): before all others.
-URGENT = -2
-
 
 def is_urgent(work: Work, now: Instant, policy: Policy) -> bool:
     """Whether it would come too late if it went on waiting for its turn."""

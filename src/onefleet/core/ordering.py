@@ -44,6 +44,10 @@ RANK_NAMES = (
     "basic",
 )
 TIERS = (Tier.PREMIUM,) * 3 + (Tier.STANDARD,) * 2 + (Tier.BASIC,)
+#: Levels before all others of a rank, last first: of what lost its place and has spares for that
+#: (`index/spares.py`), what would miss its deadline (`deadlines.py`), and what has had next to
+#: nothing of its time (`starvation.py`).
+STRANDED, URGENT, STARVED = -3, -2, -1
 #: What counts as lost of work that has to save itself: a month.
 MAY_LOSE_MS = 30 * 24 * HOUR_MS
 _BY_TIER = {Tier.PREMIUM: PREMIUM, Tier.STANDARD: STANDARD, Tier.BASIC: BASIC}

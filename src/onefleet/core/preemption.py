@@ -19,9 +19,8 @@ from onefleet.core.index import SOON, Hold, Home, Index, gone
 from onefleet.core.index.movable import Scope, Victim
 from onefleet.core.index.room import workers_on, workers_with
 from onefleet.core.index.shelves import rising
-from onefleet.core.ordering import BASIC, RESERVED
+from onefleet.core.ordering import BASIC, RESERVED, STARVED
 from onefleet.core.snapshot import devices_held
-from onefleet.core.starvation import STARVED
 from onefleet.domain.ids import DeploymentId, NodeId, TenantId, WorkId
 from onefleet.domain.work import Demand, Work, WorkKind
 

@@ -16,9 +16,6 @@ from onefleet.core.policy import Policy
 from onefleet.domain.ids import Instant
 from onefleet.domain.work import WHOLE, Phase, Want, Work, WorkKind
 
-#: The level of what is starved (`ordering.py`): before all others but what is urgent.
-STARVED = -1
-
 
 def is_starved(work: Work, now: Instant, policy: Policy) -> bool:
     """Whether it goes first, because it has had next to nothing."""

@@ -16,8 +16,7 @@ from itertools import chain
 from typing import NamedTuple, Protocol
 
 from onefleet.core.index.homes import Home
-from onefleet.core.ordering import RANK_NAMES
-from onefleet.core.starvation import STARVED
+from onefleet.core.ordering import RANK_NAMES, STARVED
 from onefleet.domain.fleet import DeviceKind
 from onefleet.domain.ids import TenantId, WorkId
 from onefleet.domain.work import Demand, WorkKind

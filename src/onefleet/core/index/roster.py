@@ -11,7 +11,7 @@ from bisect import bisect_left, insort
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from onefleet.core.deadlines import URGENT, is_urgent, urgent_at
+from onefleet.core.deadlines import is_urgent, urgent_at
 from onefleet.core.feasibility import node_memory
 from onefleet.core.index.asked import Asked
 from onefleet.core.index.coverage import Coverage
@@ -24,6 +24,9 @@ from onefleet.core.index.room import MEASURES, SOON, Hold, gone
 from onefleet.core.index.usage import DeviceUse
 from onefleet.core.ledger import Use, bucket_of, use_of
 from onefleet.core.ordering import (
+    STARVED,
+    STRANDED,
+    URGENT,
     behind_changes_at,
     gives_way,
     level_of,
@@ -33,7 +36,7 @@ from onefleet.core.ordering import (
 )
 from onefleet.core.policy import Policy
 from onefleet.core.promise import lineage
-from onefleet.core.starvation import STARVED, is_starved, starvation_changes_at
+from onefleet.core.starvation import is_starved, starvation_changes_at
 from onefleet.domain.ids import (
     EPOCH,
     DeploymentId,
@@ -50,8 +53,6 @@ from onefleet.domain.work import Phase, Want, Work, WorkKind
 
 #: Phases in which what is held comes free soon.
 LEAVING = (Phase.SAVING, Phase.STOPPING)
-#: The level of works that spares are kept for: they go before all others of their rank.
-STRANDED = URGENT - 1
 NEVER = Instant(1 << 62)
 
 

@@ -13,16 +13,16 @@ from itertools import product
 
 from onefleet.core.blockers import Waiting
 from onefleet.core.capacity import Nodes, Shy
-from onefleet.core.deadlines import URGENT, is_urgent
+from onefleet.core.deadlines import is_urgent
 from onefleet.core.guarantees import Guarantees
 from onefleet.core.index import Home, Room
 from onefleet.core.index.lines import Queue
-from onefleet.core.ordering import RANK_NAMES, TIERS
+from onefleet.core.ordering import RANK_NAMES, STARVED, TIERS, URGENT
 from onefleet.core.plan import Freeze, Place, Resize, Stop, Suspend
 from onefleet.core.preemption import Rights
 from onefleet.core.scratch import Scratch
 from onefleet.core.shares import Shares
-from onefleet.core.starvation import STARVED, is_starved
+from onefleet.core.starvation import is_starved
 from onefleet.core.steps.defragment import defragment, is_worth_a_search
 from onefleet.core.steps.heads import Heads
 from onefleet.core.steps.narrow import narrow_for
