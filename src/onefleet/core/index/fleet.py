@@ -18,15 +18,17 @@ _NOT = object()
 class Fleet:
     """Nodes and what is on them. `settle` before anything is looked up in rooms and shelves.
 
-    rooms: of usable nodes only. spares: those of them that are kept empty, which stand on shelves
-    of their own (aside). awaited: nodes that works are on their way to, or have to go back to.
-    open: nodes that others can fetch images from. turned: nodes that became usable or unusable, or
-    began or ceased to be open. late: nodes that are not given up and whose lease ran out. absent:
-    nodes that are lost or unknown, and on which works or images lie.
+    products: of all devices of a kind of each node, if they are alike. rooms: of usable nodes only.
+    spares: those of them that are kept empty, which stand on shelves of their own (aside). awaited:
+    nodes that works are on their way to, or have to go back to. open: nodes that others can fetch
+    images from. turned: nodes that became usable or unusable, or began or ceased to be open. late:
+    nodes that are not given up and whose lease ran out. absent: nodes that are lost or unknown, and
+    on which works or images lie.
     """
 
     def __init__(self, spares: Iterable[tuple[DeviceKind, int]] = ()) -> None:
         self.nodes: dict[NodeId, Node] = {}
+        self.products: dict[NodeId, dict[DeviceKind, str]] = {}
         self.rooms: dict[NodeId, Room] = {}
         self.shelves = Shelves()
         self.aside = Shelves()
@@ -52,13 +54,14 @@ class Fleet:
     def put(self, node: Node) -> None:
         """A node came, or is now like this."""
         self.nodes[node.id] = node
+        self.products[node.id] = _products(node)
         self._bays[node.id] = bays_of(node)
         self.spares.put(node)
         self._look_at(node.id)
 
     def remove(self, node_id: NodeId) -> None:
         """There is no record of it any more."""
-        del self.nodes[node_id], self._bays[node_id]
+        del self.nodes[node_id], self.products[node_id], self._bays[node_id]
         self.spares.remove(node_id)
         self._look_at(node_id)
 
@@ -215,3 +218,10 @@ class Fleet:
             self.absent[node_id] = None
         else:
             self.absent.pop(node_id, None)
+
+
+def _products(node: Node) -> dict[DeviceKind, str]:
+    found: dict[DeviceKind, dict[str, None]] = {}
+    for device in node.devices:
+        found.setdefault(device.kind, {})[device.product] = None
+    return {kind: next(iter(names)) for kind, names in found.items() if len(names) == 1}

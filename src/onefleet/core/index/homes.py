@@ -19,7 +19,7 @@ from typing import NamedTuple
 from onefleet.core.index.fleet import Fleet
 from onefleet.core.index.room import Room
 from onefleet.core.policy import Policy
-from onefleet.domain.fleet import CheckpointMode, DeviceKind, Node
+from onefleet.domain.fleet import CheckpointMode, DeviceKind
 from onefleet.domain.ids import Instant, NodeId
 from onefleet.domain.work import Image, Phase, Want, Work
 
@@ -186,14 +186,8 @@ def _kin(fleet: Fleet, node_id: NodeId, kind: DeviceKind) -> Kin | None:
         return None
     if node.checkpoint_mode is CheckpointMode.COOPERATIVE:
         return Kin(node.checkpoint_mode, "")
-    product = _product(node, kind)
+    product = fleet.products[node_id].get(kind)
     return Kin(node.checkpoint_mode, product) if product else None
-
-
-def _product(node: Node, kind: DeviceKind) -> str:
-    """The product of all its devices of the kind; empty when they are not alike, or none."""
-    found = dict.fromkeys(device.product for device in node.devices if device.kind is kind)
-    return next(iter(found)) if len(found) == 1 else ""
 
 
 def _has_it(rank: int, image: Image, fleet: Fleet) -> bool:
