@@ -19,6 +19,7 @@ import sys
 from dataclasses import dataclass
 
 from benchmarks import tables
+from onefleet import collector
 from onefleet.sim.jobs.bounds import makespan
 from onefleet.sim.jobs.catalog import (
     DRF,
@@ -71,6 +72,7 @@ class Peak:
 
 def run(task: tuple[str, str]) -> Found:
     """All cohorts of a shape, which are alike, but for the ties of chance."""
+    collector.settle()  # as the control plane does
     shape, named = SHAPES[task[0]], POLICIES[task[1]]
     names = {TIERS[kind.priority]: kind.name for kind in shape.classes}
     waits: dict[str, list[int]] = {kind.name: [] for kind in shape.classes}

@@ -13,7 +13,7 @@ import uvicorn
 import uvloop
 from starlette.routing import BaseRoute
 
-from onefleet import config
+from onefleet import collector, config
 from onefleet.control.adding import adder
 from onefleet.control.app import make_app
 from onefleet.control.clock import TimeIds, WallClock
@@ -45,6 +45,7 @@ def run(
 
     Raises OnefleetError when the state cannot be loaded; nothing is served then.
     """
+    collector.settle()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         listener = socket.socket(fileno=listen_fd)
         runner.run(serve(listener, layout, internal_token, extra_routes, policy=policy))

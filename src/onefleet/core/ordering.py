@@ -15,7 +15,7 @@ goes before all others of the rank (`shares.py`, `index/lines.py`). After 2D-LAS
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from onefleet.core.ledger import (
     HOUR_MS,
@@ -74,11 +74,17 @@ def next_level_at(work: Work, now: Instant, policy: Policy) -> Instant | None:
 
 def reaches_at(work: Work, level: int, now: Instant, policy: Policy) -> Instant | None:
     """When running work gets to a level that is above its own; None when it never does."""
+    return next(iter(rises_of(work, (level,), now, policy)), None)
+
+
+def rises_of(work: Work, levels: Iterable[int], now: Instant, policy: Policy) -> Sequence[Instant]:
+    """When running work gets to levels that are above its own; empty when it never does."""
     milli = held_milli(work)
     if work.phase is not Phase.RUNNING or not milli:
-        return None
-    left = (policy.level_ms << (level - 1) * policy.level_doublings) - served_ms(work, now)
-    return Instant(max(now, work.accounted_until) + -(-left * WHOLE // milli))
+        return ()
+    had_ms, since = served_ms(work, now), max(now, work.accounted_until)
+    needed = ((policy.level_ms << (level - 1) * policy.level_doublings) for level in levels)
+    return [Instant(since + -((had_ms - ms) * WHOLE // milli)) for ms in needed]
 
 
 def level_at(device_ms: int, policy: Policy) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import signal
 import socket
 import ssl
@@ -15,6 +14,7 @@ from typing import TextIO, cast
 import structlog
 import uvloop
 
+from onefleet import collector
 from onefleet.config import StandardError
 from onefleet.domain.layout import Layout
 from onefleet.engines.base import Dialect
@@ -27,9 +27,6 @@ from onefleet.gateway.sync import ControlSync
 from onefleet.gateway.upstream import Upstream
 
 _BACKLOG = 4096
-
-#: Allocations before the youngest generation is looked at, and how often the older ones are.
-_GC_THRESHOLDS = (50_000, 20, 100)
 
 #: Connections to the control plane are closed before uvicorn's keep-alive of five seconds would.
 _CONTROL_IDLE_MS = 5_000
@@ -138,20 +135,13 @@ def run(
             fresh = port_file.with_suffix(".new")
             fresh.write_text(f"{name[0]} {name[1]}\n", "ascii")
             fresh.replace(port_file)
-        _settle_garbage_collector()
+        collector.settle()
         await stop.wait()
         if not await process.stop():
             process.gateway.log.warning("requests_cut_off")
 
     uvloop.run(serve())
     return 0
-
-
-def _settle_garbage_collector() -> None:
-    """Collect rarely: requests leave no cycles behind, so there is next to nothing to find."""
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(*_GC_THRESHOLDS)
 
 
 def _log_to_stderr() -> None:

@@ -21,7 +21,7 @@ from typing import assert_never
 from onefleet.core import lifecycle
 from onefleet.core.index import Record
 from onefleet.core.ledger import forgetting
-from onefleet.core.ordering import level_of, reaches_at
+from onefleet.core.ordering import level_of, rises_of
 from onefleet.core.plan import (
     Checkpoint,
     Decision,
@@ -222,10 +222,9 @@ class Pool:
     def _note_rises(self, number: int, work: Work, now: Instant) -> None:
         """When a job that begins to run gets to each of the levels above its own."""
         first = level_of(work, now, self._policy) + 1
-        for level in range(first, first + LEVELS_NOTED):
-            at = reaches_at(work, level, now, self._policy)
-            if at is not None:
-                heapq.heappush(self._rises.setdefault(level, []), (at, number, work.epoch))
+        levels = range(first, first + LEVELS_NOTED)
+        for level, at in zip(levels, rises_of(work, levels, now, self._policy), strict=False):
+            heapq.heappush(self._rises.setdefault(level, []), (at, number, work.epoch))
 
 
 def simulated_node(number: int, size: int) -> Node:
