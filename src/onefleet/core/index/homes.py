@@ -97,21 +97,11 @@ def roams_at(work: Work, fleet: Fleet, policy: Policy) -> Instant | None:
     image, wait_ms = work.image, policy.resume_hold_ms
     if image is None or kin_of(image.nodes, fleet, work.demand.kind) is None:
         return None
-    if not all(_has_it(rank, image, fleet) for rank in range(len(image.nodes))):
+    if not _is_there(image, fleet):
         return None
     if all(node_id in fleet.usable for node_id in image.nodes):
         wait_ms = max(wait_ms, way_ms(image, policy))
     return Instant(max(work.phase_since + wait_ms, work.not_before))
-
-
-def can_be_had(image: Image, fleet: Fleet, kind: DeviceKind) -> bool:
-    """Whether work can go on from this image by now, once there is room for it."""
-    kin = kin_of(image.nodes, fleet, kind)
-    if kin is None:
-        return all(node_id in fleet.usable for node_id in image.nodes)
-    if not all(_has_it(rank, image, fleet) for rank in range(len(image.nodes))):
-        return False
-    return any(is_in_reach(fleet.rooms[node_id], kin, kind) for node_id in fleet.usable)
 
 
 def missing_image(work: Work, fleet: Fleet, policy: Policy) -> Missing | None:
@@ -130,7 +120,7 @@ def missing_image(work: Work, fleet: Fleet, policy: Policy) -> Missing | None:
     if not absent:
         return None
     wait_ms = policy.image_wait_ms
-    if before is not None and can_be_had(before, fleet, work.demand.kind):
+    if before is not None and _can_be_had(before, fleet, work.demand.kind):
         wait_ms = min(wait_ms, image.ran_ms - before.ran_ms)
 
     def away_since(nodes: Nodes) -> int:
@@ -190,6 +180,17 @@ def _kin(fleet: Fleet, node_id: NodeId, kind: DeviceKind) -> Kin | None:
     return Kin(node.checkpoint_mode, product) if product else None
 
 
-def _has_it(rank: int, image: Image, fleet: Fleet) -> bool:
-    """Whether the image of this rank can be fetched from somewhere."""
-    return any(node_id in fleet.open for node_id in image.holders(rank))
+def _can_be_had(image: Image, fleet: Fleet, kind: DeviceKind) -> bool:
+    """Whether work can go on from this image by now, once there is room for it."""
+    kin = kin_of(image.nodes, fleet, kind)
+    if kin is None:
+        return all(node_id in fleet.usable for node_id in image.nodes)
+    if not _is_there(image, fleet):
+        return False
+    return any(is_in_reach(fleet.rooms[node_id], kin, kind) for node_id in fleet.usable)
+
+
+def _is_there(image: Image, fleet: Fleet) -> bool:
+    """Whether the image of every rank can be fetched from somewhere."""
+    ranks = range(len(image.nodes))
+    return all(any(node in fleet.open for node in image.holders(rank)) for rank in ranks)

@@ -43,12 +43,12 @@ def drop_images(this: Scratch) -> None:
     fleet = this.index.fleet
     waiting = {name: None for node in fleet.absent for name in fleet.images.get(node, ())}
     dropped = 0
+    if waiting:
+        this.index.settle_rooms()
     for work_id in sorted(waiting):
         work = this.works[work_id]
         if work.want is not Want.RUN:
             continue
-        if work.image_before is not None:
-            this.index.settle_rooms()
         missing = missing_image(work, fleet, this.policy)
         if missing is not None and missing.until <= this.now:
             there = " and ".join(missing.nodes)
