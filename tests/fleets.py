@@ -191,3 +191,28 @@ def after(snapshot: Snapshot, decided: Plan, now: Instant = NOW) -> Snapshot:
     works = {**snapshot.works, **{w.id: w for w in apply_plan(snapshot, decided, now)}}
     nodes = {**snapshot.nodes, **{n.id: n for n in fenced_nodes(snapshot, decided)}}
     return replace(snapshot, works=works, nodes=nodes)
+
+
+def settled(snapshot: Snapshot, policy: Policy) -> Snapshot:
+    """Pass after pass, in a world that obeys at once, until there is nothing more to decide."""
+    for step in range(12):
+        now = Instant(NOW + 2_000 * step)
+        decided = planned(snapshot, policy, now)
+        snapshot = after(snapshot, decided, now)
+        works = {name: _obey(work, now) for name, work in snapshot.works.items()}
+        snapshot = replace(snapshot, works=works)
+    assert decided.decisions == ()
+    return snapshot
+
+
+def _obey(work: Work, now: Instant) -> Work:
+    if work.phase is Phase.STARTING:
+        return lifecycle.apply(work, lifecycle.Started(), now)
+    if work.phase is Phase.RESTORING:
+        return lifecycle.apply(work, lifecycle.Restored(), now)
+    if work.phase is Phase.SAVING:
+        nodes = tuple(slot.node_id for slot in work.placement)
+        return lifecycle.apply(
+            work, lifecycle.Saved(Image(lifecycle.image_id(work), nodes, 1, now)), now
+        )
+    return work

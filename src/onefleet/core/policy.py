@@ -40,6 +40,8 @@ class Policy:
     work waits for so long before it goes on where its image is not.
     moves_max, move_rest_ms: so many jobs move at once, at most, to make one piece of what is free;
     each after having run for so long. 0 of them: none ever does.
+    tidy_max: so many jobs move at once, at most, while nothing waits, to make room for what is
+    usually asked. 0: none ever does.
     freeze_ms: work that stands still and wants to run is saved after this long, so that it can go
     on elsewhere.
     node_mttf_ms: the time between two failures of one node, for periodic checkpoints.
@@ -67,6 +69,7 @@ class Policy:
     move_bytes_per_ms: int = 125_000
     moves_max: int = 4
     move_rest_ms: int = 900_000
+    tidy_max: int = 4
     freeze_ms: int = 60_000
     node_mttf_ms: int = PRIOR_NODE_MS
     spares: tuple[tuple[DeviceKind, int], ...] = ()

@@ -10,6 +10,7 @@ from onefleet.core.steps.moves import move
 from onefleet.core.steps.owners import stop, suspend
 from onefleet.core.steps.queue import Placing
 from onefleet.core.steps.resize import resize
+from onefleet.core.steps.tidy import tidy
 from onefleet.core.steps.width import widen
 
 
@@ -29,5 +30,6 @@ def work_off(this: Scratch, *, thorough: bool = False) -> Placing:
     thaw(this)
     widen(this, placing.contended)
     resize(this, placing.contended)
+    tidy(this, placing.contended)
     checkpoint(this)
     return placing

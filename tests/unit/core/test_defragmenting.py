@@ -8,16 +8,14 @@ from typing import Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.fleets import NOW, a_job, a_node, a_snapshot, after, placed, planned
+from tests.fleets import NOW, a_job, a_node, a_snapshot, after, placed, planned, settled, suspended
 
-from onefleet.core import lifecycle
 from onefleet.core.plan import Move, Place, Suspend
 from onefleet.core.policy import Policy
-from onefleet.core.snapshot import Snapshot
 from onefleet.domain.fleet import Node
 from onefleet.domain.ids import Instant
 from onefleet.domain.tiers import Tier
-from onefleet.domain.work import Image, Phase, Terms, Work
+from onefleet.domain.work import Phase, Terms, Work
 
 POLICY = Policy(move_rest_ms=60_000)
 NEVER = Terms(checkpoint_every_ms=0)
@@ -58,7 +56,7 @@ def test_one_moves_and_what_waits_gets_both_devices() -> None:
     home = "n1" if move.work_id == "a" else "n2"
     assert move.nodes == ("n2" if home == "n1" else "n1",)
     assert move.reason == "moves so that w (premium) finds its devices in one piece"
-    then = settle(snapshot, POLICY)
+    then = settled(snapshot, POLICY)
     assert all(work.phase is Phase.RUNNING for work in then.works.values())
     (receipt,) = then.works[move.work_id].receipts
     assert receipt.by == "w" and receipt.lost_ms == 0
@@ -98,36 +96,21 @@ def test_what_moves_has_its_place_kept_and_is_not_moved_twice() -> None:
     assert planned(then, POLICY).decisions == ()
 
 
+def test_what_was_saved_finds_its_devices_elsewhere_once_its_image_may_go_there() -> None:
+    nodes = (*TWO, node("n3"))
+    full = runs("c", "n3", "0 1", suspendable=False)
+    job = a_job("w", 2, Tier.PREMIUM, terms=NEVER)
+    waiting = suspended(job, "n3", at=LONG_AGO, size_bytes=1)
+    assert len(moved(*HALVES, full, waiting, nodes=nodes)) == 1
+    far = suspended(job, "n3", at=LONG_AGO, size_bytes=10**12)
+    assert moved(*HALVES, full, far, nodes=nodes) == [], "its image would take longer than it waits"
+
+
 def test_a_gang_finds_its_nodes() -> None:
     nodes = (*TWO, node("n3"), node("n4"))
     singles = tuple(runs(f"x{i}", f"n{i}") for i in range(1, 5))
     gang = waits(2, demand=replace(waits(2).demand, workers=2))
     assert len(moved(*singles, gang, nodes=nodes)) == 2
-
-
-def settle(snapshot: Snapshot, policy: Policy) -> Snapshot:
-    """Pass after pass, in a world that obeys at once, until there is nothing more to decide."""
-    for step in range(12):
-        now = Instant(NOW + 2_000 * step)
-        decided = planned(snapshot, policy, now)
-        snapshot = after(snapshot, decided, now)
-        works = {name: _obey(work, now) for name, work in snapshot.works.items()}
-        snapshot = replace(snapshot, works=works)
-    assert decided.decisions == ()
-    return snapshot
-
-
-def _obey(work: Work, now: Instant) -> Work:
-    if work.phase is Phase.STARTING:
-        return lifecycle.apply(work, lifecycle.Started(), now)
-    if work.phase is Phase.RESTORING:
-        return lifecycle.apply(work, lifecycle.Restored(), now)
-    if work.phase is Phase.SAVING:
-        nodes = tuple(slot.node_id for slot in work.placement)
-        return lifecycle.apply(
-            work, lifecycle.Saved(Image(lifecycle.image_id(work), nodes, 1, now)), now
-        )
-    return work
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
@@ -148,7 +131,7 @@ def test_moves_help_and_come_to_rest(data: st.DataObject) -> None:
     first = planned(snapshot, policy)
     moves = [d for d in first.decisions if isinstance(d, Move)]
     assert len(moves) <= policy.moves_max
-    then = settle(snapshot, policy)
+    then = settled(snapshot, policy)
     assert all(then.works[work.id].phase is Phase.RUNNING for work in works)
     got = then.works[waiting.id].phase is Phase.RUNNING
     free = size * count - len(works)

@@ -81,10 +81,16 @@ class _Order:
 
 
 class Packer:
-    """The free part of a fleet. See the module for its use."""
+    """The free part of a fleet. See the module for its use. worth: the measure, if it is known and
+    not to be learnt."""
 
     def __init__(
-        self, hosts: Iterable[Host] = (), *, score_of: ScoreOf = LeastLoss, mix: Mix | None = None
+        self,
+        hosts: Iterable[Host] = (),
+        *,
+        score_of: ScoreOf = LeastLoss,
+        mix: Mix | None = None,
+        worth: Worth | None = None,
     ) -> None:
         self._rooms: dict[str, _Room] = {}
         self._groups: dict[Space, list[str]] = {}
@@ -92,6 +98,7 @@ class Packer:
         self._orders: OrderedDict[Ask, _Order] = OrderedDict()
         self._capacity: dict[str, int] = {}
         self._score_of = score_of
+        self._given = worth
         self.mix = Mix() if mix is None else mix
         for host in hosts:
             self.put(host)
@@ -257,7 +264,7 @@ class Packer:
     def _adopt_mix(self) -> None:
         seen = self.mix.seen
         self._learn_at = seen + min(max(seen // 4, LEARN_FIRST), LEARN_LAST)
-        self._worth = Worth(self.mix.counts(), dict(self._capacity))
+        self._worth = self._given or Worth(self.mix.counts(), dict(self._capacity))
         self._score = self._score_of(self._worth)
         self._orders.clear()
 

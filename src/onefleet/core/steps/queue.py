@@ -230,7 +230,7 @@ class Placing:
         if self.searched or not self._is_late(work) or not is_worth_a_search(self.this, work, home):
             return False
         self.searched = True
-        count = defragment(self.this, work, rank)
+        count = defragment(self.this, work, rank, home)
         self.moved += count
         if count:
             self._hope()

@@ -1,0 +1,137 @@
+"""While nothing waits, jobs move to make room for what is usually asked: if it pays; it ends."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.fleets import NOW, a_job, a_node, a_snapshot, placed, planned, settled
+
+from onefleet.core.plan import Move
+from onefleet.core.policy import Policy
+from onefleet.core.snapshot import Snapshot
+from onefleet.domain.fleet import Node
+from onefleet.domain.ids import Instant
+from onefleet.domain.tiers import Tier
+from onefleet.domain.work import Outcome, Phase, Terms, Work
+
+POLICY = Policy(move_rest_ms=60_000)
+LONG = 900_000
+NEVER = Terms(checkpoint_every_ms=0)
+
+
+def node(name: str, devices: int = 4, **changes: Any) -> Node:
+    return a_node(name, devices, **{"address": f"{name}:1", **changes})
+
+
+def runs(name: str, on: str, devices: str, for_ms: int = LONG, **changes: Any) -> Work:
+    job = a_job(name, len(devices.split()), **{"tier": Tier.BASIC, "terms": NEVER, **changes})
+    work = placed(job, (on, devices), at=Instant(NOW - for_ms))
+    slots = (replace(slot, milli=job.demand.milli) for slot in work.placement)
+    return replace(work, placement=tuple(slots))
+
+
+def was(devices: int, count: int = 8) -> list[Work]:
+    """So many jobs of this width have ended: that is what is asked for here."""
+    done = {"phase": Phase.ENDED, "outcome": Outcome.SUCCEEDED}
+    return [a_job(f"e{devices}.{i}", devices, **done) for i in range(count)]
+
+
+def moved(snapshot: Snapshot, policy: Policy = POLICY) -> list[tuple[str, str]]:
+    return [
+        (d.work_id, " ".join(d.nodes))
+        for d in planned(snapshot, policy).decisions
+        if isinstance(d, Move)
+    ]
+
+
+TWO = (node("n1"), node("n2"))
+SPREAD = (runs("a", "n1", "0"), runs("b", "n2", "0 1"))
+
+
+def test_one_moves_and_a_node_is_free() -> None:
+    snapshot = a_snapshot(TWO, [*SPREAD, *was(4)])
+    (decision,) = planned(snapshot, POLICY).decisions
+    assert isinstance(decision, Move)
+    assert (decision.work_id, decision.nodes) == ("a", ("n2",))
+    assert decision.reason == "moves so that 4 free devices lie together"
+    then = settled(snapshot, POLICY)
+    assert {s.node_id for w in SPREAD for s in then.works[w.id].placement} == {"n2"}
+    (receipt,) = then.works["a"].receipts
+    assert (receipt.by, receipt.lost_ms) == (None, 0) and receipt.back_at is not None
+
+
+def test_what_nobody_asks_for_is_no_gain() -> None:
+    assert moved(a_snapshot(TWO, [*SPREAD, *was(1)])) == []
+
+
+def test_only_while_nothing_waits() -> None:
+    waits = a_job("w", 8, submitted_at=NOW, phase_since=NOW)
+    assert moved(a_snapshot(TWO, [*SPREAD, *was(4), waits])) == []
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [
+        replace(POLICY, tidy_max=0),
+        replace(POLICY, move_rest_ms=LONG + 1),
+        replace(POLICY, move_fixed_ms=LONG),
+    ],
+    ids=["never", "rests", "costs more than it gains"],
+)
+def test_bounded_and_never_at_a_loss(policy: Policy) -> None:
+    assert moved(a_snapshot(TWO, [*SPREAD, *was(4)]), policy) == []
+
+
+@pytest.mark.parametrize("change", [{"tier": Tier.PREMIUM}, {"suspendable": False}])
+def test_who_stays(change: dict[str, Any]) -> None:
+    jobs = [runs("a", "n1", "0", **change), runs("b", "n2", "0 1", **change)]
+    assert moved(a_snapshot(TWO, [*jobs, *was(4)])) == []
+
+
+def test_a_share_goes_where_it_leaves_a_device_whole() -> None:
+    nodes = (node("n1", 1), node("n2", 1))
+    jobs = [runs("a", "n1", "0", milli=500), runs("b", "n2", "0", milli=500)]
+    assert len(moved(a_snapshot(nodes, [*jobs, *was(1)]))) == 1
+
+
+def test_not_more_than_so_many_at_once() -> None:
+    jobs = [runs(f"x{i}", f"n{i // 2 + 1}", str(i % 2)) for i in range(4)]
+    snapshot = a_snapshot(TWO, [*jobs, *was(4)])
+    assert moved(snapshot, replace(POLICY, tidy_max=1)) == []
+    assert len(moved(snapshot, replace(POLICY, tidy_max=2))) == 2
+
+
+def test_one_place_of_a_shape_is_enough() -> None:
+    third = node("n3")
+    assert moved(a_snapshot((*TWO, third), [*SPREAD, *was(4)])) == []
+
+
+@settings(max_examples=80, deadline=None, derandomize=True)
+@given(st.data())
+def test_it_comes_to_rest_and_harms_nobody(data: st.DataObject) -> None:
+    """Jobs of all widths lie anywhere: all run in the end, and no fewer wide ones would fit."""
+    size, count = data.draw(st.integers(2, 4)), data.draw(st.integers(2, 5))
+    works: list[Work] = []
+    for i in range(count):
+        free = list(range(size))
+        while free and data.draw(st.booleans()):
+            width = data.draw(st.integers(1, len(free)))
+            took, free = free[:width], free[width:]
+            works.append(runs(f"x{i}.{len(free)}", f"n{i}", " ".join(map(str, took))))
+    asked = data.draw(st.lists(st.integers(1, size), min_size=1, max_size=6))
+    ended = [work for at, width in enumerate(asked) for work in was(width, at + 1)]
+    ended = list({work.id: work for work in ended}.values())
+    snapshot = a_snapshot(tuple(node(f"n{i}", size) for i in range(count)), [*works, *ended])
+    then = settled(snapshot, POLICY)
+    assert all(then.works[work.id].phase is Phase.RUNNING for work in works)
+    assert whole(then) >= whole(snapshot)
+
+
+def whole(snapshot: Snapshot) -> int:
+    """Nodes on which nothing runs."""
+    used = {slot.node_id for work in snapshot.works.values() for slot in work.placement}
+    return len(set(snapshot.nodes) - used)
