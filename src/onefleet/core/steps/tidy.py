@@ -31,7 +31,7 @@ from onefleet.domain.work import WHOLE
 #: many each.
 NODES_MAX = 32
 #: Shapes for which room is made, those whose lack would cost most.
-SHAPES_MAX = 16
+SHAPES_MAX = 8
 
 
 def tidy(this: Scratch, contended: Mapping[DeviceKind, Sequence[WorkId]]) -> None:
@@ -47,7 +47,9 @@ def tidy(this: Scratch, contended: Mapping[DeviceKind, Sequence[WorkId]]) -> Non
 def _tidy(this: Scratch, kind: DeviceKind) -> int:
     rooms = _rooms(this, kind)
     packer = packer_of(this, rooms, kind)
-    wanted = [(ask, gain) for ask, gain in _usual(this, kind) if not packer.fits(ask)]
+    free = sum(sum(room.kinds[kind].now) for room in rooms.values())
+    usual = ((ask, gain) for ask, gain in _usual(this, kind) if ask.size <= free)
+    wanted = [(ask, gain) for ask, gain in usual if not packer.fits(ask)]
     movable = by_node(pieces(this, rooms, kind, BEHIND)) if wanted else {}
     for ask, gain in wanted if movable else ():
         found = make_room(packer, movable, ask, gain=gain)
