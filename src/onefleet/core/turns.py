@@ -8,6 +8,10 @@ device memory is saved and brought back); the machine says who and when:
 Turns go round in the order in which the waiting gave the place up, so nobody starves. A turn lasts
 for a slice, which is long against what a switch costs here, as measured. Who has a larger share of
 the place than another has turns that are longer by as much.
+
+Where somebody sees whether the holder uses the place, a turn also ends when it does not: once that
+has cost as much as a switch does. So whatever comes next, waiting for it has cost no more than
+twice what it had to. Where all only wait, for somebody elsewhere, turns go round ever more rarely.
 """
 
 from __future__ import annotations
@@ -30,14 +34,15 @@ _ROUNDS_MAX = 8
 class TurnRules:
     """slice_ms: the least. cost_factor: a slice is at least this many times what a switch takes.
 
-    20 leaves 95 % of the time to the workers. longer_max: how many slices the turn of a large share
-    lasts at most, for nobody is to wait for ever. failures_max: failed switches of one worker in a
-    row after which it is reported. retry_ms: the pause after a round in which nobody could be put
-    on.
+    20 leaves 95 % of the time to the workers. idle_ms: for how long, at least, a holder that uses
+    nothing keeps its turn. longer_max: how many slices the turn of a large share lasts at most, for
+    nobody is to wait for ever. failures_max: failed switches of one worker in a row after which it
+    is reported. retry_ms: the pause after a round in which nobody could be put on.
     """
 
     slice_ms: int = 250
     cost_factor: int = 20
+    idle_ms: int = 300
     longer_max: int = 20
     failures_max: int = 3
     retry_ms: int = 1_000
@@ -108,6 +113,15 @@ class RunFailed(Generic[WorkerT]):
 
 
 @dataclass(frozen=True, slots=True)
+class Looked(Generic[WorkerT]):
+    """Whether a worker has used the place since that was told last. A worker of which it is never
+    told keeps its turns."""
+
+    worker: WorkerT
+    used: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Tick:
     """`next_deadline` has come."""
 
@@ -119,6 +133,7 @@ Event = (
     | YieldFailed[WorkerT]
     | Running[WorkerT]
     | RunFailed[WorkerT]
+    | Looked[WorkerT]
     | Tick
 )
 
@@ -167,6 +182,9 @@ class Turns(Generic[WorkerT]):
         self._holder: WorkerT | None = None
         self._stage = Stage.FREE
         self._began = EPOCH  # of the holder's turn
+        self._used_at = EPOCH  # when the holder was last seen to use the place, or came
+        self._used = self._is_idle = False  # the place, in this turn; and for too long
+        self._idle_turns = 0  # in a row, without any use
         self._yield_ms: Millis | None = None  # of the switch that is under way
         self._failures: dict[WorkerT, int] = {}  # in a row, by worker
         self._misses = 0  # runs that failed since one succeeded, in this round
@@ -207,6 +225,12 @@ class Turns(Generic[WorkerT]):
         least, share = min(self._shares.values()), self._shares[self._holder]
         return Millis(min(slice_ms * share // least, slice_ms * self._rules.longer_max))
 
+    @property
+    def patience_ms(self) -> Millis:
+        """For how long a holder that uses nothing keeps its turn now."""
+        rounds = self._idle_turns // (len(self._queue) + 1)
+        return Millis(max(self._rules.idle_ms, self._cost) << min(rounds, _ROUNDS_MAX))
+
     def handle(self, event: Event[WorkerT], now: Instant) -> list[Effect[WorkerT]]:
         """Take one event; return what is to be done."""
         told: list[Effect[WorkerT]] = []
@@ -219,6 +243,7 @@ class Turns(Generic[WorkerT]):
             case Yielded(worker=worker, took_ms=took_ms):
                 if self._is(worker, Stage.LEAVING):
                     self._yield_ms = took_ms
+                    self._idle_turns += not self._used
                     self._failures.pop(worker, None)
                     self._give_up(worker)
             case YieldFailed(worker=worker, why=why):
@@ -233,6 +258,9 @@ class Turns(Generic[WorkerT]):
                     self._give_up(worker)
                     self._miss(now)
                     told = self._failed(worker, why)
+            case Looked(worker=worker, used=used):
+                if self._is(worker, Stage.HOLDING):
+                    self._look(used, now)
             case Tick():
                 pass
             case _:
@@ -306,11 +334,17 @@ class Turns(Generic[WorkerT]):
         count = self._failures[worker] = self._failures.get(worker, 0) + 1
         return [Stuck(worker, count, why)] if count == self._rules.failures_max else []
 
+    def _look(self, used: bool, now: Instant) -> None:
+        if used:
+            self._used, self._used_at, self._idle_turns = True, now, 0
+        self._is_idle = now - self._used_at >= self.patience_ms
+
     # --- the place ---------------------------------------------------------------------------
 
     def _hold(self, now: Instant) -> None:
         """The holder's turn begins."""
         self._stage, self._began = Stage.HOLDING, now
+        self._used_at, self._used, self._is_idle = now, False, False
 
     def _vacate(self) -> None:
         self._holder, self._stage = None, Stage.FREE
@@ -324,7 +358,7 @@ class Turns(Generic[WorkerT]):
         if not self._queue:
             return []
         if self._stage is Stage.HOLDING and self._holder is not None:
-            if now - self._began < self.slice_ms:
+            if now - self._began < self.slice_ms and not self._is_idle:
                 return []
             self._stage = Stage.LEAVING
             return [Yield(self._holder)]
