@@ -41,12 +41,14 @@ class WorkerSpec:
     environment: the command's whole environment; PATH and ONEFLEET_CHECKPOINT_DIR (`checkpoint` in
     the folder) are set where it has none. cpus: the cores that it may use (affinity); empty: all.
     gpus: UUIDs of those whose memory a transparent save takes along (environment says what it
-    sees). network, for the transparent driver: "cell" gives it a loopback of its own and nothing
-    else, "host" leaves it the machine's network. gang: its place in a gang, instead of `network`;
-    its cell is then joined to those of the gang's other workers. grace_ms: how long a cooperative
-    save may take. hold_ms: after which a hold ends by itself. ends_with: id of a process that the
-    worker shall not outlive; 0: none. chunks: the store that its images may have been folded
-    into. lease: the file that says until when it may run (`drivers.lease`); None: for ever.
+    sees). takes_turns: others of its gang may be on them: after a restore or a thaw it stays off
+    them until `Driver.on`. network, for the transparent driver: "cell" gives it a loopback of its
+    own and nothing else, "host" leaves it the machine's network. gang: its place in a gang, instead
+    of `network`; its cell is then joined to those of the gang's other workers. grace_ms: how long a
+    cooperative save may take. hold_ms: after which a hold ends by itself. ends_with: id of a
+    process that the worker shall not outlive; 0: none. chunks: the store that its images may have
+    been folded into. lease: the file that says until when it may run (`drivers.lease`); None: for
+    ever.
     """
 
     folder: Path
@@ -55,6 +57,7 @@ class WorkerSpec:
     environment: tuple[tuple[str, str], ...] = ()
     cpus: tuple[int, ...] = ()
     gpus: tuple[str, ...] = ()
+    takes_turns: bool = False
     network: str = "cell"
     gang: GangPlace | None = None
     grace_ms: int = 10_000
@@ -201,6 +204,28 @@ class Driver(Protocol):
         asked of it. Asked again, it waits for limit_ms from then on; 0: it goes on. Raises Conflict
         for a worker that is not RUNNING, TimedOut when it does not stand still soon.
         """
+        ...
+
+    async def off(self, folder: Path, towards: Sequence[str] = ()) -> None:
+        """Take what it has on GPUs into its own memory, so that they are free for others.
+
+        It is RUNNING all the while, and runs on; a call of it to a GPU waits until `on`. Saves,
+        freezes and what follows them leave it off. Called again, it also takes what has come to the
+        GPUs since. towards: GPUs (UUIDs) on which it is to be put next, in the order of those that
+        it has; empty: no others. Raises OnefleetError, and it is where it was; Unsupported where
+        nobody can take it off.
+        """
+        ...
+
+    async def on(self, folder: Path) -> None:
+        """Put a worker on its GPUs that is off them; nothing is done to one that is on them.
+
+        Raises UpstreamFailed, and it stays off, when they have no room for it.
+        """
+        ...
+
+    async def is_off(self, folder: Path) -> bool:
+        """Whether it is off its GPUs, once nothing is under way that it was told before."""
         ...
 
     async def pin(self, folder: Path, cpus: Sequence[int]) -> None:

@@ -173,7 +173,7 @@ class CellWorker:
                 self.freezer.thaw(self.processes)
             self._took_off = self._devices.taken is None  # else it is off them for longer
             try:
-                self._devices.take_off()
+                self._devices.take_off(ran=not frozen)
                 resident = process_tree.memory_bytes(self.processes())
                 self._criu = criu_commands.begin_dump(
                     self.cell,
@@ -373,7 +373,7 @@ class CellWorker:
             self._criu.answer(yes=True)
             self._criu.finish()
             # Its processes run, and wait for their devices.
-            self._devices.bring(self._saved_devices)
+            self._devices.bring(self._saved_devices, later=self._takes_turns)
         except OnefleetError:
             self.destroy()
             raise
@@ -383,17 +383,49 @@ class CellWorker:
     def stand_still(self) -> None:
         """Leave the devices to others, and freeze. Raises OnefleetError, and then it runs on,
         unless it is DeviceStateUnknown."""
-        self._devices.take_off()
+        was_on = self._devices.taken is None
+        self._devices.take_off(ran=not self.freezer.frozen)
         try:
             self.freezer.freeze(self.processes)
         except (OnefleetError, OSError):
-            self._devices.put_back()
+            if was_on:
+                self._devices.put_back()
             raise
 
     def go_on(self) -> None:
-        """End `stand_still`. Raises UpstreamFailed when it does not fit on its devices, and then
-        it stands still as before, DeviceStateUnknown."""
-        self._devices.put_back(lambda: self.freezer.thaw(self.processes))
+        """End `stand_still`; one that takes turns stays off its devices. Raises OnefleetError when
+        it cannot be put on them, and then it stands still as before, DeviceStateUnknown."""
+        if self._takes_turns:
+            self.freezer.thaw(self.processes)
+        else:
+            self._devices.put_on(lambda: self.freezer.thaw(self.processes))
+
+    @property
+    def is_off(self) -> bool:
+        """Whether it was taken off its devices."""
+        return self._devices.taken is not None
+
+    def leave_devices(self, towards: list[str]) -> None:
+        """Take it off its devices, to be put on those `towards` next, if there are some. Raises
+        OnefleetError, and then it is where it was, unless it is DeviceStateUnknown."""
+        was_on = self._devices.taken is None
+        self._devices.take_off(ran=not self.freezer.frozen)
+        try:
+            if towards:
+                self._devices.aim(towards)
+        except OnefleetError:
+            if was_on:
+                self._devices.put_back()
+            raise
+
+    def take_devices(self) -> None:
+        """Put it on its devices. Raises OnefleetError, and then it stays off, unless it is
+        DeviceStateUnknown."""
+        self._devices.put_on()
+
+    @property
+    def _takes_turns(self) -> bool:
+        return bool(self._order.get("takes_turns"))  # an older agent does not say
 
     def undo(self) -> None:
         """End a restored worker that has not been resumed: nothing has happened."""

@@ -87,6 +87,9 @@ class FakeDriver:
         self.pinned: dict[Path, tuple[int, ...]] = {}
         self.paused: dict[Path, int] = {}
         self.places: dict[Path, GangPlace] = {}
+        self.gpus: dict[Path, tuple[str, ...]] = {}  # where each is, or is put next
+        self.off_gpus: set[Path] = set()
+        self._takes_turns: set[Path] = set()
         self._next_pid = _FIRST_PID
 
     def keep_ready(self, on: bool) -> None:
@@ -158,6 +161,8 @@ class FakeDriver:
             raise NotFound(f"image {image} does not exist")
         await self._operate("restore")
         self._run(spec)
+        if spec.takes_turns and spec.gpus:
+            self.off_gpus.add(spec.folder)
         if hold:
             running = self._workers[spec.folder]
             self._workers[spec.folder] = replace(running, state=WorkerState.RESTORE_HELD)
@@ -194,10 +199,14 @@ class FakeDriver:
     async def freeze(self, folder: Path) -> None:
         """See Driver.freeze."""
         await self._turn(folder, "freeze", WorkerState.RUNNING, WorkerState.FROZEN)
+        if self.gpus[folder]:
+            self.off_gpus.add(folder)
 
     async def thaw(self, folder: Path) -> None:
         """See Driver.thaw."""
         await self._turn(folder, "thaw", WorkerState.FROZEN, WorkerState.RUNNING)
+        if folder not in self._takes_turns:
+            self.off_gpus.discard(folder)
 
     async def pause(self, folder: Path, limit_ms: int) -> None:
         """See Driver.pause."""
@@ -206,6 +215,33 @@ class FakeDriver:
             raise Conflict(f"the worker in {folder} cannot wait", why=f"it is {state}")
         await self._operate("pause")
         self.paused[folder] = limit_ms
+
+    async def off(self, folder: Path, towards: Sequence[str] = ()) -> None:
+        """See Driver.off."""
+        await self._place(folder, "off", (WorkerState.RUNNING, WorkerState.FROZEN))
+        if self.gpus[folder]:
+            self.off_gpus.add(folder)
+        self.gpus[folder] = tuple(towards) or self.gpus[folder]
+
+    async def on(self, folder: Path) -> None:
+        """See Driver.on."""
+        await self._place(folder, "on", (WorkerState.RUNNING,))
+        self.off_gpus.discard(folder)
+
+    async def is_off(self, folder: Path) -> bool:
+        """See Driver.is_off."""
+        state = self._known(folder).state
+        if not self._lives(folder):
+            raise Conflict(f"the worker in {folder} has no processes", why=f"it is {state}")
+        return folder in self.off_gpus
+
+    async def _place(self, folder: Path, operation: str, states: tuple[WorkerState, ...]) -> None:
+        state = self._known(folder).state
+        if state not in states:
+            raise Conflict(
+                f"the worker in {folder} cannot be put {operation}", why=f"it is {state}"
+            )
+        await self._operate(operation)
 
     async def _turn(
         self, folder: Path, operation: str, before: WorkerState, after: WorkerState
@@ -281,6 +317,11 @@ class FakeDriver:
     def _run(self, spec: WorkerSpec) -> None:
         self._next_pid += 1
         self.pinned[spec.folder] = spec.cpus
+        self.gpus[spec.folder] = spec.gpus
+        self.off_gpus.discard(spec.folder)
+        self._takes_turns.discard(spec.folder)
+        if spec.takes_turns:
+            self._takes_turns.add(spec.folder)
         if spec.gang is not None:
             self.places[spec.folder] = spec.gang
         self._holds.pop(spec.folder, None)

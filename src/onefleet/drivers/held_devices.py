@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
-from onefleet.domain.errors import OnefleetError, Unsupported, UpstreamFailed
+from onefleet.domain.errors import Conflict, OnefleetError, Unsupported, UpstreamFailed
 from onefleet.drivers import linux
 from onefleet.drivers.cell import Cell
 from onefleet.drivers.device_checkpoint import DeviceErrorKind, DeviceStateUnknown
@@ -55,6 +55,7 @@ class HeldDevices:
     """A worker's GPUs by UUID. taken: what was taken off them, for the manifest; None: nothing.
 
     command: starts a `device_calls`. A worker without GPUs is as one that has nothing on them.
+    What was taken off may be put on others than it was on, as `aim` says.
     """
 
     def __init__(
@@ -63,70 +64,118 @@ class HeldDevices:
         self.taken: dict[str, Any] | None = None
         self._cell = cell
         self._gpus = list(gpus)
+        self._towards = list(gpus)  # those that it is to be put on next
         self._command = list(command)
         self._rules = rules
 
-    def take_off(self) -> None:
+    def take_off(self, ran: bool = False) -> None:
         """Leave nothing of the worker on its devices; its processes run, and wait for them.
 
         When this raises, the worker runs on as if nothing had been, unless it is
-        DeviceStateUnknown. Nothing is done to a worker that was taken off already.
+        DeviceStateUnknown. ran: it may have run since it was taken off: then so is what has come
+        to its devices meanwhile. Else nothing is done to a worker that was taken off already.
         """
-        if self.taken is not None or not self._gpus:
+        if not self._gpus or (self.taken is not None and not ran):
+            return
+        if self.taken is not None:
+            self._take_off_more(self.taken)
             return
         members = self._cell.living()
         with _Calls(self._cell, self._command) as calls:
             before = calls.node()
             check(before, self._gpus)
             self._check_memory(before)
-            end = calls.carry_out(TakeOff(members, self._rules))
-            if end.outcome is Outcome.UNKNOWN:
-                raise _unknown(end.why)
-            if end.outcome is not Outcome.OFF:
-                raise UpstreamFailed(CANNOT, why=end.why, hint=_hint(end.why))
+            end = self._off(calls, members)
             after = calls.node()
         self.taken = {
             "pids": list(end.pids),
             "gpus": self._gpus,
-            "bytes": [max(after.free[g] - before.free[g], 0) for g in self._gpus],
+            "bytes": _freed(before, after, self._gpus),
             "products": list(before.products.items()),
             "driver": before.driver,
         }
 
-    def put_back(self, thaw: Callable[[], None] | None = None) -> None:
-        """On the same devices as before. Raises DeviceStateUnknown when that fails.
+    def _off(self, calls: _Calls, members: Sequence[int]) -> End:
+        end = calls.carry_out(TakeOff(members, self._rules))
+        if end.outcome is Outcome.UNKNOWN:
+            raise _unknown(end.why)
+        if end.outcome is not Outcome.OFF:
+            raise UpstreamFailed(CANNOT, why=end.why, hint=_hint(end.why))
+        return end
 
-        thaw: for processes that stand still, and whose devices others may have used: called once
-        there is room for them. Raises UpstreamFailed, and leaves all as it is, when there is not: a
-        process for which there was too little memory once can never be put back.
-        """
-        if self.taken is None:
-            if thaw is not None:
-                thaw()
+    def _take_off_more(self, taken: dict[str, Any]) -> None:
+        """Processes that began to use the devices after the others were taken off."""
+        members = [pid for pid in self._cell.living() if pid not in taken["pids"]]
+        if not members:
             return
         with _Calls(self._cell, self._command) as calls:
-            if thaw is not None:
-                _check_room(calls.node(), self._gpus, self.taken["bytes"])
-                thaw()
-            end = calls.carry_out(PutBack(self.taken["pids"]))
+            before = calls.node()
+            end = self._off(calls, members)
+            freed = _freed(before, calls.node(), self._gpus) if end.pids else [0] * len(self._gpus)
+        sizes = [a + b for a, b in zip(taken["bytes"], freed, strict=True)]
+        self.taken = {**taken, "pids": [*taken["pids"], *end.pids], "bytes": sizes}
+
+    def put_back(self) -> None:
+        """Where it was just taken off. Raises DeviceStateUnknown when that fails."""
+        if self.taken is not None:
+            with _Calls(self._cell, self._command) as calls:
+                self._back(calls, PutBack(self.taken["pids"]))
+
+    def put_on(self, thaw: Callable[[], None] = lambda: None) -> None:
+        """On the devices where it is to be, which others may have used meanwhile.
+
+        thaw: lets processes run that stand still; called once there is room for them. Raises
+        OnefleetError, and leaves all as it is, when there is not: a process for which there was too
+        little memory once can never be put back. Raises DeviceStateUnknown when that fails.
+        """
+        if self.taken is None or not self.taken["pids"]:
+            thaw()
+            self.taken, self._gpus = None, self._towards
+            return
+        with _Calls(self._cell, self._command) as calls:
+            node = calls.node()
+            moves = _moves(node, self.taken, self._towards)
+            _check_room(node, self._towards, self.taken["bytes"])
+            thaw()
+            self._back(calls, PutBack(self.taken["pids"], moves))
+        self._gpus = self._towards
+
+    def _back(self, calls: _Calls, machine: PutBack) -> None:
+        end = calls.carry_out(machine)
         if end.outcome is not Outcome.BACK:
             raise _unknown(end.why)
         self.taken = None
 
-    def bring(self, taken: dict[str, Any] | None) -> None:
+    def aim(self, gpus: Sequence[str]) -> None:
+        """Have a worker that is off its devices put on these next, in the place of its own.
+
+        Raises Unsupported where that cannot be, Conflict for one that has nothing to be moved.
+        """
+        if list(gpus) == self._towards:
+            return
+        what = "the worker cannot be moved to other GPUs"
+        if self.taken is None or not self.taken["pids"]:
+            why = "it makes no use of its own so far, and would begin on those"
+            raise Conflict(what, why=why, hint="wait until it uses them")
+        with _Calls(self._cell, self._command) as calls:
+            _moves(calls.node(), self.taken, gpus)
+        self._towards = list(gpus)
+
+    def bring(self, taken: dict[str, Any] | None, later: bool = False) -> None:
         """Put a worker that was made from an image on its devices of now.
 
-        taken: of the image. Raises OnefleetError; it must not run then.
+        taken: of the image. later: it stays off them until `put_on`, if it can be put there.
+        Raises OnefleetError; it must not run then.
         """
         if not taken:
             return
         with _Calls(self._cell, self._command) as calls:
             node = calls.node()
             check(node, self._gpus)
-            moves = device_map(dict(taken["products"]), taken["gpus"], node.products, self._gpus)
-            if moves and branch(node.driver) < OTHER_GPUS.since:
-                why = f"{OTHER_GPUS.what} with driver {node.driver}, from {OTHER_GPUS.since} on any"
-                raise Unsupported("the worker cannot come back on these GPUs", why=why)
+            moves = _moves(node, taken, self._gpus)
+            if later:
+                self.taken = taken
+                return
             _check_room(node, self._gpus, taken["bytes"])
             end = calls.carry_out(PutBack(taken["pids"], moves, strict=True))
         if end.outcome is not Outcome.BACK:
@@ -253,6 +302,20 @@ def check(node: Node, gpus: Sequence[str]) -> None:
         raise Unsupported(CANNOT, why=f"the driver does not know {', '.join(missing)}")
     if why := why_not(node.driver, os.uname().machine, len(gpus)):
         raise Unsupported(CANNOT, why=why, hint=_HINT)
+
+
+def _freed(before: Node, after: Node, gpus: Sequence[str]) -> list[int]:
+    """Bytes of each that became free."""
+    return [max(after.free[gpu] - before.free[gpu], 0) for gpu in gpus]
+
+
+def _moves(node: Node, taken: Mapping[str, Any], gpus: Sequence[str]) -> dict[str, str]:
+    """Which GPU takes the place of which, of what was taken off. Raises Unsupported."""
+    moves = device_map(dict(taken["products"]), taken["gpus"], node.products, gpus)
+    if moves and branch(node.driver) < OTHER_GPUS.since:
+        why = f"{OTHER_GPUS.what} with driver {node.driver}, from {OTHER_GPUS.since} on any"
+        raise Unsupported("the worker cannot come back on these GPUs", why=why)
+    return moves
 
 
 def _check_room(node: Node, gpus: Sequence[str], needed: Sequence[int]) -> None:

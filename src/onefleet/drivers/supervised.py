@@ -140,6 +140,24 @@ class SupervisedDriver:
         if not answer["ok"]:
             raise _raised(answer["error"])
 
+    async def off(self, folder: Path, towards: Sequence[str] = ()) -> None:
+        """See Driver.off."""
+        await self._tell(folder, {"op": "off", "gpus": list(towards)})
+
+    async def on(self, folder: Path) -> None:
+        """See Driver.on."""
+        await self._tell(folder, {"op": "on", "gpus": []})
+
+    async def is_off(self, folder: Path) -> bool:
+        """See Driver.is_off. Its supervisor says so when it has done what it was told before."""
+        self._require(folder)
+        answer = await self._ask(folder, {"op": "where"}, _ANSWER_LIMIT_S)
+        if answer is None:
+            raise errors.Conflict(f"the worker in {folder} has no processes")
+        if not answer["ok"]:
+            raise _raised(answer["error"])
+        return bool(answer["off"])
+
     async def pin(self, folder: Path, cpus: Sequence[int]) -> None:
         """See Driver.pin."""
         await self._tell(folder, {"op": "pin", "cpus": list(cpus)})
@@ -215,6 +233,7 @@ class SupervisedDriver:
             "environment": _environment(spec),
             "cpus": list(spec.cpus),
             "gpus": list(spec.gpus),
+            "takes_turns": spec.takes_turns,
             "network": spec.network,
             "gang": None if spec.gang is None else asdict(spec.gang),
             "grace_ms": spec.grace_ms,

@@ -27,7 +27,13 @@ import sys
 import time
 from typing import Any
 
-from onefleet.domain.errors import Conflict, InternalError, InvalidRequest, OnefleetError
+from onefleet.domain.errors import (
+    Conflict,
+    InternalError,
+    InvalidRequest,
+    OnefleetError,
+    Unsupported,
+)
 from onefleet.drivers import cell_worker, image, keeper, linux, process_tree
 from onefleet.drivers import supervisor_files as files
 from onefleet.drivers.command_socket import Client, CommandSocket, line, refuse, send, told
@@ -311,7 +317,7 @@ class Supervisor:
 
     def _obey(self, command: dict[str, Any], client: Client) -> None:
         try:
-            if command["op"] != "pause":
+            if command["op"] not in ("pause", "where"):
                 self._pauses.end()
             match command["op"]:
                 case "stop":
@@ -327,6 +333,12 @@ class Supervisor:
                 case "freeze" | "thaw":
                     self._turn(freeze=command["op"] == "freeze")
                     send(client, {"ok": True})
+                case "off" | "on":
+                    self._place([str(g) for g in command["gpus"]], on=command["op"] == "on")
+                    send(client, {"ok": True})
+                case "where":
+                    off = isinstance(self.worker, cell_worker.CellWorker) and self.worker.is_off
+                    send(client, {"ok": True, "off": off})
                 case "pause":
                     self._pauses.begin(int(command["limit_ms"]))
                     send(client, {"ok": True})
@@ -361,6 +373,23 @@ class Supervisor:
             raise
         if (state == "frozen") is not worker.freezer.frozen:
             self.write_going()
+
+    def _place(self, gpus: list[str], on: bool) -> None:
+        """Put the worker on its devices, or take it off them."""
+        worker, state = self.worker, self.state["state"]
+        what = f"the worker cannot be {'put on' if on else 'taken off'} its GPUs"
+        if not isinstance(worker, cell_worker.CellWorker):
+            raise Unsupported(what, why="nobody saves its state on them but itself")
+        if state != "running" and (on or state != "frozen"):
+            raise Conflict(what, why=f"it is {state}")
+        try:
+            if on:
+                worker.take_devices()
+            else:
+                worker.leave_devices(gpus)
+        except DeviceStateUnknown as error:
+            self._saves.distrust(error)
+            raise
 
     def _pin(self, cpus: list[int]) -> None:
         if self.worker is None:

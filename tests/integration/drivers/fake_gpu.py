@@ -8,7 +8,9 @@ A connection to the node is a CUDA context: memory on one GPU, gone with it, and
 outside, which criu cannot save. In each process of a job a thread does what the driver's own does:
 it locks the process's calls, takes the device's memory into the process, and brings it back.
 FAULTS in a job's environment, "checkpoint=not_supported restore=failed,..", lets its calls fail;
-STUBBORN gives it a connection that is not on a GPU.
+STUBBORN gives it a connection that is not on a GPU. A job has a thread that uses no GPU, which
+writes what comes into the file `asked` into `answered`; and it forks once more when there is a file
+`fork`.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import json
 import os
 import socket
 import socketserver
+import subprocess
 import sys
 import threading
 import time
@@ -221,13 +224,26 @@ def control(pid: int) -> str:
     return f"/dev/shm/.fake-cuda-{pid}"
 
 
+def answer() -> None:
+    """What a process does meanwhile that waits for a GPU."""
+    while True:
+        with contextlib.suppress(FileNotFoundError):
+            os.rename("asked", "answered")
+        if os.path.exists("fork"):
+            os.unlink("fork")
+            command = [sys.executable, *sys.argv[:-1], "-1"]
+            subprocess.Popen(command)
+        time.sleep(0.005)
+
+
 def run_job(folder: str, size: int, forks: int) -> None:
-    if forks and os.fork() == 0:
+    if forks > 0 and os.fork() == 0:
         run_job(folder, size, forks - 1)
     cuda = Cuda(folder, os.environ["CUDA_VISIBLE_DEVICES"].split(",")[0], size)
     # What no save can take along.
     _stubborn = Line(f"{folder}/{NODE}") if "STUBBORN" in os.environ else None
     name = f"numbers-{forks}"
+    threading.Thread(target=answer, daemon=True).start()
     with open(name, "a", encoding="ascii", buffering=1) as file:
         while not os.path.exists("finish"):
             n, x = cuda.step()

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
 
-from onefleet.domain.errors import Conflict, InvalidRequest, NotFound, OnefleetError
+from onefleet.domain.errors import Conflict, InvalidRequest, NotFound, OnefleetError, Unsupported
 from onefleet.domain.fleet import CheckpointMode
 from onefleet.drivers.base import WorkerState
 from onefleet.drivers.fake import FakeDriver, FakeFaults
@@ -148,6 +149,26 @@ def test_who_waits_for_its_turn_is_running_and_nobody_else_can_be_told_to(bench)
         await driver.stop(bench.folder, 0)
         with pytest.raises(Conflict):
             await driver.pause(bench.folder, 1_000)
+
+    asyncio.run(scenario())
+
+
+def test_who_has_no_gpu_is_never_off_one(bench) -> None:
+    async def scenario() -> None:
+        driver = bench.driver
+        for operation in (driver.off, driver.on, driver.is_off):
+            with pytest.raises(NotFound):
+                await operation(bench.folder)
+        await driver.start(bench.spec(UNTIL_TOLD, takes_turns=True))
+        assert not await driver.is_off(bench.folder)
+        with contextlib.suppress(Unsupported):  # by whom nobody is taken off anything
+            await driver.off(bench.folder)
+            await driver.on(bench.folder)
+        assert (await driver.status(bench.folder)).state is WorkerState.RUNNING
+        assert not await driver.is_off(bench.folder)
+        await driver.stop(bench.folder, 0)
+        with pytest.raises(Conflict):
+            await driver.is_off(bench.folder)
 
     asyncio.run(scenario())
 
