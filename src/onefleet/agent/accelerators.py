@@ -104,8 +104,9 @@ class GpuProof:
         self.capability = Capability(CheckpointMode.NONE, "not tried yet", "")
 
     async def prove(self, driver: Driver) -> None:
-        """Try it with the driver that saves this node's jobs. Nothing to do without GPUs."""
-        if self._gpus:
+        """Try it with the driver that saves this node's jobs. Nothing to do without GPUs, or where
+        it was proved since the machine started: jobs may be on them now, and leave it no room."""
+        if self._gpus and self.capability.mode is not CheckpointMode.CRIU:
             self.capability = await driver.probe_gpus(self._gpus)
 
     def why_not(self, held: Sequence[Device], workers: int) -> str:

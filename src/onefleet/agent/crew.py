@@ -338,9 +338,12 @@ class Crew:
 
     async def _bind(self, key: WorkerKey, devices: tuple[DeviceId, ...]) -> None:
         record = self._records[key]
-        cpus = accelerators.cores(self._specs.held(devices))
-        if cpus:
-            await self._drivers[record.driver].pin(self.folder(key), cpus)
+        driver, held = self._drivers[record.driver], self._specs.held(devices)
+        if cpus := accelerators.cores(held):
+            await driver.pin(self.folder(key), cpus)
+        if (gpus := accelerators.gpus(held)) and devices != record.order.devices:
+            # Of a gang, it is put on them when its turn comes; another when it is thawed.
+            await driver.off(self.folder(key), gpus)
         await self._keep(
             structs.replace(record, order=structs.replace(record.order, devices=devices))
         )

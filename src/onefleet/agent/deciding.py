@@ -96,7 +96,7 @@ def _run(worker: Worker, order: Order) -> Act | None:
     if worker.devices != order.devices:
         return Pin(worker.key, order.devices)
     if order.making and (worker.made is None or worker.made.image != order.making):
-        return Save(worker.key, order.making, hold=_is_gang(order), runs_on=True)
+        return Save(worker.key, order.making, hold=is_gang(order), runs_on=True)
     return _prune(worker, order)
 
 
@@ -123,7 +123,7 @@ def _save(worker: Worker, order: Order) -> Act | None:
         return _let_go(worker, order)
     if worker.failed_save == image:
         return None
-    if _is_gang(order) and not order.hold:  # it counts already, and is not to be made anew
+    if is_gang(order) and not order.hold:  # it counts already, and is not to be made anew
         return Finish(worker.key, image, commit=True)
     return Save(worker.key, image, hold=order.hold, in_memory=order.in_memory)
 
@@ -250,5 +250,6 @@ def _own_image(worker: Worker) -> ImageId:
     return image
 
 
-def _is_gang(order: Order) -> bool:
+def is_gang(order: Order) -> bool:
+    """Whether its worker is one of several."""
     return order.job is not None and order.job.workers > 1

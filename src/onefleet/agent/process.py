@@ -28,6 +28,8 @@ from onefleet.agent import readiness, records
 from onefleet.agent.crew import Crew
 from onefleet.agent.devices import CpuMeter, DeviceProbe, default_probes, discover, memory_bytes
 from onefleet.agent.door import Door
+from onefleet.agent.gpu_meter import NvidiaMeter
+from onefleet.agent.gpu_turns import CrewGpus, GpuTurnTaker
 from onefleet.agent.link import Link, local
 from onefleet.agent.protocol import (
     Act,
@@ -38,6 +40,7 @@ from onefleet.agent.protocol import (
     Report,
     Stop,
     Tick,
+    Unfit,
     WorkerKey,
 )
 from onefleet.agent.share import Share
@@ -115,6 +118,8 @@ class Agent:
             remember=partial(records.remember_health, door.layout),
         )
         self._turns = TurnTaker(_pauses(crew), devices, _now, self._spawn)
+        gpus = CrewGpus(crew, devices)
+        self._gpu_turns = GpuTurnTaker(gpus, NvidiaMeter(), self._unfit, _now, self._spawn)
 
     async def run(self) -> None:
         """Adopt what is here, then go on until drained or cancelled."""
@@ -127,8 +132,9 @@ class Agent:
             self._feed(found)
         await self._first_health()
         own = self._sync(), self._look()
-        parts = (*own, self._crew.archivist.run(), self._warden.run(), self._turns.run())
-        loops = [asyncio.create_task(part) for part in parts]
+        parts = (*own, self._crew.archivist.run(), self._warden.run())
+        turns = self._turns.run(), self._gpu_turns.run()
+        loops = [asyncio.create_task(part) for part in (*parts, *turns)]
         drain = asyncio.create_task(self._drain())
         try:
             done, _ = await asyncio.wait(
@@ -176,6 +182,7 @@ class Agent:
                 self._spawn_act(effect)
         self._tend_watches()
         self._turns.see(self.machine.workers())
+        self._gpu_turns.see(self.machine.workers())
         if self.machine.at_rest:
             self._rest.set()
         else:
@@ -202,9 +209,15 @@ class Agent:
 
     async def _perform(self, act: Act, answered: bool) -> None:
         await self._turns.settled(act.key)
+        await self._gpu_turns.settled(act.key)
         done = await self._crew.perform(act)
         if answered:
             self._feed(done)
+
+    def _unfit(self, key: WorkerKey, reason: str) -> None:
+        """It cannot go on: end it, so that it is brought back from its image."""
+        if (worker := self.machine.get(key)) is not None:
+            self._feed(Unfit(key, worker.ran, reason))
 
     def _tend_watches(self) -> None:
         """Every engine that may be alive is watched under its epoch, and no other."""
@@ -245,6 +258,7 @@ class Agent:
         while True:
             for worker in list(self.machine.workers()):
                 await self._look_at(worker)
+            await self._gpu_turns.measure()
             deadline = self.machine.next_deadline()
             if deadline is not None and _now() >= deadline:
                 self._feed(Tick())
@@ -368,7 +382,7 @@ class Agent:
         report = structs.replace(
             report,
             checkpoint_reason=self._crew.why_not_criu(worker.key),
-            turns=self._turns.takers(worker.key),
+            turns=self._turns.takers(worker.key) or self._gpu_turns.takers(worker.key),
         )
         if report.observed is Observed.ENDED and report.exit_code in FAULTS:
             why = self._warden.why_out(worker.devices)

@@ -76,6 +76,7 @@ class Specs:
             environment=tuple(sorted(environment.items())),
             cpus=accelerators.cores(held),
             gpus=accelerators.gpus(held),
+            takes_turns=order.job is not None and order.job.workers > 1,
             network=order.job.network if order.job else "host",
             gang=place,
             grace_ms=order.grace_ms,

@@ -20,6 +20,7 @@ from onefleet.domain.errors import (
     OnefleetError,
     StorageFull,
     TimedOut,
+    Unsupported,
     UpstreamFailed,
 )
 from onefleet.domain.gang import GangPlace
@@ -47,6 +48,7 @@ class CellWorker:
 
     A restored one stands still until `resume`, a dumped one until `let_go`. manifest: of the last
     dump; without files while these are not durable. dumped_at: when that began (monotonic).
+    devices: what it has on GPUs.
     """
 
     descriptor = -1  # all news comes as the end of children
@@ -88,7 +90,7 @@ class CellWorker:
         me = Identity(os.getuid(), os.getgid(), {})
         place = _place(order)
         self.cell = Cell(self._folder, order["work"], order["network"], ROOT_PID - 1, me, place)
-        self._devices = _devices(self.cell, order)
+        self.devices = _devices(self.cell, order)
         report, failed = os.pipe()
 
         def body() -> NoReturn:
@@ -171,9 +173,9 @@ class CellWorker:
             self._stopped = frozen and not self.freezer.group
             if self._stopped:  # criu would bring it back as stopped as it is
                 self.freezer.thaw(self.processes)
-            self._took_off = self._devices.taken is None  # else it is off them for longer
+            self._took_off = self.devices.taken is None  # else it is off them for longer
             try:
-                self._devices.take_off(ran=not frozen)
+                self.devices.take_off(ran=not frozen)
                 resident = process_tree.memory_bytes(self.processes())
                 self._criu = criu_commands.begin_dump(
                     self.cell,
@@ -214,7 +216,7 @@ class CellWorker:
         if not isinstance(error, criu_commands.CriuKilled | DeviceStateUnknown | TimedOut):
             self._stop_again()
             if self._took_off:
-                self._devices.put_back()
+                self.devices.put_back()
 
     def _stop_again(self) -> None:
         """A worker that was stopped for good, and went on for a moment for criu."""
@@ -267,7 +269,7 @@ class CellWorker:
             self._stop_again()
             try:
                 if self._took_off:
-                    self._devices.put_back()
+                    self.devices.put_back()
             except DeviceStateUnknown as error:
                 lost = error
         frozen_ms = int((time.monotonic() - self.dumped_at) * 1000)
@@ -323,7 +325,7 @@ class CellWorker:
             "programs": programs,
             "environment": hashlib.sha256(repr(programs).encode()).hexdigest(),
             "cpu_ms": cpu_before_ms + process_tree.cpu_ms(members),
-            "devices": self._devices.taken,
+            "devices": self.devices.taken,
         }
 
     def _restore(self, source: str, manifest: dict[str, Any], pages: image.Verdict) -> None:
@@ -337,7 +339,7 @@ class CellWorker:
         who = Identity(*ids, manifest.get("clocks", {}))
         network = manifest["network"]
         self.cell = Cell(self._folder, order["work"], network, first - 1, who, place)
-        self._devices = _devices(self.cell, order)
+        self.devices = _devices(self.cell, order)
         self._saved_devices = manifest.get("devices")
         try:
             root = f"/proc/{self.cell.init}/root"
@@ -373,7 +375,7 @@ class CellWorker:
             self._criu.answer(yes=True)
             self._criu.finish()
             # Its processes run, and wait for their devices.
-            self._devices.bring(self._saved_devices, later=self._takes_turns)
+            self.devices.bring(self._saved_devices)
         except OnefleetError:
             self.destroy()
             raise
@@ -383,49 +385,19 @@ class CellWorker:
     def stand_still(self) -> None:
         """Leave the devices to others, and freeze. Raises OnefleetError, and then it runs on,
         unless it is DeviceStateUnknown."""
-        was_on = self._devices.taken is None
-        self._devices.take_off(ran=not self.freezer.frozen)
+        was_on = self.devices.taken is None
+        self.devices.take_off(ran=not self.freezer.frozen)
         try:
             self.freezer.freeze(self.processes)
         except (OnefleetError, OSError):
             if was_on:
-                self._devices.put_back()
+                self.devices.put_back()
             raise
 
     def go_on(self) -> None:
         """End `stand_still`; one that takes turns stays off its devices. Raises OnefleetError when
         it cannot be put on them, and then it stands still as before, DeviceStateUnknown."""
-        if self._takes_turns:
-            self.freezer.thaw(self.processes)
-        else:
-            self._devices.put_on(lambda: self.freezer.thaw(self.processes))
-
-    @property
-    def is_off(self) -> bool:
-        """Whether it was taken off its devices."""
-        return self._devices.taken is not None
-
-    def leave_devices(self, towards: list[str]) -> None:
-        """Take it off its devices, to be put on those `towards` next, if there are some. Raises
-        OnefleetError, and then it is where it was, unless it is DeviceStateUnknown."""
-        was_on = self._devices.taken is None
-        self._devices.take_off(ran=not self.freezer.frozen)
-        try:
-            if towards:
-                self._devices.aim(towards)
-        except OnefleetError:
-            if was_on:
-                self._devices.put_back()
-            raise
-
-    def take_devices(self) -> None:
-        """Put it on its devices. Raises OnefleetError, and then it stays off, unless it is
-        DeviceStateUnknown."""
-        self._devices.put_on()
-
-    @property
-    def _takes_turns(self) -> bool:
-        return bool(self._order.get("takes_turns"))  # an older agent does not say
+        self.devices.thaw(lambda: self.freezer.thaw(self.processes))
 
     def undo(self) -> None:
         """End a restored worker that has not been resumed: nothing has happened."""
@@ -443,9 +415,26 @@ class CellWorker:
         self._files.arrive()
 
 
+def place(worker: object, state: str, towards: list[str], on: bool) -> None:
+    """Put a supervisor's worker on its devices; or take it off them, to be put on those `towards`
+    next, if there are some. state: its own. Raises OnefleetError, and it is where it was, unless it
+    is DeviceStateUnknown.
+    """
+    what = f"the worker cannot be {'put on' if on else 'taken off'} its GPUs"
+    if not isinstance(worker, CellWorker):
+        raise Unsupported(what, why="nobody saves its state on them but itself")
+    if state != "running" and (on or state != "frozen"):
+        raise Conflict(what, why=f"it is {state}")
+    if on:
+        worker.devices.put_on()
+    else:
+        worker.devices.leave(towards, ran=not worker.freezer.frozen)
+
+
 def _devices(cell: Cell, order: dict[str, Any]) -> HeldDevices:
     rules = _GANG_LOCKS if order.get("gang") else LockRules()
-    return HeldDevices(cell, order.get("gpus", []), order.get("device_calls", []), rules)
+    turns = bool(order.get("takes_turns"))  # an older agent does not say
+    return HeldDevices(cell, order.get("gpus", []), order.get("device_calls", []), rules, turns)
 
 
 def _disk_error(error: OSError, target: str) -> OnefleetError:

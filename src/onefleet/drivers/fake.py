@@ -58,7 +58,65 @@ class FakeFaults:
             raise waiting.pop(0)
 
 
-class FakeDriver:
+class _FakeWorkers:
+    """Who there is, and where what they have on GPUs is."""
+
+    def __init__(
+        self,
+        takes_ms: Mapping[str, int],
+        faults: FakeFaults,
+        sleep: Callable[[float], Awaitable[None]],
+    ) -> None:
+        self.faults = faults
+        self._takes_ms = dict(takes_ms)
+        self._sleep = sleep
+        self._workers: dict[Path, WorkerStatus] = {}
+        self.gpus: dict[Path, tuple[str, ...]] = {}  # where each is, or is put next
+        self.off_gpus: set[Path] = set()
+        self._takes_turns: set[Path] = set()
+
+    async def off(self, folder: Path, towards: Sequence[str] = ()) -> None:
+        """See Driver.off."""
+        await self._place(folder, "off", (WorkerState.RUNNING, WorkerState.FROZEN))
+        if self.gpus[folder]:
+            self.off_gpus.add(folder)
+        self.gpus[folder] = tuple(towards) or self.gpus[folder]
+
+    async def on(self, folder: Path) -> None:
+        """See Driver.on."""
+        await self._place(folder, "on", (WorkerState.RUNNING,))
+        self.off_gpus.discard(folder)
+
+    async def is_off(self, folder: Path) -> bool:
+        """See Driver.is_off."""
+        state = self._known(folder).state
+        if not self._lives(folder):
+            raise Conflict(f"the worker in {folder} has no processes", why=f"it is {state}")
+        return folder in self.off_gpus
+
+    async def _place(self, folder: Path, operation: str, states: tuple[WorkerState, ...]) -> None:
+        state = self._known(folder).state
+        if state not in states:
+            raise Conflict(
+                f"the worker in {folder} cannot be put {operation}", why=f"it is {state}"
+            )
+        await self._operate(operation)
+
+    async def _operate(self, operation: str) -> None:
+        await self._sleep(self._takes_ms.get(operation, 0) / 1000)
+        self.faults.strike(operation)
+
+    def _known(self, folder: Path) -> WorkerStatus:
+        if folder not in self._workers:
+            raise NotFound(f"there is no worker in {folder}")
+        return self._workers[folder]
+
+    def _lives(self, folder: Path) -> bool:
+        status = self._workers.get(folder)
+        return status is not None and status.state in _ALIVE
+
+
+class FakeDriver(_FakeWorkers):
     """Workers in memory.
 
     takes_ms: how long each operation takes (by the method's name), by `sleep`.
@@ -76,20 +134,14 @@ class FakeDriver:
         faults: FakeFaults | None = None,
         sleep: Callable[[float], Awaitable[None]] = _no_time,
     ) -> None:
-        self.faults = faults or FakeFaults()
+        super().__init__(takes_ms or {}, faults or FakeFaults(), sleep)
         self._mode = mode
-        self._takes_ms = dict(takes_ms or {})
         self._memory_bytes = memory_bytes
-        self._sleep = sleep
-        self._workers: dict[Path, WorkerStatus] = {}
         self._images: dict[Path, Path] = {}
         self._holds: dict[Path, _Hold] = {}
         self.pinned: dict[Path, tuple[int, ...]] = {}
         self.paused: dict[Path, int] = {}
         self.places: dict[Path, GangPlace] = {}
-        self.gpus: dict[Path, tuple[str, ...]] = {}  # where each is, or is put next
-        self.off_gpus: set[Path] = set()
-        self._takes_turns: set[Path] = set()
         self._next_pid = _FIRST_PID
 
     def keep_ready(self, on: bool) -> None:
@@ -216,33 +268,6 @@ class FakeDriver:
         await self._operate("pause")
         self.paused[folder] = limit_ms
 
-    async def off(self, folder: Path, towards: Sequence[str] = ()) -> None:
-        """See Driver.off."""
-        await self._place(folder, "off", (WorkerState.RUNNING, WorkerState.FROZEN))
-        if self.gpus[folder]:
-            self.off_gpus.add(folder)
-        self.gpus[folder] = tuple(towards) or self.gpus[folder]
-
-    async def on(self, folder: Path) -> None:
-        """See Driver.on."""
-        await self._place(folder, "on", (WorkerState.RUNNING,))
-        self.off_gpus.discard(folder)
-
-    async def is_off(self, folder: Path) -> bool:
-        """See Driver.is_off."""
-        state = self._known(folder).state
-        if not self._lives(folder):
-            raise Conflict(f"the worker in {folder} has no processes", why=f"it is {state}")
-        return folder in self.off_gpus
-
-    async def _place(self, folder: Path, operation: str, states: tuple[WorkerState, ...]) -> None:
-        state = self._known(folder).state
-        if state not in states:
-            raise Conflict(
-                f"the worker in {folder} cannot be put {operation}", why=f"it is {state}"
-            )
-        await self._operate(operation)
-
     async def _turn(
         self, folder: Path, operation: str, before: WorkerState, after: WorkerState
     ) -> None:
@@ -300,19 +325,6 @@ class FakeDriver:
         state = self._known(folder).state
         assert state in (WorkerState.SAVE_HELD, WorkerState.RESTORE_HELD), f"it is {state}"
         self._workers[folder] = replace(self._workers[folder], state=WorkerState.RUNNING)
-
-    async def _operate(self, operation: str) -> None:
-        await self._sleep(self._takes_ms.get(operation, 0) / 1000)
-        self.faults.strike(operation)
-
-    def _known(self, folder: Path) -> WorkerStatus:
-        if folder not in self._workers:
-            raise NotFound(f"there is no worker in {folder}")
-        return self._workers[folder]
-
-    def _lives(self, folder: Path) -> bool:
-        status = self._workers.get(folder)
-        return status is not None and status.state in _ALIVE
 
     def _run(self, spec: WorkerSpec) -> None:
         self._next_pid += 1

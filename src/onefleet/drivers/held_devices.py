@@ -55,11 +55,16 @@ class HeldDevices:
     """A worker's GPUs by UUID. taken: what was taken off them, for the manifest; None: nothing.
 
     command: starts a `device_calls`. A worker without GPUs is as one that has nothing on them.
-    What was taken off may be put on others than it was on, as `aim` says.
+    takes_turns: it is put on its devices by `put_on` alone, not when it is thawed or brought back.
     """
 
     def __init__(
-        self, cell: Cell, gpus: Sequence[str], command: Sequence[str], rules: LockRules
+        self,
+        cell: Cell,
+        gpus: Sequence[str],
+        command: Sequence[str],
+        rules: LockRules,
+        takes_turns: bool,
     ) -> None:
         self.taken: dict[str, Any] | None = None
         self._cell = cell
@@ -67,6 +72,12 @@ class HeldDevices:
         self._towards = list(gpus)  # those that it is to be put on next
         self._command = list(command)
         self._rules = rules
+        self._takes_turns = takes_turns
+
+    @property
+    def is_off(self) -> bool:
+        """Whether it was taken off its devices."""
+        return self.taken is not None
 
     def take_off(self, ran: bool = False) -> None:
         """Leave nothing of the worker on its devices; its processes run, and wait for them.
@@ -121,6 +132,27 @@ class HeldDevices:
             with _Calls(self._cell, self._command) as calls:
                 self._back(calls, PutBack(self.taken["pids"]))
 
+    def leave(self, towards: Sequence[str], ran: bool) -> None:
+        """Take it off, to be put on the devices `towards` next, if there are some. ran: as of
+        `take_off`. Raises OnefleetError, and then it is where it was, unless it is
+        DeviceStateUnknown."""
+        was_on = self.taken is None
+        self.take_off(ran)
+        try:
+            if towards:
+                self._aim(towards)
+        except OnefleetError:
+            if was_on:
+                self.put_back()
+            raise
+
+    def thaw(self, thaw: Callable[[], None]) -> None:
+        """Let a worker run that stands still, as `put_on`, or off its devices as it is."""
+        if self._takes_turns:
+            thaw()
+        else:
+            self.put_on(thaw)
+
     def put_on(self, thaw: Callable[[], None] = lambda: None) -> None:
         """On the devices where it is to be, which others may have used meanwhile.
 
@@ -146,7 +178,7 @@ class HeldDevices:
             raise _unknown(end.why)
         self.taken = None
 
-    def aim(self, gpus: Sequence[str]) -> None:
+    def _aim(self, gpus: Sequence[str]) -> None:
         """Have a worker that is off its devices put on these next, in the place of its own.
 
         Raises Unsupported where that cannot be, Conflict for one that has nothing to be moved.
@@ -161,11 +193,11 @@ class HeldDevices:
             _moves(calls.node(), self.taken, gpus)
         self._towards = list(gpus)
 
-    def bring(self, taken: dict[str, Any] | None, later: bool = False) -> None:
-        """Put a worker that was made from an image on its devices of now.
+    def bring(self, taken: dict[str, Any] | None) -> None:
+        """Put a worker that was made from an image on its devices of now; of one that takes turns,
+        see that it can be.
 
-        taken: of the image. later: it stays off them until `put_on`, if it can be put there.
-        Raises OnefleetError; it must not run then.
+        taken: of the image. Raises OnefleetError; it must not run then.
         """
         if not taken:
             return
@@ -173,7 +205,7 @@ class HeldDevices:
             node = calls.node()
             check(node, self._gpus)
             moves = _moves(node, taken, self._gpus)
-            if later:
+            if self._takes_turns:
                 self.taken = taken
                 return
             _check_room(node, self._gpus, taken["bytes"])

@@ -54,13 +54,13 @@ class SupervisedDriver:
 
     async def start(self, spec: WorkerSpec) -> None:
         """See Driver.start."""
-        if (await self._state_of(spec.folder)) in _ALIVE:
+        if (await _state_of(spec.folder)) in _ALIVE:
             return
         await self._launch(spec, "start", None)
 
     async def restore(self, spec: WorkerSpec, image: Path, *, hold: bool = False) -> None:
         """See Driver.restore."""
-        if (await self._state_of(spec.folder)) in _ALIVE:
+        if (await _state_of(spec.folder)) in _ALIVE:
             return
         try:
             await self._launch(spec, "restore", image, hold)
@@ -289,12 +289,6 @@ class SupervisedDriver:
         answer: dict[str, Any] | None = json.loads(line) if line else None
         return answer
 
-    async def _state_of(self, folder: Path) -> WorkerState | None:
-        if not (folder / files.ORDER).exists():
-            return None
-        status = await asyncio.to_thread(_status, folder)
-        return status.state
-
     async def _settled(self, folder: Path) -> dict[str, Any]:
         """The state file, once no operation is under way. Raises TimeoutError."""
         async with asyncio.timeout(_ANSWER_LIMIT_S):
@@ -307,6 +301,13 @@ class SupervisedDriver:
     def _require(self, folder: Path) -> None:
         if not (folder / files.ORDER).exists():
             raise errors.NotFound(f"there is no worker in {folder}", hint="start one there")
+
+
+async def _state_of(folder: Path) -> WorkerState | None:
+    if not (folder / files.ORDER).exists():
+        return None
+    status = await asyncio.to_thread(_status, folder)
+    return status.state
 
 
 _ALIVE = tuple(s for s in WorkerState if s not in (WorkerState.SAVED, WorkerState.ENDED))

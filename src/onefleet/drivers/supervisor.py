@@ -27,13 +27,7 @@ import sys
 import time
 from typing import Any
 
-from onefleet.domain.errors import (
-    Conflict,
-    InternalError,
-    InvalidRequest,
-    OnefleetError,
-    Unsupported,
-)
+from onefleet.domain.errors import Conflict, InternalError, InvalidRequest, OnefleetError
 from onefleet.drivers import cell_worker, image, keeper, linux, process_tree
 from onefleet.drivers import supervisor_files as files
 from onefleet.drivers.command_socket import Client, CommandSocket, line, refuse, send, told
@@ -334,10 +328,12 @@ class Supervisor:
                     self._turn(freeze=command["op"] == "freeze")
                     send(client, {"ok": True})
                 case "off" | "on":
-                    self._place([str(g) for g in command["gpus"]], on=command["op"] == "on")
+                    state, gpus = self.state["state"], [str(g) for g in command["gpus"]]
+                    cell_worker.place(self.worker, state, gpus, on=command["op"] == "on")
                     send(client, {"ok": True})
                 case "where":
-                    off = isinstance(self.worker, cell_worker.CellWorker) and self.worker.is_off
+                    worker = self.worker
+                    off = isinstance(worker, cell_worker.CellWorker) and worker.devices.is_off
                     send(client, {"ok": True, "off": off})
                 case "pause":
                     self._pauses.begin(int(command["limit_ms"]))
@@ -352,6 +348,10 @@ class Supervisor:
                     raise InvalidRequest(f"no {unknown!r}")
         except (ValueError, KeyError, TypeError) as error:
             refuse(client, InvalidRequest(f"bad command: {error}"))
+        except DeviceStateUnknown as error:
+            if not self._finished:
+                self._saves.distrust(error)
+            refuse(client, error)
         except (OnefleetError, OSError) as error:
             refuse(client, error)
 
@@ -373,23 +373,6 @@ class Supervisor:
             raise
         if (state == "frozen") is not worker.freezer.frozen:
             self.write_going()
-
-    def _place(self, gpus: list[str], on: bool) -> None:
-        """Put the worker on its devices, or take it off them."""
-        worker, state = self.worker, self.state["state"]
-        what = f"the worker cannot be {'put on' if on else 'taken off'} its GPUs"
-        if not isinstance(worker, cell_worker.CellWorker):
-            raise Unsupported(what, why="nobody saves its state on them but itself")
-        if state != "running" and (on or state != "frozen"):
-            raise Conflict(what, why=f"it is {state}")
-        try:
-            if on:
-                worker.take_devices()
-            else:
-                worker.leave_devices(gpus)
-        except DeviceStateUnknown as error:
-            self._saves.distrust(error)
-            raise
 
     def _pin(self, cpus: list[int]) -> None:
         if self.worker is None:

@@ -24,7 +24,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,12 +65,24 @@ class Line:
 
 
 class Gpus:
-    """Memory of each GPU, and who holds how much of it."""
+    """Memory of each GPU, who holds how much of it, and who computed since that was asked last."""
 
     def __init__(self, sizes: Mapping[str, int]) -> None:
         self.sizes = dict(sizes)
         self.held: dict[int, tuple[str, int]] = {}  # by connection
+        self.pids: dict[int, int] = {}
+        self.busy: set[int] = set()
         self.lock = threading.Lock()
+
+    def uses(self) -> dict[str, Any]:
+        """By GPU, the processes that hold memory, and those that computed."""
+        with self.lock:
+            busy, self.busy = self.busy, set()
+            held = {n: [w for w, (gpu, _) in self.held.items() if gpu == n] for n in self.sizes}
+            return {
+                name: [[self.pids[w] for w in who], [self.pids[w] for w in who if w in busy]]
+                for name, who in held.items()
+            }
 
     def used(self, name: str) -> int:
         return sum(size for gpu, size in self.held.values() if gpu == name)
@@ -107,6 +119,8 @@ class Context(socketserver.StreamRequestHandler):
 
     def handle(self) -> None:
         gpus: Gpus = self.server.gpus  # type: ignore[attr-defined]
+        told = self.connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+        gpus.pids[id(self)] = int.from_bytes(told[:4], sys.byteorder)
         with contextlib.suppress(ConnectionError):
             self._answer(gpus)
         gpus.leave(id(self))
@@ -119,6 +133,8 @@ class Context(socketserver.StreamRequestHandler):
             match line["op"]:
                 case "node":
                     answer = gpus.facts()
+                case "uses":
+                    answer = gpus.uses()
                 case "open":
                     answer = {"error": gpus.take(id(self), line["gpu"], line["bytes"])}
                 case "close":
@@ -126,6 +142,7 @@ class Context(socketserver.StreamRequestHandler):
                 case "put":
                     n, x = line["n"], line["x"]
                 case "step":
+                    gpus.busy.add(id(self))
                     n += 1
                     x = (x * FACTOR + n) & MASK
             if line["op"] in ("step", "get"):
@@ -142,6 +159,21 @@ def serve_node(folder: str, sizes: Mapping[str, int]) -> None:
         server.gpus = Gpus(sizes)  # type: ignore[attr-defined]
         print("up", flush=True)
         server.serve_forever()
+
+
+class Meter:
+    """A `GpuMeter` of them. folder: of the node."""
+
+    def __init__(self, folder: str) -> None:
+        self._folder = folder
+
+    def read(self, gpus: Sequence[str]) -> Any:
+        from onefleet.agent.gpu_meter import Use
+
+        line = Line(f"{self._folder}/{NODE}")
+        with contextlib.closing(line):
+            said = line.ask(op="uses")
+        return {gpu: Use(*map(frozenset, said[gpu])) for gpu in gpus}
 
 
 # --- a job ---------------------------------------------------------------------------------------
