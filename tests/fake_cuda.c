@@ -164,6 +164,40 @@ int nvmlDeviceGetUUID(void *handle, char *text, unsigned length) {
     return 0;
 }
 
+int nvmlDeviceGetHandleByUUID(const char *uuid, void **handle) {
+    *handle = (void *)(long)(uuid[11] - '0');
+    return (long)*handle == 1 || (long)*handle == 2 ? 0 : 6; /* not found */
+}
+
+typedef struct { unsigned pid; unsigned long long used; unsigned instance, compute; } Process;
+typedef struct { unsigned pid; unsigned long long at; unsigned sm, memory, encodes, decodes; } Sample;
+enum { NOT_SUPPORTED = 3, NOT_FOUND = 6, TOO_SMALL = 7 };
+
+/* On the first GPU are processes 11, 12 and 13; on the second, which does not count by process, 21. */
+int nvmlDeviceGetComputeRunningProcesses_v3(void *handle, unsigned *count, Process *found) {
+    unsigned have = (long)handle == 1 ? 3 : 1, room = *count;
+    *count = have;
+    if (room < have) return TOO_SMALL;
+    for (unsigned i = 0; i < have; i++) found[i] = (Process){(long)handle * 10 + 1 + i, 1 << 20};
+    return 0;
+}
+
+/* 11 computed at 100, and 12 at 200. */
+int nvmlDeviceGetProcessUtilization(void *handle, Sample *found, unsigned *count,
+                                    unsigned long long since) {
+    Sample all[] = {{11, 100, 40}, {12, 200, 0, 7}, {13, 200}};
+    if ((long)handle != 1) return NOT_SUPPORTED;
+    if (since >= 200) return NOT_FOUND;
+    if (!found) { *count = 3; return TOO_SMALL; }
+    memcpy(found, all, sizeof all);
+    return 0;
+}
+
+int nvmlDeviceGetUtilizationRates(void *handle, unsigned *rates) {
+    rates[0] = getenv("FAKE_CUDA_BUSY") ? 30 : 0;
+    return 0;
+}
+
 int nvmlDeviceGetName(void *handle, char *text, unsigned length) {
     snprintf(text, length, "NVIDIA H100");
     return 0;

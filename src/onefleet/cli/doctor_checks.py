@@ -244,8 +244,10 @@ def _gpus(chosen: Settings) -> Verdict:
     driver = CriuDriver(make_finder(chosen.layout.criu, chosen.criu))
     saves = asyncio.run(driver.probe_gpus([gpu.uuid for gpu in found]))
     if saves.mode is CheckpointMode.CRIU:
-        return PASS, f"{evidence}; jobs on them are saved transparently: {saves.evidence}", ""
-    asked = "jobs on them are asked to save themselves (cooperative)"
+        turns = "workers of a gang that share one take turns on it"
+        saved = f"jobs on them are saved transparently, {turns}: {saves.evidence}"
+        return PASS, f"{evidence}; {saved}", ""
+    asked = "jobs on them are asked to save themselves (cooperative), none take turns on them"
     return WARN, f"{evidence}; {asked}: {saves.reason}", saves.evidence
 
 

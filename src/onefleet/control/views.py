@@ -15,7 +15,7 @@ from onefleet.core.ledger import HOUR_MS, HOURS_KEPT, fraction_permille, wanted_
 from onefleet.core.policy import DEFAULT_POLICY, Policy
 from onefleet.core.promise import holds
 from onefleet.domain.events import Event, Usage
-from onefleet.domain.fleet import CheckpointMode, Device, Node
+from onefleet.domain.fleet import CheckpointMode, Device, DeviceKind, Node
 from onefleet.domain.ids import DeploymentId, Instant, NodeId
 from onefleet.domain.jobs import Job
 from onefleet.domain.serving import Deployment, Model, Replica
@@ -201,7 +201,6 @@ def replica_view(replica: Replica, scene: Scene) -> ReplicaView:
 def job_view(job: Job, scene: Scene) -> JobView:
     work = scene.state.works[job.id]
     mode, why_not = _checkpoint(work, scene)
-    turns = _turns_of(work, scene)
     ran_ms = ran_until(work, scene.now)
     until = work.ended_at or scene.now
     wanted_ms, got_ms = wanted_and_got(work, until, HOURS_KEPT * HOUR_MS)
@@ -215,7 +214,7 @@ def job_view(job: Job, scene: Scene) -> JobView:
         command=job.command,
         want=work.want,
         phase=work.phase,
-        reason=scene.told(work.reason or _blocked(work, scene) or turns_text(turns)),
+        reason=scene.told(work.reason or _blocked(work, scene) or turns_text(work, scene)),
         node=_node_of(work),
         devices=_devices_of(work),
         devices_min=work.demand.least,
@@ -245,21 +244,33 @@ def job_view(job: Job, scene: Scene) -> JobView:
         kept_permille=fraction_permille(work, scene.now, HOURS_KEPT * HOUR_MS),
         unsaved_ms=_unsaved_ms(work, scene.now),
         saved_at=work.image.saved_at if work.image else None,
-        turns=turns,
+        turns=_turns_of(work, scene),
         checkpoint_every_ms=interval_ms(work, scene.policy.node_mttf_ms, scene.policy.save_cost),
     )
 
 
 def _turns_of(work: Work, scene: Scene) -> int:
-    report = scene.sightings.worker(work, 0)
-    runs = work.phase is Phase.RUNNING and report is not None and report.epoch == work.epoch
-    return report.turns if report is not None and runs else 0
+    if work.phase is not Phase.RUNNING:
+        return 0
+    reports = [scene.sightings.worker(work, rank) for rank in range(work.demand.workers)]
+    return max((r.turns for r in reports if r is not None and r.epoch == work.epoch), default=0)
 
 
-def turns_text(turns: int) -> str:
-    """That a job takes turns, in a person's words; empty when it does not."""
-    others = "1 other job" if turns == 2 else f"{turns - 1} other jobs"
-    return f"takes turns on its core with {others}" if turns else ""
+def turns_text(work: Work, scene: Scene) -> str:
+    """That a job takes turns, in a person's words, or why its workers do not; empty for one that
+    shares nothing."""
+    turns = _turns_of(work, scene)
+    if work.demand.workers == 1:
+        others = "1 other job" if turns == 2 else f"{turns - 1} other jobs"
+        return f"takes turns on its core with {others}" if turns else ""
+    if turns:
+        return f"its workers take turns on their GPUs, up to {turns} on each"
+    devices = _devices_of(work)
+    packed = work.phase is Phase.RUNNING and len(dict.fromkeys(devices)) < len(devices)
+    mode, why_not = _checkpoint(work, scene)
+    if work.demand.kind is not DeviceKind.GPU or not packed or mode is CheckpointMode.CRIU:
+        return ""
+    return f"its workers share GPUs without taking turns, for they cannot be taken off: {why_not}"
 
 
 def _unsaved_ms(work: Work, now: Instant) -> int:

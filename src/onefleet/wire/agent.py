@@ -190,7 +190,7 @@ class WorkerReport(msgspec.Struct, frozen=True, kw_only=True):
     host: str = ""  # engines: where it listens
     port: int = 0
     checkpoint_mode: CheckpointMode = CheckpointMode.NONE
-    turns: int = 0  # how many jobs take turns on its core, it included; 0: it takes none
+    turns: int = 0  # how many take turns on its core or its GPUs, it included; 0: it takes none
     checkpoint_reason: str = ""  # what of its devices keeps criu from saving it
 
 

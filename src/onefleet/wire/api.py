@@ -324,7 +324,7 @@ class JobView(msgspec.Struct, frozen=True, kw_only=True):
     time that a failure now would lose. moving_to: nodes that it is on its way to.
     checkpoint_every_ms: run time between two saves while it runs, as its owner, or its cost and the
     fleet's failures, say; None: it is not saved then. turns: how many jobs take turns on its core,
-    it included; 0: none do.
+    it included, or how many of its workers on one GPU; 0: none do.
     """
 
     id: str

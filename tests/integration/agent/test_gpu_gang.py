@@ -249,3 +249,24 @@ def test_a_packed_gang_ends_when_it_is_told_to(bench: GpuBench) -> None:
     bench.seen(Observed.ENDED)
     assert time.monotonic() - began < 30
     until(lambda: bench.used() == {A: 0, B: 0}, 30)
+
+
+def test_a_gang_that_finds_its_gpu_taken_is_ended_with_that_reason(bench: GpuBench) -> None:
+    bench.orders(A, B)
+    bench.goes_on()
+    bench.orders(A, A)
+    bench.all(lambda report: report.turns == 2)
+    bench.goes_on(1)
+    line = fake_gpu.Line(f"{bench.node}/{fake_gpu.NODE}")
+    with contextlib.closing(line):
+
+        def taken() -> bool:
+            """In a moment in which none of them is there."""
+            return line.ask(op="open", gpu=A, bytes=ROOM // 2) == {"error": ""}
+
+        until(taken)
+        until(lambda: any(r.observed is Observed.ENDED for r in bench.reports()), 60)
+        ended = next(r for r in bench.reports() if r.observed is Observed.ENDED)
+        assert ended.exit_code is None, "the control plane brings the gang back from its image"
+        assert "could not be put on its GPUs again" in ended.reason
+        assert f"{HELD} bytes, and {ROOM // 2} are free" in ended.reason

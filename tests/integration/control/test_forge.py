@@ -10,6 +10,8 @@ import pytest
 from tests.integration.control.rig import Control, FakeNode
 
 from onefleet.domain.errors import CallerError, Conflict, Infeasible, NotFound
+from onefleet.domain.fleet import CheckpointMode, Device, DeviceKind
+from onefleet.domain.ids import DeviceId
 from onefleet.wire.api import (
     ArrayAnswer,
     DeviceView,
@@ -88,6 +90,33 @@ def test_jobs_that_share_a_core_say_that_they_take_turns(control: Control) -> No
     verb(api, jobs[0], "suspend")
     node.until("it is saved", lambda: control.job(jobs[0].id).phase == "suspended")
     assert control.job(jobs[0].id).turns == 0
+
+
+def test_a_gang_that_is_packed_onto_a_gpu_says_whether_its_workers_take_turns(
+    control: Control,
+) -> None:
+    api, node = control.admin(), FakeNode(control)
+    node.devices = (Device(DeviceId("node-1/gpu0"), DeviceKind.GPU, 0, "a GPU", 1 << 30),)
+    job = submit(api, "gang", workers=2, devices_min=1, devices_max=2, device_kind="gpu")
+    node.until("both run", lambda: len(node.workers) == 2)
+
+    def told(mode: CheckpointMode, why: str, *turns: int) -> JobView:
+        for count, (key, report) in zip(turns, list(node.workers.items()), strict=True):
+            node.workers[key] = msgspec.structs.replace(
+                report, turns=count, checkpoint_mode=mode, checkpoint_reason=why
+            )
+        node.sync()
+        return api.get(f"/api/v1/jobs/{job.id}", JobView)
+
+    seen = told(CheckpointMode.CRIU, "", 0, 2)
+    assert (seen.phase, seen.turns) == ("running", 2)
+    assert seen.reason == "its workers take turns on their GPUs, up to 2 on each"
+    assert api.get(f"/api/v1/why/{job.id}", WhyView).summary.endswith(f", and {seen.reason}")
+    assert told(CheckpointMode.CRIU, "", 0, 0).reason == "", "none uses the GPU so far"
+    assert told(CheckpointMode.COOPERATIVE, "its driver is too old", 0, 0).reason == (
+        "its workers share GPUs without taking turns, for they cannot be taken off: "
+        "its driver is too old"
+    )
 
 
 def test_an_array_is_submitted_whole_and_others_wait_for_all_of_it(control: Control) -> None:

@@ -7,18 +7,14 @@ import contextlib
 import json
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from onefleet.core.turns import Effect, Event, Joined, Run, Running, Tick, TurnRules, Turns, Yielded
 from onefleet.domain.errors import OnefleetError, UpstreamFailed
 from onefleet.domain.fleet import CheckpointMode
-from onefleet.domain.ids import Instant, Millis
 from onefleet.drivers.base import WorkerSpec, WorkerState
 from onefleet.drivers.criu import CriuDriver
 from onefleet.drivers.criu_setup import CriuTool
@@ -380,52 +376,3 @@ def test_what_is_in_the_way_of_a_proof_is_its_reason(
     with contextlib.closing(GpuBench(can_criu, tmp_path)) as gpus:
         found = asyncio.run(gpus.driver.probe_gpus([A]))
         assert (found.mode, "needed is 570" in found.reason) == (CheckpointMode.NONE, True)
-
-
-def test_workers_take_turns_on_a_gpu_that_has_room_for_one(gpus: GpuBench) -> None:
-    """The world size stays with one device: who is off it stands still, and loses nothing."""
-    driver, turns = gpus.driver, Turns[Path](TurnRules(slice_ms=100, cost_factor=1))
-    folders = [gpus.folder.with_name(f"w.{rank}") for rank in range(3)]
-    works = [gpus.root / f"work{rank}" for rank in range(3)]
-
-    def numbers(rank: int) -> int:
-        path = works[rank] / "numbers-0"
-        lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-        whole = [line.rstrip("\n") for line in lines if line.endswith("\n")]
-        assert whole == fake_gpu.chain(len(whole))
-        return len(whole)
-
-    def now() -> Instant:
-        return Instant(time.monotonic_ns() // 1_000_000)
-
-    async def switch(effect: Effect[Path]) -> Event[Path]:
-        began = now()
-        if isinstance(effect, Run):
-            await driver.thaw(effect.worker)
-            return Running(effect.worker, Millis(now() - began))
-        await driver.freeze(effect.worker)
-        assert gpus.used()[A] == 0
-        return Yielded(effect.worker, Millis(now() - began))
-
-    async def scenario() -> None:
-        for rank, (folder, work) in enumerate(zip(folders, works, strict=True)):
-            work.mkdir()
-            await driver.start(replace(gpus.job(A), folder=folder, work=work))
-            wait_for(lambda rank=rank: numbers(rank), lambda count: count > 3)
-            await driver.freeze(folder)
-        events: list[Event[Path]] = [Joined(folder) for folder in folders]
-        order: list[int] = []
-        before = [numbers(rank) for rank in range(3)]
-        while len(order) < 7:
-            effects = [e for event in events or [Tick()] for e in turns.handle(event, now())]
-            turns.check()
-            events = [await switch(effect) for effect in effects]
-            order += [folders.index(e.worker) for e in events if isinstance(e, Running)]
-            if not events and (deadline := turns.next_deadline()) is not None:
-                await asyncio.sleep(max(deadline - now(), 0) / 1000)
-        assert order == [0, 1, 2, 0, 1, 2, 0]
-        assert all(numbers(rank) > before[rank] + 10 for rank in range(3))
-        for folder in folders:
-            await driver.stop(folder, 0)
-
-    asyncio.run(scenario())

@@ -142,6 +142,17 @@ def test_it_moves_to_another_gpu_while_it_runs(gpus: GpuBench) -> None:
     run(gpus.driver.stop(gpus.folder, 0))
 
 
+def test_who_takes_no_turns_is_thawed_onto_the_gpu_that_it_was_sent_to(gpus: GpuBench) -> None:
+    driver, folder = gpus.driver, gpus.folder
+    run(driver.start(gpus.job(A)))
+    gpus.goes_on()
+    run(driver.freeze(folder), driver.off(folder, [B]))
+    with contextlib.closing(gpus.hog(A)):
+        run(driver.thaw(folder))
+        goes_on(gpus, B)
+    run(driver.stop(folder, 0))
+
+
 def test_who_came_to_the_gpu_meanwhile_is_taken_off_with_the_others(gpus: GpuBench) -> None:
     started(gpus)
     run(gpus.driver.off(gpus.folder))

@@ -69,8 +69,16 @@ def test_what_a_check_logs_is_not_in_what_it_prints(
 @pytest.mark.parametrize(
     ("mode", "result", "says"),
     [
-        (CheckpointMode.CRIU, "pass", "saved transparently: seen"),
-        (CheckpointMode.NONE, "warn", "asked to save themselves (cooperative): too old"),
+        (
+            CheckpointMode.CRIU,
+            "pass",
+            "saved transparently, workers of a gang that share one take turns on it: seen",
+        ),
+        (
+            CheckpointMode.NONE,
+            "warn",
+            "asked to save themselves (cooperative), none take turns on them: too old",
+        ),
     ],
 )
 def test_how_jobs_on_gpus_are_saved_is_tried_and_told(

@@ -67,7 +67,7 @@ async def _why_job(
     work = state.works[job.id]
     told = explain(work, blockers)
     scene = call.pool.scene(state, call.caller)
-    turns = views.turns_text(views.job_view(job, scene).turns)
+    turns = views.turns_text(work, scene)
     found = await _forecast(call, state, work, scene)
     return WhyView(
         id=job.id,
