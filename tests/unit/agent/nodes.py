@@ -19,7 +19,7 @@ from typing import Any
 from tests.fleets import a_job
 from tests.unit.control.states import a_state
 
-from onefleet.agent import fetching, memory_images, records
+from onefleet.agent import crew, fetching, memory_images, records
 from onefleet.agent.crew import Crew
 from onefleet.agent.protocol import Act, OrdersReceived, Report, Tick, WorkerKey
 from onefleet.agent.worker_machine import WorkerMachine
@@ -40,6 +40,7 @@ from onefleet.wire.agent import NodeReport
 
 NODES = ("n1", "n2")
 CORES = 2
+GPUS = 2
 
 
 class Killed(BaseException):
@@ -76,7 +77,7 @@ class Fuse:
                 raise Killed
 
 
-_FUSED = ("start", "save", "restore", "finish", "freeze", "thaw", "pin", "stop")
+_FUSED = ("start", "save", "restore", "finish", "freeze", "thaw", "pin", "off", "stop")
 _SEEN_AMID = {
     "start": WorkerState.STARTING,
     "save": WorkerState.SAVING,
@@ -203,6 +204,9 @@ class TestNode:
         self.devices = tuple(
             Device(DeviceId(f"{name}/cpu{i}"), DeviceKind.CPU, i, "a core", 1 << 30)
             for i in range(CORES)
+        ) + tuple(
+            Device(DeviceId(f"{name}/gpu{i}"), DeviceKind.GPU, i, "a GPU", 1, uuid=f"GPU-{i}")
+            for i in range(GPUS)
         )
         self.deaths = 0
         self.seen = Generation(0)
@@ -271,6 +275,7 @@ class TestPool:
         self.ticks = 0
         self.followed = False  # some of an image came before it counted
         self.lapsed = False  # what was done after that may be undone
+        monkeypatch.setattr(crew, "nvidia_driver", lambda: "590.44")
         monkeypatch.setattr(fetching, "fetch", self._fetch)
         monkeypatch.setattr(records, "write", self._fused(records.write))
         monkeypatch.setattr(os, "fsync", lambda descriptor: None)
