@@ -30,7 +30,7 @@ from onefleet.core.device_turns import (
 from onefleet.core.turns import Run, RunFailed, Running, Tick, Yield, Yielded, YieldFailed
 from onefleet.domain.ids import Instant, Millis
 
-many = settings(max_examples=150, deadline=None, derandomize=True)
+many = settings(max_examples=60, deadline=None, derandomize=True)
 RULES = DeviceTurnRules()
 LOOK_MS = 200
 
@@ -280,3 +280,19 @@ def test_a_worker_that_only_waits_costs_the_others_little(
     computed = sum(rank.needs_ms for rank in gang.ranks)
     gang.run(bound(gang))
     assert gang.now <= 1_500 + (gang.steps + 1) * (computed + workers * each)
+
+
+@many
+@given(st.data(), shapes, st.integers(300, 1_200))
+def test_what_is_tried_again_and_again_with_one_of_them_keeps_nobody_from_a_turn(
+    data: st.DataObject, shape: tuple[int, int], every_ms: int
+) -> None:
+    """Such as a move that fails, and fails again a second later."""
+    gang = a_gang(data, *shape, metered=False)
+
+    def again() -> None:
+        gang.set_aside([0], 20)
+        gang.at(gang.now + every_ms, again)
+
+    gang.at(0, again)
+    gang.run(2 * bound(gang))

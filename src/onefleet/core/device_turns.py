@@ -140,13 +140,14 @@ _Answer = Yielded[WorkerT] | YieldFailed[WorkerT] | Running[WorkerT] | RunFailed
 
 @dataclass(slots=True, eq=False)
 class _Member(Generic[WorkerT]):
-    """where: None while it is not known. asked: what is unanswered. moved_at: when it came on or
-    went off last, or somebody tried, as far as that is known. failures: in a row, of what was
-    asked outside of turns. not_before: when it may be asked again where it is.
+    """where: None while it is not known; last: where it was when it was. asked: what is unanswered.
+    moved_at: when it came on or went off, or somebody tried, as far as that is known. failures:
+    of switches, in a row. not_before: when it may be asked again where it is.
     """
 
     sharer: Sharer[WorkerT]
     where: Where | None = None
+    last: Where | None = None
     asked: _Ask[WorkerT] | None = None
     moved_at: Instant = EPOCH
     failures: int = 0
@@ -271,7 +272,6 @@ class DeviceTurns(Generic[WorkerT]):
             member.sharer = sharer
             if not sharer.at_hand:
                 member.where = member.asked = None
-                member.failures = 0
             members[sharer.worker] = member
             by_place.setdefault(sharer.place, []).append(member)
         places: dict[Hashable, _Place[WorkerT]] = {}
@@ -290,8 +290,8 @@ class DeviceTurns(Generic[WorkerT]):
             member.asked, member.where = None, found.where
             if found.where is None:
                 member.not_before = Instant(now + self._rules.turns.retry_ms)
-            elif found.where is Where.ON:
-                member.moved_at = now
+            elif found.where is not member.last:
+                member.last, member.moved_at = found.where, now
 
     def _meter(self, seen: Metered[WorkerT], now: Instant) -> list[Effect[WorkerT]]:
         member = self._members.get(seen.worker)
@@ -299,7 +299,8 @@ class DeviceTurns(Generic[WorkerT]):
             return []
         place = self._places[member.sharer.place]
         if member.where is Where.NOWHERE and seen.holds:
-            member.where = Where.ON
+            member.where = member.last = Where.ON
+            member.moved_at = now
             place.rest()
         return self._tell(place, Looked(seen.worker, seen.used), now)
 
@@ -316,27 +317,29 @@ class DeviceTurns(Generic[WorkerT]):
                 member.where = Where.ON
             case _:
                 assert_never(event)
-        member.moved_at = now
-        if place.turns is not None:
-            return self._tell(place, event, now)
-        if isinstance(event, Yielded | Running):
+        member.last, member.moved_at = member.where, now
+        told: list[Effect[WorkerT]] = []
+        if isinstance(event, YieldFailed | RunFailed):
+            member.failures += 1
+            if place.turns is None:
+                place.not_before = Instant(now + self._rules.turns.retry_ms)
+            if member.failures == self._rules.turns.failures_max:
+                told = self._stuck(place, member, event.why, now)
+        else:
             member.failures = 0
-            return []
-        return self._failed(place, member, event, now)
+        return told + self._tell(place, event, now)
 
-    def _failed(
-        self,
-        place: _Place[WorkerT],
-        member: _Member[WorkerT],
-        event: YieldFailed[WorkerT] | RunFailed[WorkerT],
-        now: Instant,
+    def _stuck(
+        self, place: _Place[WorkerT], member: _Member[WorkerT], why: str, now: Instant
     ) -> list[Effect[WorkerT]]:
-        """Outside of turns, where nobody else keeps count."""
-        member.failures += 1
-        place.not_before = Instant(now + self._rules.turns.retry_ms)
-        if member.failures != self._rules.turns.failures_max:
+        """It has failed to be taken off or put on so many times in a row."""
+        if member.where is Where.ON:
+            place.rest()
+            place.open_until = Instant(now + self._rules.rest_ms)
+            place.fast = member.sharer.worker
             return []
-        return self._stuck(place, Stuck(event.worker, member.failures, event.why), now)
+        beside = place.fast if place.open_until > EPOCH else None
+        return [Unable(member.sharer.worker, why, beside)]
 
     # --- what is done ------------------------------------------------------------------------
 
@@ -371,7 +374,8 @@ class DeviceTurns(Generic[WorkerT]):
         told: list[Effect[WorkerT]] = []
         for member in (*place.at(Where.ON), *place.waiting):
             runs = member.where is Where.ON
-            told += self._tell(place, turns.Joined(member.sharer.worker, runs), now)
+            joined = turns.Joined(member.sharer.worker, runs, began=member.moved_at)
+            told += self._tell(place, joined, now)
         return told
 
     def _tell(
@@ -379,23 +383,10 @@ class DeviceTurns(Generic[WorkerT]):
     ) -> list[Effect[WorkerT]]:
         told: list[Effect[WorkerT]] = []
         for effect in [] if place.turns is None else place.turns.handle(event, now):
-            if isinstance(effect, Stuck):
-                told += self._stuck(place, effect, now)
-            else:
+            if not isinstance(effect, Stuck):  # failures are counted here, through rests
                 self._members[effect.worker].asked = effect
                 told.append(effect)
         return told
-
-    def _stuck(
-        self, place: _Place[WorkerT], stuck: Stuck[WorkerT], now: Instant
-    ) -> list[Effect[WorkerT]]:
-        if self._members[stuck.worker].where is Where.ON:
-            place.rest()
-            place.open_until = Instant(now + self._rules.rest_ms)
-            place.fast = stuck.worker
-            return []
-        beside = place.fast if place.open_until > EPOCH else None
-        return [Unable(stuck.worker, stuck.why, beside)]
 
 
 def _switch_ms(place: _Place[WorkerT]) -> int:

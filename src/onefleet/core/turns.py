@@ -65,12 +65,13 @@ class Joined(Generic[WorkerT]):
     """A worker shares the place from now on. runs: it is on it already, and nobody else is.
 
     One that does not run stands still: frozen, or saved. share: how much of the place is its own,
-    beside what is the others'.
+    beside what is the others'. began: when its turn began, of one that runs; None: now.
     """
 
     worker: WorkerT
     runs: bool = False
     share: int = 1
+    began: Instant | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,8 +236,10 @@ class Turns(Generic[WorkerT]):
         """Take one event; return what is to be done."""
         told: list[Effect[WorkerT]] = []
         match event:
-            case Joined(worker=worker, runs=runs, share=share):
+            case Joined(worker=worker, runs=runs, share=share, began=began):
                 self._join(worker, runs, now)
+                if runs and began is not None:
+                    self._began = began
                 self._shares[worker] = share
             case Left(worker=worker):
                 self._leave(worker)

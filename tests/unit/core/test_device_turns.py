@@ -144,6 +144,8 @@ def test_who_cannot_be_put_on_is_told_once() -> None:
         assert run == Run("a")
         assert place.tell(Running("a", Millis(0))) == []
         told += more
+        assert (place.see("a", "b", away="b"), place.see("a", "b")) == ([], [Find("b")])
+        assert place.tell(Found("b", Where.OFF)) == [], "saves in between change nothing"
     assert told == [Unable("b", "no room")]
 
 
