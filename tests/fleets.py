@@ -183,6 +183,7 @@ def planned(snapshot: Snapshot, policy: Policy | None = None, now: Instant = NOW
     decided = plan(snapshot, policy, now, random.Random(0))
     assert check_plan(snapshot, decided, policy) == []
     assert unexplained(snapshot, decided) == []
+    assert decided.works == apply_plan(snapshot, decided, now)
     return decided
 
 

@@ -150,7 +150,7 @@ def test_a_pool_that_gets_stuck_is_caught(monkeypatch: pytest.MonkeyPatch) -> No
         snapshot: Snapshot, policy: Policy, now: Instant, rng: random.Random, index: Index
     ) -> Plan:
         sound = planner.plan(snapshot, policy, now, rng, index)
-        return replace(sound, decisions=())
+        return replace(sound, decisions=(), works=())
 
     monkeypatch.setattr(control_reconcile, "plan", idle)
     monkeypatch.setattr(control_reconcile, "check_plan", lambda *_: [])

@@ -22,7 +22,7 @@ from onefleet.core.autoscale import DemandNow
 from onefleet.core.checkpointing import Failures
 from onefleet.core.index import Index
 from onefleet.core.ledger import forgetting
-from onefleet.core.plan import Plan, apply_plan, fenced_nodes
+from onefleet.core.plan import Plan, fenced_nodes
 from onefleet.core.planner import check_plan, plan
 from onefleet.core.policy import Policy
 from onefleet.core.snapshot import Snapshot
@@ -156,7 +156,7 @@ def _commit(
     """Everything that the pass changes, in one commit that names its parent."""
     now = decided.planned_at
     works: dict[WorkId, Work] = {work.id: work for work in scaled.works}
-    works.update((work.id, work) for work in apply_plan(snapshot, decided, now))
+    works.update((work.id, work) for work in decided.works)
     lost = fenced_nodes(snapshot, decided)
     found = list(scaled.notes)
     for node in lost:

@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 from onefleet.domain.fleet import DeviceKind
 from onefleet.domain.ids import Instant
+from onefleet.domain.records import changed
 from onefleet.domain.tenancy import Tenant, Used
 from onefleet.domain.tiers import Tier
 from onefleet.domain.work import WHOLE, Hour, Phase, Want, Work
@@ -94,7 +95,7 @@ def account(work: Work, now: Instant) -> Work:
     wanted = work.want is Want.RUN and work.ready and work.promised
     permille = width_permille(work) if work.phase is Phase.RUNNING else 0
     hours = _entered(work.hours, since, now, permille) if wanted else work.hours
-    return replace(
+    return changed(
         work,
         accounted_until=now,
         hours=hours,

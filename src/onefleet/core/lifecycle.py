@@ -47,6 +47,7 @@ from onefleet.core.work_events import (
 )
 from onefleet.domain.errors import InternalError
 from onefleet.domain.ids import Generation, ImageId, Instant, WorkId
+from onefleet.domain.records import changed
 from onefleet.domain.work import (
     Image,
     Making,
@@ -305,9 +306,9 @@ def _arranged(
             told = f"no image was made while it ran: {reason}"
             return _failed_once(replace(work, making=None, reason=told), now)
         case Readied():
-            return replace(work, ready=True, phase_since=now)
+            return changed(work, ready=True, phase_since=now)
         case Promised():
-            return replace(work, promised=True)
+            return changed(work, promised=True)
         case WidthWanted(devices):
             return replace(work, width=devices)
         case MoveWanted(nodes, stranded):
@@ -330,7 +331,7 @@ def _enter(work: Work, phase: Phase, now: Instant, reason: str, **changes: Any) 
         changes["stranded"] = False
     if not phase.is_placed:
         changes["placement"] = ()
-    return replace(work, phase=phase, phase_since=now, making=None, cut=False, **changes)
+    return changed(work, phase=phase, phase_since=now, making=None, cut=False, **changes)
 
 
 def _has_devices(work: Work) -> bool:

@@ -179,7 +179,8 @@ class Blocker:
 @dataclass(frozen=True, slots=True)
 class Plan:
     """The whole of one pass. blockers: of each work that does not run, never empty. spares: the
-    nodes that are kept as spares after it, by id."""
+    nodes that are kept as spares after it, by id. works: those that it changes, as they are after
+    it (`apply_plan`)."""
 
     parent: Generation
     planned_at: Instant
@@ -187,6 +188,7 @@ class Plan:
     steps: tuple[StepReport, ...]
     blockers: Mapping[WorkId, tuple[Blocker, ...]]
     spares: tuple[NodeId, ...] = ()
+    works: tuple[Work, ...] = ()
 
 
 def apply_plan(snapshot: Snapshot, plan: Plan, now: Instant) -> tuple[Work, ...]:

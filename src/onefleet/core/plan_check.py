@@ -65,6 +65,7 @@ def check_plan(
         for decision in plan.decisions:
             found.extend(checker.check(decision))
         found.extend(checker.check_memory())
+        found.extend(checker.check_works())
     finally:
         index.rollback(mark)
     return found
@@ -94,6 +95,7 @@ class _Checker:
         self.ranks: Mapping[WorkId, int] | None = None
         self._unders: dict[tuple[Tier, DeviceKind], Under] = {}
         self.touched: dict[WorkId, Decision] = {}
+        self.changed: dict[WorkId, Work] = {}
         self.given_on: dict[NodeId, bool] = {}
 
     def check(self, decision: Decision) -> Iterator[str]:
@@ -117,8 +119,16 @@ class _Checker:
             yield illegal.what
             return
         self.index.put(after)
+        self.changed[work.id] = after
         if after.placement != work.placement:
             yield from self._handed_out(after)
+
+    def check_works(self) -> Iterator[str]:
+        """What the plan says of the works after it has to be what its decisions make of them."""
+        told = {work.id: work for work in self.plan.works}
+        for work_id in {**self.changed, **told}:
+            if self.changed.get(work_id) != told.get(work_id):
+                yield f"{work_id} is not after the plan what the decisions make of it"
 
     def check_memory(self) -> Iterator[str]:
         """No node may be given more workers than its memory holds, as far as that is known."""

@@ -52,6 +52,7 @@ def plan(
         work_off(this)
         index.settle_rooms()
         spares = tuple(index.fleet.spares.now)
+        changed = tuple(this.works[work_id] for work_id in this.changed())
     finally:
         index.rollback(mark)
     return Plan(
@@ -61,4 +62,5 @@ def plan(
         tuple(this.steps),
         Reasons(snapshot, policy, now),
         spares,
+        changed,
     )

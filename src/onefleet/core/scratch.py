@@ -6,11 +6,19 @@ for whom follows from the snapshot alone, and so the same plan follows from the 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from onefleet.core.capacity import Capacity
 from onefleet.core.index import Index
-from onefleet.core.plan import Decision, GivePromise, Ready, StepReport, WorkDecision, applied
+from onefleet.core.plan import (
+    Decision,
+    Fence,
+    GivePromise,
+    Ready,
+    StepReport,
+    WorkDecision,
+    applied,
+)
 from onefleet.core.policy import Policy
 from onefleet.core.preemption import Victims
 from onefleet.domain.ids import Instant, NodeId, WorkId
@@ -53,6 +61,10 @@ class Scratch:
         """Decide otherwise. before: the work without the decision that is taken back."""
         self.decisions[number] = decision
         self.index.put(applied(before, decision, self.now))
+
+    def changed(self) -> Iterable[WorkId]:
+        """The works that it has decided about, in the order of the decisions."""
+        return dict.fromkeys(d.work_id for d in self.decisions if not isinstance(d, Fence))
 
     def report(self, step: str, text: str) -> None:
         """Say what a step did, or why it did nothing."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 
 import pytest
@@ -20,6 +21,7 @@ from tests.fleets import (
 )
 
 from onefleet.core import lifecycle
+from onefleet.core.lifecycle import IllegalTransition
 from onefleet.core.plan import (
     Blocker,
     Checkpoint,
@@ -37,6 +39,7 @@ from onefleet.core.plan import (
     Stop,
     Suspend,
     Thaw,
+    applied,
     apply_plan,
     describe,
 )
@@ -45,7 +48,7 @@ from onefleet.core.snapshot import Snapshot
 from onefleet.domain.fleet import Cordon, NodeState
 from onefleet.domain.ids import DeviceId, Generation, Instant, NodeId, WorkId
 from onefleet.domain.tiers import Tier
-from onefleet.domain.work import Slot, Speed, Terms, Want
+from onefleet.domain.work import Slot, Speed, Terms, Want, Work
 
 
 def slot(node: str, *indices: int, milli: int = 1_000) -> Slot:
@@ -106,7 +109,29 @@ def found(*decisions: Decision, snapshot: Snapshot | None = None) -> list[str]:
     snapshot = snapshot or the_fleet()
     why = (Blocker(Gate.START, "why"),)
     plan = Plan(snapshot.generation, NOW, decisions, (), dict.fromkeys(snapshot.works, why))
-    return check_plan(snapshot, plan)
+    return check_plan(snapshot, replace(plan, works=results(snapshot, decisions)))
+
+
+def results(snapshot: Snapshot, decisions: Sequence[Decision]) -> tuple[Work, ...]:
+    """What the decisions that are legal make of the works."""
+    works: dict[WorkId, Work] = {}
+    for decision in decisions:
+        if not isinstance(decision, Fence) and decision.work_id in snapshot.works:
+            work = works.get(decision.work_id, snapshot.works[decision.work_id])
+            with suppress(IllegalTransition):
+                works[work.id] = applied(work, decision, NOW)
+    return tuple(works.values())
+
+
+def test_a_plan_whose_works_are_not_what_it_decides() -> None:
+    snapshot = the_fleet()
+    decisions = (place("new", slot("n2", 0)),)
+    plan = Plan(snapshot.generation, NOW, decisions, (), {})
+    wrong = "new is not after the plan what the decisions make of it"
+    assert wrong in check_plan(snapshot, plan)
+    assert wrong in check_plan(snapshot, replace(plan, works=(snapshot.works[WorkId("new")],)))
+    right = check_plan(snapshot, replace(plan, works=results(snapshot, decisions)))
+    assert not any("is not after the plan" in text for text in right)
 
 
 LATE = WorkId("premium")

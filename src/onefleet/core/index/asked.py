@@ -29,8 +29,15 @@ class Asked:
         self._counts: dict[DeviceKind, dict[Ask, int]] = {}
         self._rounded: dict[DeviceKind, Rounded] = {}  # unless it has changed
 
-    def enter(self, demand: Demand, sign: int = 1) -> None:
-        """There is a work more, or less (sign -1), with this demand."""
+    def change(self, before: Demand | None, demand: Demand | None) -> None:
+        """A work asks for this now, in place of what it asked for before; None: for nothing."""
+        if before == demand:
+            return
+        for asked, sign in ((before, -1), (demand, 1)):
+            if asked is not None:
+                self._count(asked, sign)
+
+    def _count(self, demand: Demand, sign: int) -> None:
         counts, kind = self._counts.setdefault(demand.kind, {}), _kind_of(demand)
         before = counts.pop(kind, 0)
         after = before + sign * demand.workers

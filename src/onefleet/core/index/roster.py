@@ -121,13 +121,16 @@ class Roster:
         if before is not None:
             self._leave(before)
         self.works[work.id] = work
+        self.asked.change(None if before is None else before.demand, work.demand)
         self._enter(work)
         if before is None or before.outcome is not work.outcome:
             self._tell_dependents(work.id)
 
     def remove(self, work_id: WorkId) -> None:
         """There is no record of it any more."""
-        self._leave(self.works.pop(work_id))
+        work = self.works.pop(work_id)
+        self._leave(work)
+        self.asked.change(work.demand, None)
         self.ranks.pop(work_id, None)
         self.coverage.forget(work_id)
         self._tell_dependents(work_id)
@@ -224,7 +227,6 @@ class Roster:
                 insort(self.ended, _ended(work))
         else:
             self.ranks[work.id] = self._rank(work)
-        self.asked.enter(work.demand)
         self.coverage.enter(work)
         if work.want is Want.STOP and work.phase not in (Phase.STOPPING, Phase.ENDED):
             self.to_stop[work.id] = None
@@ -265,7 +267,6 @@ class Roster:
         self.movable.touch(work.id)
         if work.phase is Phase.ENDED and work.kind is WorkKind.JOB:
             del self.ended[bisect_left(self.ended, _ended(work))]
-        self.asked.enter(work.demand, -1)
         self.coverage.leave(work)
         self.to_stop.pop(work.id, None)
         self.to_pause.pop(work.id, None)

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import heapq
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import assert_never
 
@@ -37,8 +37,6 @@ from onefleet.core.plan import (
     Stop,
     Suspend,
     Thaw,
-    WorkDecision,
-    applied,
     describe,
 )
 from onefleet.core.planner import Index, plan
@@ -103,8 +101,9 @@ class Pool:
         self._index.advance(now, {})
         for _ in range(PASSES_MAX):
             decided = plan(self._snapshot, self._policy, now, self._rng, self._index)
+            after = {work.id: work for work in decided.works}
             for decision in decided.decisions:
-                self._carry_out(decision, desk, now)
+                self._carry_out(decision, after, desk, now)
             if not decided.decisions:
                 break
         else:
@@ -152,31 +151,30 @@ class Pool:
 
     # --- the plan's decisions ---------------------------------------------------------------------
 
-    def _carry_out(self, decision: Decision, desk: Desk, now: Instant) -> None:
+    def _carry_out(
+        self, decision: Decision, after: Mapping[WorkId, Work], desk: Desk, now: Instant
+    ) -> None:
+        if isinstance(decision, Fence):
+            raise InternalError(f"the desk cannot do this: {decision}")
+        view, work = self._views[decision.work_id], after[decision.work_id]
         match decision:
             case Place():
-                self._place(decision, desk, now)
+                self._place(decision, view, work, desk)
             case Suspend() | Move():
-                view, work = self._applied(decision, now)
                 desk.suspend(view)
                 self._put(view, work if self._rules.price.save_ms else _saved(work, now))
             case Stop() | Lose():
-                view, work = self._applied(decision, now)
                 desk.kill(view)
                 self._put(view, lifecycle.apply(work, lifecycle.Lost("made room"), now))
             case Ready() | DropImage() | GivePromise():
-                self._put(*self._applied(decision, now))
-            case Fence() | Freeze() | Thaw() | Resize() | Checkpoint():
+                self._put(view, work)
+            case Freeze() | Thaw() | Resize() | Checkpoint():
                 raise InternalError(f"the desk cannot do this: {decision}")
             case _:
                 assert_never(decision)
 
-    def _applied(self, decision: WorkDecision, now: Instant) -> tuple[JobView, Work]:
-        view = self._views[decision.work_id]
-        return view, applied(self._works[view.number], decision, now)
-
-    def _place(self, decision: Place, desk: Desk, now: Instant) -> None:
-        view, work = self._applied(decision, now)
+    def _place(self, decision: Place, view: JobView, work: Work, desk: Desk) -> None:
+        now = Instant(desk.now)
         desk.start(view, () if self._flat else tuple(self._where(decision)))
         price = self._rules.price
         since = Instant(now + (price.restore_ms if decision.restore else price.start_ms))
