@@ -141,6 +141,24 @@ def test_a_checkpoint_leaves_it_on_its_gpu(real: GpuBench) -> None:
     run(real.driver.stop(real.folder, 0))
 
 
+def test_it_is_off_its_gpu_while_it_runs_on(real: GpuBench) -> None:
+    gpu, driver = real.devices[0], real.driver
+    idle = real.used(gpu)
+    run(driver.start(real.on(gpu, command=GPU_COUNTER)))
+    for _ in range(3):
+        real.counted(real.counted(1) + 20)
+        run(driver.off(real.folder))
+        assert real.used(gpu) - idle < HELD_BYTES // 4
+        before = real.counted(1)
+        assert asyncio.run(driver.status(real.folder)).state is WorkerState.RUNNING
+        assert asyncio.run(driver.is_off(real.folder))
+        assert real.counted(1) == before, "its calls wait"
+        run(driver.on(real.folder))
+        assert real.used(gpu) - idle >= HELD_BYTES
+    real.counted(real.counted(1) + 20)
+    run(driver.stop(real.folder, 0))
+
+
 def test_it_comes_back_on_another_gpu(real: GpuBench) -> None:
     first = real.devices[0]
     same = [device for device in real.devices[1:] if device.product == first.product]
