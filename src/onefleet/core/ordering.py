@@ -28,7 +28,7 @@ from onefleet.core.ledger import (
 from onefleet.core.policy import Policy
 from onefleet.core.promise import lineage
 from onefleet.core.snapshot import devices_held
-from onefleet.domain.fleet import CheckpointMode, Node
+from onefleet.domain.fleet import CheckpointMode, DeviceKind, Node
 from onefleet.domain.ids import Instant, TenantId, WorkId
 from onefleet.domain.tenancy import Reservation, Tenant
 from onefleet.domain.tiers import Tier
@@ -116,6 +116,15 @@ def gives_way(work: Work, nodes: Iterable[Node | None]) -> bool:
     if work.kind is WorkKind.REPLICA or (work.tier is Tier.PREMIUM and work.promised):
         return False
     return _is_saved_from_outside(nodes)
+
+
+def can_be_resized(work: Work, nodes: Iterable[Node | None]) -> bool:
+    """Whether elastic work can be made narrower and wider as it runs. nodes: its own.
+
+    Threads are bound to other cores. On other devices it has memory, which goes with it only where
+    that is saved from outside.
+    """
+    return work.demand.kind is DeviceKind.CPU or _is_saved_from_outside(nodes)
 
 
 def _is_saved_from_outside(nodes: Iterable[Node | None]) -> bool:

@@ -15,7 +15,7 @@ from onefleet.core.feasibility import accepts
 from onefleet.core.index import Index
 from onefleet.core.index.lines import Under
 from onefleet.core.ledger import bucket_of
-from onefleet.core.ordering import gives_way
+from onefleet.core.ordering import can_be_resized, gives_way
 from onefleet.core.plan import (
     Checkpoint,
     Decision,
@@ -303,6 +303,8 @@ class _Checker:
     ) -> Iterator[str]:
         if not work.demand.is_elastic:
             yield f"{work.id} is resized, but has one size only"
+        if not can_be_resized(work, (self.nodes.get(slot.node_id) for slot in work.placement)):
+            yield f"{work.id} is resized, but cannot be while it runs"
         yield from self._slots(work, placement)
         if for_work is None:
             return

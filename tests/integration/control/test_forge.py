@@ -59,6 +59,7 @@ def test_a_gang_says_how_many_devices_it_can_do_with(control: Control) -> None:
         {"workers": 3, "devices_max": 8, "devices_min": 8},
         {"workers": 4, "devices_max": 8, "devices_min": 1},
         {"devices_max": 2, "devices_min": 2, "device_milli": 500},
+        {"devices_max": 2, "devices_min": 1, "device_kind": "gpu"},
         {"deadline": 1_000},
         {"deadline": now_ms() + HOUR_MS, "estimate_ms": 2 * HOUR_MS},
         {"checkpoint_every_ms": 9_999},

@@ -6,11 +6,12 @@ from dataclasses import replace
 
 from tests.fleets import NOW, a_job, a_node, a_reservation, a_snapshot, after, placed, planned
 
-from onefleet.core.lifecycle import CheckpointOrdered, ProcessEnded, apply
+from onefleet.core.lifecycle import CheckpointOrdered, ProcessEnded, apply, image_id
 from onefleet.core.plan import Checkpoint, GivePromise, Place, Ready, Stop
-from onefleet.domain.ids import Instant, TenantId, WorkId
+from onefleet.domain.fleet import Node
+from onefleet.domain.ids import Instant, NodeId, TenantId, WorkId
 from onefleet.domain.tiers import Tier
-from onefleet.domain.work import Terms, Work
+from onefleet.domain.work import Image, Terms, Work
 
 
 def dependent(name: str, *others: str) -> Work:
@@ -99,3 +100,22 @@ def test_running_works_are_saved_when_their_image_is_old_one_at_a_time_on_a_node
     far = a_node("n2", lease_expires_at=Instant(NOW + 10**6))
     both = a_snapshot([*snapshot.nodes.values(), far], [one, elsewhere])
     assert [d.work_id for d in planned(both, now=later).decisions] == ["j0", "j2"]
+
+
+def test_no_image_before_the_last_one_could_have_got_to_another_node() -> None:
+    every_10s = a_job("a", terms=Terms(checkpoint_every_ms=10_000))
+    running = placed(every_10s, ("n1", "0"), at=Instant(NOW - 30_000))
+    nodes = (NodeId("n1"),)
+    image = Image(image_id(running), nodes, 2_500_000_000, Instant(NOW - 12_000), ran_ms=18_000)
+    saved = replace(running, image=image)  # at 1 Gbit/s it takes 20.5 s to another node
+    alone, two = [a_node("n1")], [a_node("n1"), a_node("n2")]
+
+    def orders(work: Work, nodes: list[Node], now: Instant = NOW) -> int:
+        found = planned(a_snapshot(nodes, [work]), now=now).decisions
+        return sum(isinstance(d, Checkpoint) for d in found)
+
+    assert orders(saved, alone) == 1
+    assert orders(saved, two) == 0
+    assert orders(saved, two, Instant(NOW + 8_500)) == 1
+    copied = replace(saved, image=replace(image, copies=((NodeId("n2"),),)))
+    assert orders(copied, two) == 1

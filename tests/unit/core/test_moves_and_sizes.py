@@ -8,7 +8,7 @@ from tests.fleets import NOW, START, a_job, a_node, a_snapshot, after, placed, p
 
 from onefleet.core import lifecycle
 from onefleet.core.plan import Freeze, Move, Place, Resize, Suspend, Thaw
-from onefleet.domain.fleet import Cordon, Node, NodeState
+from onefleet.domain.fleet import CheckpointMode, Cordon, DeviceKind, Node, NodeState
 from onefleet.domain.ids import DeviceId, Instant, NodeId
 from onefleet.domain.work import Image, Terms, Want, Work
 
@@ -99,6 +99,18 @@ def test_a_gang_is_dealt_to_fewer_devices_and_spread_out_again() -> None:
     assert resized(node("n1"), work=gang(3, "0", "0", "0", "0")) == [["0", "0", "1", "2"]]
     assert resized(node("n1"), work=gang(None, "0", "0", "1", "1")) == [["0", "1", "2", "3"]]
     assert resized(node("n1", 2), work=gang(None, "0", "0", "0", "0")) == [["0", "0", "1", "1"]]
+
+
+def test_on_gpus_a_gang_keeps_its_size_where_its_state_there_is_not_saved_from_outside() -> None:
+    def dealt(mode: CheckpointMode) -> int:
+        nodes = [a_node("n1", kind=DeviceKind.GPU, checkpoint_mode=mode)]
+        job = a_job("g", 1, workers=2, pack=2, kind=DeviceKind.GPU, terms=NEVER)
+        work = replace(placed(job, ("n1", "0"), ("n1", "1")), width=1)
+        found = planned(a_snapshot(nodes, [work])).decisions
+        return sum(isinstance(decision, Resize) for decision in found)
+
+    assert dealt(CheckpointMode.CRIU) == 1
+    assert dealt(CheckpointMode.COOPERATIVE) == 0
 
 
 def frozen(want: Want = Want.RUN, since: Instant = NOW) -> Work:

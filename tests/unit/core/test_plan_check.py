@@ -45,7 +45,7 @@ from onefleet.core.plan import (
 )
 from onefleet.core.plan_check import check_plan, unexplained
 from onefleet.core.snapshot import Snapshot
-from onefleet.domain.fleet import Cordon, NodeState
+from onefleet.domain.fleet import CheckpointMode, Cordon, DeviceKind, NodeState
 from onefleet.domain.ids import DeviceId, Generation, Instant, NodeId, WorkId
 from onefleet.domain.tiers import Tier
 from onefleet.domain.work import Slot, Speed, Terms, Want, Work
@@ -110,6 +110,16 @@ def found(*decisions: Decision, snapshot: Snapshot | None = None) -> list[str]:
     why = (Blocker(Gate.START, "why"),)
     plan = Plan(snapshot.generation, NOW, decisions, (), dict.fromkeys(snapshot.works, why))
     return check_plan(snapshot, replace(plan, works=results(snapshot, decisions)))
+
+
+def test_a_gang_is_not_resized_on_devices_whose_state_stays_on_them() -> None:
+    mode = CheckpointMode.COOPERATIVE
+    job = a_job("g", 1, workers=2, pack=2, kind=DeviceKind.GPU)
+    gang = placed(job, ("n1", "0"), ("n1", "1"))
+    snapshot = a_snapshot([a_node("n1", kind=DeviceKind.GPU, checkpoint_mode=mode)], [gang])
+    narrow = (gang.placement[0],) * 2
+    told = found(Resize(gang.id, narrow, "x"), snapshot=snapshot)
+    assert "g is resized, but cannot be while it runs" in told
 
 
 def results(snapshot: Snapshot, decisions: Sequence[Decision]) -> tuple[Work, ...]:

@@ -36,11 +36,19 @@ def demand_of(new: NewJob) -> Demand:
             hint="ask for whole devices, or for one worker on one device",
             param="device_milli",
         )
+    kind = one_of(DeviceKind, new.device_kind, "device_kind")
+    if kind is not DeviceKind.CPU and workers == 1 and low < high:
+        raise InvalidRequest(
+            f"a job of one worker cannot have {low} to {high} {kind} devices",
+            why="a program keeps those that it began with, and its state lies on all of them",
+            hint=f"ask for {low} or for {high}, or for a gang of {high} workers",
+            param="devices_max",
+        )
     each, pack = _shape(workers, low, high)
     if len(new.products) > PRODUCTS_MAX:
         raise InvalidRequest(f'"products" has more than {PRODUCTS_MAX} entries', param="products")
     return Demand(
-        kind=one_of(DeviceKind, new.device_kind, "device_kind"),
+        kind=kind,
         devices_min=each[0],
         devices_max=each[1],
         workers=workers,

@@ -10,6 +10,8 @@ from bisect import bisect_left, insort
 from collections.abc import Mapping
 
 from onefleet.core.checkpointing import due_at
+from onefleet.core.index.homes import way_ms
+from onefleet.core.ordering import can_be_resized
 from onefleet.core.policy import Policy
 from onefleet.core.promise import Bearer, bears_promise, promise_of
 from onefleet.core.snapshot import devices_held
@@ -63,10 +65,11 @@ class Errands:
             insort(self.to_promise.setdefault(promise_of(work), []), (work.submitted_at, work.id))
         if _runs(work) and work.suspendable and (work.move_to or self._is_evicted(work)):
             self.to_move[work.id] = None
-        if _runs(work) and work.demand.is_elastic and _has_another_width(work):
-            self.to_resize[work.id] = None
-        if _runs(work) and work.width is None and devices_held(work) > work.demand.least:
-            self.lenders[work.id] = None
+        if _runs(work) and work.demand.is_elastic and self._can_be_resized(work):
+            if _has_another_width(work):
+                self.to_resize[work.id] = None
+            if work.width is None and devices_held(work) > work.demand.least:
+                self.lenders[work.id] = None
         if work.phase is Phase.SAVING and work.move_to and work.want is Want.RUN:
             self.on_their_way[work.id] = None
         if work.phase is Phase.FROZEN:
@@ -107,8 +110,15 @@ class Errands:
         return tuple(self._dependents.get(work_id, ()))
 
     def due(self, work: Work) -> Instant | None:
-        """When an image of it should be made while it runs."""
-        return due_at(work, self._policy.node_mttf_ms, self._policy.save_cost)
+        """When an image of it should be made while it runs: not before the last one has had the
+        time to get to another node, or no copy would ever be of an image that still counts."""
+        at, image = due_at(work, self._policy.node_mttf_ms, self._policy.save_cost), work.image
+        if at is None or image is None or image.copies or len(self._nodes) == 1:
+            return at
+        return Instant(max(at, image.saved_at + way_ms(image, self._policy)))
+
+    def _can_be_resized(self, work: Work) -> bool:
+        return can_be_resized(work, (self._nodes.get(slot.node_id) for slot in work.placement))
 
     def _is_evicted(self, work: Work) -> bool:
         """Whether its node is drained, or a device of it gets no work any more."""
