@@ -311,8 +311,9 @@ def _arranged(
             return changed(work, promised=True)
         case WidthWanted(devices):
             return replace(work, width=devices)
-        case MoveWanted(nodes, stranded):
-            return replace(work, move_to=nodes, stranded=work.stranded or stranded)
+        case MoveWanted(nodes, stranded, driven):
+            driven, stranded = driven and not work.move_to, work.stranded or stranded
+            return replace(work, move_to=nodes, driven=driven, stranded=stranded)
         case _:  # pragma: no cover - the type checker proves it
             assert_never(event)
 
@@ -468,7 +469,7 @@ def _restore_failed(work: Work, reason: str, now: Instant) -> Work:
     back = _fall_back(work, now, f"could not be restored: {reason}", RESTORE_TRIES_MAX)
     if back.image is None or work.image is None or work.ran_on == work.image.nodes:
         return back
-    return replace(back, move_to=back.image.nodes)
+    return replace(back, move_to=back.image.nodes, driven=False)
 
 
 def _fall_back(work: Work, now: Instant, reason: str, tries_max: int) -> Work:

@@ -229,7 +229,8 @@ def events_of(decision: WorkDecision) -> tuple[lifecycle.Event, ...]:
         case Freeze(_, reason, by):
             return (lifecycle.Froze(reason, by),)
         case Move(_, nodes, reason, by, stranded):
-            return (lifecycle.MoveWanted(nodes, stranded), lifecycle.SaveOrdered(reason, by))
+            moves = lifecycle.MoveWanted(nodes, stranded, driven=True)
+            return (moves, lifecycle.SaveOrdered(reason, by))
         case Place(_, placement, restore):
             return (lifecycle.Placed(placement, restore),)
         case Thaw(_, placement):

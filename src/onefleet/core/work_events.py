@@ -166,10 +166,12 @@ class WidthWanted:
 @dataclass(frozen=True, slots=True)
 class MoveWanted:
     """It shall be on these nodes (by rank, or one for all); empty: wherever it is. stranded: a
-    device that it holds is out of use."""
+    device that it holds is out of use. driven: the pool has chosen the nodes, unless its owner did
+    before."""
 
     nodes: tuple[NodeId, ...]
     stranded: bool = False
+    driven: bool = False
 
 
 Event = (

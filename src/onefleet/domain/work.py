@@ -223,6 +223,7 @@ class Work:
     move_to: nodes, by rank or one for all, that it shall be on; empty: no wish.
     failures: of the pool's tries (start, save, restore) in a row; not_before: the next try waits.
     stranded: it lost its place by a failure, not to others, and has not run since.
+    driven: where it moves to is the pool's choice, and not its owner's.
     ready: what it comes after has succeeded. promised: its tier's promise holds; until it does, the
     work goes before what has no promise and after what has one.
     ran_on: the nodes of its newest placement, by rank, which outlasts that.
@@ -272,4 +273,5 @@ class Work:
     hours: tuple[Hour, ...] = ()
     receipts: tuple[Receipt, ...] = ()
     stranded: bool = False
+    driven: bool = False
     generation: Generation = NO_GENERATION

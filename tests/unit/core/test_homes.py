@@ -7,7 +7,7 @@ from dataclasses import replace
 from tests.fleets import GIB, NOW, a_job, a_node, a_replica, a_snapshot, placed, planned, suspended
 
 from onefleet.core import lifecycle
-from onefleet.core.plan import DropImage, Gate, Place, Suspend
+from onefleet.core.plan import DropImage, Gate, Move, Place, Suspend, applied
 from onefleet.core.policy import Policy
 from onefleet.core.snapshot import Snapshot
 from onefleet.domain.fleet import CheckpointMode, Node, NodeState
@@ -138,6 +138,22 @@ def test_a_wish_is_kept_while_the_node_is_there() -> None:
 
 def dropped(snapshot: Snapshot, now: Instant) -> bool:
     return any(isinstance(d, DropImage) for d in planned(snapshot, now=now).decisions)
+
+
+def test_where_the_pool_wanted_it_is_not_waited_for() -> None:
+    """Its place there may have gone to somebody who ranks before it."""
+    running = placed(a_job("j", terms=NEVER), ("n1", "0"), at=Instant(NOW - WAY_MS))
+    for owner, goes in ((False, ("n3",)), (True, ())):
+        work = running
+        if owner:
+            work = lifecycle.apply(work, lifecycle.MoveWanted((NodeId("n2"),)), NOW)
+        work = applied(work, Move(work.id, (NodeId("n2"),), "x"), Instant(NOW - WAY_MS))
+        image = Image(lifecycle.image_id(work), (NodeId("n1"),), GIB, NOW)
+        saved = lifecycle.apply(work, lifecycle.Saved(image), Instant(NOW - WAY_MS))
+        assert saved.move_to == ("n2",) and saved.driven is not owner
+        nodes = (node("n1"), node("n2"), node("n3"))
+        assert goes_on(*nodes, works=(saved,)) == ("n2",)
+        assert goes_on(*nodes, works=(saved, holder("n1"), holder("n2"))) == goes
 
 
 def test_an_image_is_given_up_only_when_all_who_have_it_are_away_for_long() -> None:

@@ -28,7 +28,8 @@ def node(name: str, devices: int = 4, **changes: Any) -> Node:
 
 
 def runs(name: str, on: str, devices: str, for_ms: int = LONG, **changes: Any) -> Work:
-    job = a_job(name, len(devices.split()), **{"tier": Tier.BASIC, "terms": NEVER, **changes})
+    settled = {"tier": Tier.BASIC, "terms": NEVER, "memory_bytes": 1 << 20}
+    job = a_job(name, len(devices.split()), **{**settled, **changes})
     work = placed(job, (on, devices), at=Instant(NOW - for_ms))
     slots = (replace(slot, milli=job.demand.milli) for slot in work.placement)
     return replace(work, placement=tuple(slots))
@@ -86,7 +87,9 @@ def test_bounded_and_never_at_a_loss(policy: Policy) -> None:
     assert moved(a_snapshot(TWO, [*SPREAD, *was(4)]), policy) == []
 
 
-@pytest.mark.parametrize("change", [{"tier": Tier.PREMIUM}, {"suspendable": False}])
+@pytest.mark.parametrize(
+    "change", [{"tier": Tier.PREMIUM}, {"suspendable": False}, {"memory_bytes": 0}]
+)
 def test_who_stays(change: dict[str, Any]) -> None:
     jobs = [runs("a", "n1", "0", **change), runs("b", "n2", "0 1", **change)]
     assert moved(a_snapshot(TWO, [*jobs, *was(4)])) == []

@@ -62,7 +62,7 @@ def home_of(work: Work, fleet: Fleet, now: Instant, policy: Policy) -> Home | No
     wish = wish_of(work)
     if not all(node_id in fleet.usable for node_id in wish):
         wish = ()  # it is not there any more
-    elif wish and not is_driven(work):
+    elif wish and not work.driven:
         return Home(wish)
     kind = work.demand.kind
     kin = kin_of(image.nodes, fleet, kind)
@@ -78,12 +78,6 @@ def home_of(work: Work, fleet: Fleet, now: Instant, policy: Policy) -> Home | No
 
 def _first_of(ways: Sequence[Nodes]) -> tuple[Nodes, tuple[Nodes, ...]]:
     return ways[0], tuple(ways[1:])
-
-
-def is_driven(work: Work) -> bool:
-    """Whether it moves for the sake of others: where to is the pool's choice, not its owner's."""
-    last = work.receipts[-1] if work.receipts else None
-    return last is not None and last.back_at is None and last.by is not None
 
 
 def wish_of(work: Work) -> Nodes:

@@ -4,7 +4,8 @@ the cost.
 What is asked for next may find too little in one piece although enough is free. It would wait for
 its patience, and then jobs would move for it (`defragment.py`). So they move before: the gain is
 that wait, times how often such a shape is asked for among all that is on record. As soon as each
-usual shape finds a place, nothing moves any more. Premium jobs are left where they are.
+usual shape finds a place, nothing moves any more. Premium jobs are left where they are, and so are
+those of which nobody knows how much memory they have: what their move costs is not known.
 
 No more than the policy's `tidy_max` move at once, and none while others move already.
 """
@@ -25,7 +26,7 @@ from onefleet.core.steps.moves import keep_place
 from onefleet.core.steps.pieces import decisions, packer_of, pieces, under_way
 from onefleet.domain.fleet import DeviceKind
 from onefleet.domain.ids import NodeId, WorkId
-from onefleet.domain.work import WHOLE
+from onefleet.domain.work import WHOLE, Work
 
 #: Nodes that are looked at: of those with most free, with least, and with devices held in part, as
 #: many each.
@@ -50,7 +51,8 @@ def _tidy(this: Scratch, kind: DeviceKind) -> int:
     free = sum(sum(room.kinds[kind].now) for room in rooms.values())
     usual = ((ask, gain) for ask, gain in _usual(this, kind) if ask.size <= free)
     wanted = [(ask, gain) for ask, gain in usual if not packer.fits(ask)]
-    movable = by_node(pieces(this, rooms, kind, BEHIND)) if wanted else {}
+    known = (p for p in pieces(this, rooms, kind, BEHIND) if _is_known(this.works[WorkId(p.id)]))
+    movable = by_node(known) if wanted else {}
     for ask, gain in wanted if movable else ():
         found = make_room(packer, movable, ask, gain=gain)
         if found is None or len(found.moves) > this.policy.tidy_max:
@@ -63,6 +65,11 @@ def _tidy(this: Scratch, kind: DeviceKind) -> int:
         if moves:
             return len(moves)
     return 0
+
+
+def _is_known(work: Work) -> bool:
+    """Whether its owner, or a save of it, has told how much memory it has."""
+    return work.image is not None or work.demand.memory_bytes > 0
 
 
 def _usual(this: Scratch, kind: DeviceKind) -> list[tuple[Ask, int]]:
