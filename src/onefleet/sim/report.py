@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 
 import msgspec
 
+from onefleet.core.steps.pieces import MOVES
 from onefleet.domain.ids import Instant
 from onefleet.domain.tiers import Tier
 from onefleet.domain.work import Outcome, Work, WorkKind
@@ -91,7 +92,8 @@ def quantiles(values: Sequence[int]) -> Quantiles:
 def failovers_ms(works: Iterable[Work]) -> list[int]:
     """How long it took each job that lost its place to run again; without those that never did."""
     receipts = (r for work in works for r in work.receipts if work.kind is WorkKind.JOB)
-    return [r.back_at - r.at for r in receipts if r.by is None and r.back_at is not None]
+    lost = (r for r in receipts if r.by is None and not r.reason.startswith(MOVES))
+    return [r.back_at - r.at for r in lost if r.back_at is not None]
 
 
 def tier_reports(works: Sequence[Work], now: Instant) -> dict[str, TierReport]:

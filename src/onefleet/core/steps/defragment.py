@@ -20,7 +20,7 @@ from onefleet.core.packing.defragment import by_node, make_room
 from onefleet.core.plan import Move, applied
 from onefleet.core.scratch import Scratch
 from onefleet.core.steps.moves import keep_place
-from onefleet.core.steps.pieces import decisions, packer_of, pieces, under_way
+from onefleet.core.steps.pieces import MOVES, decisions, packer_of, pieces, under_way
 from onefleet.domain.work import WHOLE, Demand, Work
 
 #: Nodes that are looked at, those with most free devices first: beyond, the search takes too long.
@@ -67,7 +67,7 @@ def _found(this: Scratch, work: Work, rank: int, home: Home | None) -> list[Move
     found = make_room(packer, by_node(movable), ask, demand.workers, gain=gain)
     if found is None or len(found.moves) + under_way(this) > this.policy.moves_max:
         return []
-    reason = f"moves so that {work.id} ({work.tier}) finds its devices in one piece"
+    reason = f"{MOVES} {work.id} ({work.tier}) finds its devices in one piece"
     return decisions(this, found, reason, work.id)
 
 

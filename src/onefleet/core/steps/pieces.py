@@ -21,6 +21,9 @@ from onefleet.domain.fleet import DeviceKind
 from onefleet.domain.ids import NodeId, WorkId
 from onefleet.domain.work import Work, WorkKind
 
+#: How the reason of each such move begins.
+MOVES = "moves so that"
+
 
 def packer_of(this: Scratch, rooms: Mapping[str, Room], kind: DeviceKind) -> Packer:
     """What is free on these nodes, measured by what is asked of the fleet."""

@@ -23,7 +23,7 @@ from onefleet.core.packing import Ask
 from onefleet.core.packing.defragment import by_node, make_room
 from onefleet.core.scratch import Scratch
 from onefleet.core.steps.moves import keep_place
-from onefleet.core.steps.pieces import decisions, packer_of, pieces, under_way
+from onefleet.core.steps.pieces import MOVES, decisions, packer_of, pieces, under_way
 from onefleet.domain.fleet import DeviceKind
 from onefleet.domain.ids import NodeId, WorkId
 from onefleet.domain.work import WHOLE, Work
@@ -57,7 +57,7 @@ def _tidy(this: Scratch, kind: DeviceKind) -> int:
         found = make_room(packer, movable, ask, gain=gain)
         if found is None or len(found.moves) > this.policy.tidy_max:
             continue
-        reason = f"moves so that {ask.devices} free devices lie together"
+        reason = f"{MOVES} {ask.devices} free devices lie together"
         moves = decisions(this, found, reason, None)
         for move in moves:
             this.decide(move)
