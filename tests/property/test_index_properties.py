@@ -79,6 +79,7 @@ def facts(index: Index) -> dict[str, Any]:
         "lenders": roster.errands.lenders,
         "frozen": roster.errands.frozen,
         "on their way": roster.errands.on_their_way,
+        "moving": roster.errands.moving,
         "promised": roster.errands.promised,
         "fixed": roster.errands.fixed,
     }

@@ -43,6 +43,9 @@ from onefleet.drivers import process_tree
 
 log = structlog.get_logger()
 
+#: Between two looks at who uses the GPUs.
+MEASURE_S = 0.2
+
 
 class GpuWorkers(Protocol):
     """The workers here, as far as their GPUs go; what is done with them raises OnefleetError."""
@@ -108,6 +111,12 @@ class GpuTurnTaker(Taker[Event[WorkerKey], Effect[WorkerKey]]):
             known = {sharer.worker for sharer in now}
             self._forget(known)
             self._gpus = {key: gpus for key, gpus in self._gpus.items() if key in known}
+
+    async def watch(self) -> None:
+        """Measure for ever; beside all else, as the GPUs' driver may hang."""
+        while True:
+            await self.measure()
+            await asyncio.sleep(MEASURE_S)
 
     async def measure(self) -> None:
         """Look at who uses the GPUs that are shared."""

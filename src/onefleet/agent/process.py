@@ -133,7 +133,7 @@ class Agent:
         await self._first_health()
         own = self._sync(), self._look()
         parts = (*own, self._crew.archivist.run(), self._warden.run())
-        turns = self._turns.run(), self._gpu_turns.run()
+        turns = self._turns.run(), self._gpu_turns.run(), self._gpu_turns.watch()
         loops = [asyncio.create_task(part) for part in (*parts, *turns)]
         drain = asyncio.create_task(self._drain())
         try:
@@ -258,7 +258,6 @@ class Agent:
         while True:
             for worker in list(self.machine.workers()):
                 await self._look_at(worker)
-            await self._gpu_turns.measure()
             deadline = self.machine.next_deadline()
             if deadline is not None and _now() >= deadline:
                 self._feed(Tick())

@@ -244,7 +244,8 @@ class Blockers:
 
     def _elsewhere(self, work: Work) -> str:
         """From when on it may go on elsewhere, if it may."""
-        at = None if work.move_to else roams_at(work, self._unkept.fleet, self._policy)
+        bound = work.move_to and not work.driven
+        at = None if bound else roams_at(work, self._unkept.fleet, self._policy)
         if at is None or at <= self._now:
             return ""
         return f" (elsewhere in {_seconds(at - self._now)}: to move it takes as long)"

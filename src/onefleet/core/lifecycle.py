@@ -312,7 +312,8 @@ def _arranged(
         case WidthWanted(devices):
             return replace(work, width=devices)
         case MoveWanted(nodes, stranded, driven):
-            driven, stranded = driven and not work.move_to, work.stranded or stranded
+            driven = driven and (work.driven or not work.move_to)
+            stranded = work.stranded or stranded
             return replace(work, move_to=nodes, driven=driven, stranded=stranded)
         case _:  # pragma: no cover - the type checker proves it
             assert_never(event)
@@ -420,9 +421,10 @@ def _saved(work: Work, event: Saved, now: Instant) -> Work:
 
 
 def _save_failed(work: Work, event: SaveFailed, now: Instant) -> Work:
-    """It runs on, or stands still as it did before."""
+    """It runs on, or stands still as it did before; where the pool wanted it is forgotten."""
     back = Phase.RUNNING if _has_devices(work) else Phase.FROZEN
-    return _failed_once(_enter(work, back, now, f"not saved: {event.reason}"), now)
+    failed = _failed_once(_enter(work, back, now, f"not saved: {event.reason}"), now)
+    return replace(failed, move_to=(), driven=False) if failed.driven else failed
 
 
 def _checkpointed(work: Work, event: Checkpointed, image: Image) -> Work:

@@ -65,7 +65,7 @@ def check_plan(
         for decision in plan.decisions:
             found.extend(checker.check(decision))
         found.extend(checker.check_memory())
-        found.extend(checker.check_works())
+        found.extend(_misreported(plan, checker.changed))
     finally:
         index.rollback(mark)
     return found
@@ -82,6 +82,14 @@ def unexplained(snapshot: Snapshot, plan: Plan) -> list[str]:
         for work in works.values()
         if work.phase not in (Phase.RUNNING, Phase.ENDED) and not plan.blockers.get(work.id)
     ]
+
+
+def _misreported(plan: Plan, changed: Mapping[WorkId, Work]) -> Iterator[str]:
+    """What the plan says of the works after it has to be what its decisions make of them."""
+    told = {work.id: work for work in plan.works}
+    for work_id in {**changed, **told}:
+        if changed.get(work_id) != told.get(work_id):
+            yield f"{work_id} is not after the plan what the decisions make of it"
 
 
 class _Checker:
@@ -122,13 +130,6 @@ class _Checker:
         self.changed[work.id] = after
         if after.placement != work.placement:
             yield from self._handed_out(after)
-
-    def check_works(self) -> Iterator[str]:
-        """What the plan says of the works after it has to be what its decisions make of them."""
-        told = {work.id: work for work in self.plan.works}
-        for work_id in {**self.changed, **told}:
-            if self.changed.get(work_id) != told.get(work_id):
-                yield f"{work_id} is not after the plan what the decisions make of it"
 
     def check_memory(self) -> Iterator[str]:
         """No node may be given more workers than its memory holds, as far as that is known."""

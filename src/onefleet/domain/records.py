@@ -44,5 +44,6 @@ def changed(record: RecordT, **changes: Any) -> RecordT:
 def _layout_of(kind: type) -> _Layout:
     assert not hasattr(kind, "__post_init__"), f"{kind.__name__} is more than its fields"
     names = [field.name for field in fields(kind)]
+    assert len(names) > 1, f"{kind.__name__} is too small: attrgetter makes no tuple of one"
     setters = {name: getattr(kind, name).__set__ for name in names}
     return _Layout(attrgetter(*names), tuple(setters.values()), setters)

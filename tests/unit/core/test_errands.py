@@ -108,7 +108,8 @@ def test_no_image_before_the_last_one_could_have_got_to_another_node() -> None:
     nodes = (NodeId("n1"),)
     image = Image(image_id(running), nodes, 2_500_000_000, Instant(NOW - 12_000), ran_ms=18_000)
     saved = replace(running, image=image)  # at 1 Gbit/s it takes 20.5 s to another node
-    alone, two = [a_node("n1")], [a_node("n1"), a_node("n2")]
+    alone = [a_node("n1", address="n1:1")]
+    two = [*alone, a_node("n2", address="n2:1")]
 
     def orders(work: Work, nodes: list[Node], now: Instant = NOW) -> int:
         found = planned(a_snapshot(nodes, [work]), now=now).decisions

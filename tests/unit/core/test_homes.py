@@ -13,7 +13,7 @@ from onefleet.core.snapshot import Snapshot
 from onefleet.domain.fleet import CheckpointMode, Node, NodeState
 from onefleet.domain.ids import ImageId, Instant, NodeId
 from onefleet.domain.tiers import Tier
-from onefleet.domain.work import Image, Slot, Terms, Want, Work
+from onefleet.domain.work import Image, Phase, Slot, Terms, Want, Work
 
 POLICY = Policy()
 NEVER = Terms(checkpoint_every_ms=0)
@@ -154,6 +154,17 @@ def test_where_the_pool_wanted_it_is_not_waited_for() -> None:
         nodes = (node("n1"), node("n2"), node("n3"))
         assert goes_on(*nodes, works=(saved,)) == ("n2",)
         assert goes_on(*nodes, works=(saved, holder("n1"), holder("n2"))) == goes
+
+
+def test_a_move_of_the_pool_that_failed_is_forgotten() -> None:
+    running = placed(a_job("j", terms=NEVER), ("n1", "0"), at=NOW)
+    moving = applied(running, Move(running.id, (NodeId("n2"),), "x"), NOW)
+    failed = lifecycle.apply(moving, lifecycle.SaveFailed("disk full"), NOW)
+    assert (failed.phase, failed.move_to, failed.driven) == (Phase.RUNNING, (), False)
+    wanted = lifecycle.apply(running, lifecycle.MoveWanted((NodeId("n2"),)), NOW)
+    moving = applied(wanted, Move(running.id, (NodeId("n2"),), "x"), NOW)
+    failed = lifecycle.apply(moving, lifecycle.SaveFailed("disk full"), NOW)
+    assert (failed.move_to, failed.driven) == (("n2",), False)
 
 
 def test_an_image_is_given_up_only_when_all_who_have_it_are_away_for_long() -> None:

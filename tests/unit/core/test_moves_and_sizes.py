@@ -113,6 +113,16 @@ def test_on_gpus_a_gang_keeps_its_size_where_its_state_there_is_not_saved_from_o
     assert dealt(CheckpointMode.COOPERATIVE) == 0
 
 
+def test_a_gang_that_cannot_be_resized_later_is_wide_from_the_start() -> None:
+    mode = CheckpointMode.COOPERATIVE
+    nodes = [a_node("n1", kind=DeviceKind.GPU, checkpoint_mode=mode)]
+    job = a_job("g", 1, workers=4, pack=4, kind=DeviceKind.GPU, terms=NEVER)
+    for width, count in ((None, 4), (2, 2)):
+        (place,) = planned(a_snapshot(nodes, [replace(job, width=width)])).decisions
+        assert isinstance(place, Place)
+        assert len({device for slot in place.placement for device in slot.devices}) == count
+
+
 def frozen(want: Want = Want.RUN, since: Instant = NOW) -> Work:
     return replace(lifecycle.apply(on_n1("0"), lifecycle.Froze("asked"), since), want=want)
 

@@ -8,15 +8,16 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.fleets import NOW, a_job, a_node, a_snapshot, placed, planned, settled
+from tests.fleets import NOW, a_job, a_node, a_snapshot, after, placed, planned, settled
 
+from onefleet.core import lifecycle
 from onefleet.core.plan import Move
 from onefleet.core.policy import Policy
 from onefleet.core.snapshot import Snapshot
-from onefleet.domain.fleet import Node
-from onefleet.domain.ids import Instant
+from onefleet.domain.fleet import CheckpointMode, DeviceKind, Node
+from onefleet.domain.ids import Instant, NodeId, WorkId
 from onefleet.domain.tiers import Tier
-from onefleet.domain.work import Outcome, Phase, Terms, Work
+from onefleet.domain.work import Image, Outcome, Phase, Speed, Terms, Work
 
 POLICY = Policy(move_rest_ms=60_000)
 LONG = 900_000
@@ -35,10 +36,12 @@ def runs(name: str, on: str, devices: str, for_ms: int = LONG, **changes: Any) -
     return replace(work, placement=tuple(slots))
 
 
+DONE: dict[str, Any] = {"phase": Phase.ENDED, "outcome": Outcome.SUCCEEDED}
+
+
 def was(devices: int, count: int = 8) -> list[Work]:
     """So many jobs of this width have ended: that is what is asked for here."""
-    done = {"phase": Phase.ENDED, "outcome": Outcome.SUCCEEDED}
-    return [a_job(f"e{devices}.{i}", devices, **done) for i in range(count)]
+    return [a_job(f"e{devices}.{i}", devices, **DONE) for i in range(count)]
 
 
 def moved(snapshot: Snapshot, policy: Policy = POLICY) -> list[tuple[str, str]]:
@@ -113,10 +116,73 @@ def test_one_place_of_a_shape_is_enough() -> None:
     assert moved(a_snapshot((*TWO, third), [*SPREAD, *was(4)])) == []
 
 
+def test_a_gpu_job_is_as_large_as_its_owner_says() -> None:
+    nodes = tuple(node(f"n{i}", kind=DeviceKind.GPU) for i in (1, 2))
+    for size, moves in ((1 << 20, 1), (80 << 30, 0)):
+        jobs = [
+            runs("a", "n1", "0", kind=DeviceKind.GPU, memory_bytes=size),
+            runs("b", "n2", "0 1", kind=DeviceKind.GPU, memory_bytes=size),
+        ]
+        asked = [replace(w, demand=replace(w.demand, kind=DeviceKind.GPU)) for w in was(4)]
+        assert len(moved(a_snapshot(nodes, [*jobs, *asked]))) == moves
+
+
+def of(product: str, found: Node) -> Node:
+    devices = tuple(replace(device, product=product) for device in found.devices)
+    return replace(found, devices=devices, checkpoint_mode=CheckpointMode.COOPERATIVE)
+
+
+def speeds(**classes: int) -> tuple[Speed, ...]:
+    return tuple(Speed(product, permille) for product, permille in classes.items())
+
+
+@pytest.mark.parametrize("can", [{"A": 1_000}, {"A": 1_000, "B": 100}])
+def test_nothing_moves_to_where_it_cannot_run_or_is_slower(can: dict[str, int]) -> None:
+    nodes = (of("A", TWO[0]), of("B", TWO[1]))
+    a, b = (replace(w, demand=replace(w.demand, speeds=speeds(**can))) for w in SPREAD)
+    at_home = replace(b, demand=replace(b.demand, speeds=speeds(B=1_000)))
+    assert moved(a_snapshot(nodes, [a, at_home, *was(4)])) == []
+
+
+def test_room_for_one_shape_is_not_taken_from_another() -> None:
+    nodes = (of("A", node("n1", 5)), of("B", node("n2", 5)))
+    on_a, on_b = (
+        [
+            replace(
+                w, id=WorkId(f"{w.id}{name}"), demand=replace(w.demand, speeds=speeds(**{name: 1}))
+            )
+            for w in was(4)
+        ]
+        for name in ("A", "B")
+    )
+    assert moved(a_snapshot(nodes, [runs("x", "n1", "0 1"), *on_a, *on_b])) == []
+
+
+def test_none_moves_until_the_last_one_is_back() -> None:
+    first = planned(a_snapshot(TWO, [*SPREAD, *was(4)]), POLICY)
+    other = (node("g1", kind=DeviceKind.GPU), node("g2", kind=DeviceKind.GPU))
+    more = [
+        runs("c", "g1", "0", kind=DeviceKind.GPU),
+        runs("d", "g2", "0 1", kind=DeviceKind.GPU),
+        *(a_job(f"g{i}", 4, kind=DeviceKind.GPU, **DONE) for i in range(8)),
+    ]
+    now = a_snapshot(TWO, [*SPREAD, *was(4)])
+    for _ in range(3):  # saving, saved, restoring
+        now = after(now, first)
+        assert moved(a_snapshot((*TWO, *other), [*now.works.values(), *more])) == []
+        if now.works["a"].phase is Phase.SAVING:
+            image = Image(lifecycle.image_id(now.works["a"]), (NodeId("n1"),), 1, NOW)
+            saved = lifecycle.apply(now.works["a"], lifecycle.Saved(image), NOW)
+            now = replace(now, works={**now.works, "a": saved})
+        first = planned(now, POLICY)
+    assert now.works["a"].phase is Phase.RESTORING
+
+
 @settings(max_examples=80, deadline=None, derandomize=True)
 @given(st.data())
 def test_it_comes_to_rest_and_harms_nobody(data: st.DataObject) -> None:
-    """Jobs of all widths lie anywhere: all run in the end, and no fewer wide ones would fit."""
+    """Jobs of all widths lie anywhere, on nodes of two classes, and may move again at once: all run
+    in the end, and no fewer wide ones would fit."""
     size, count = data.draw(st.integers(2, 4)), data.draw(st.integers(2, 5))
     works: list[Work] = []
     for i in range(count):
@@ -128,8 +194,9 @@ def test_it_comes_to_rest_and_harms_nobody(data: st.DataObject) -> None:
     asked = data.draw(st.lists(st.integers(1, size), min_size=1, max_size=6))
     ended = [work for at, width in enumerate(asked) for work in was(width, at + 1)]
     ended = list({work.id: work for work in ended}.values())
-    snapshot = a_snapshot(tuple(node(f"n{i}", size) for i in range(count)), [*works, *ended])
-    then = settled(snapshot, POLICY)
+    nodes = [of(data.draw(st.sampled_from("AB")), node(f"n{i}", size)) for i in range(count)]
+    snapshot = a_snapshot(nodes, [*works, *ended])
+    then = settled(snapshot, replace(POLICY, move_rest_ms=0))
     assert all(then.works[work.id].phase is Phase.RUNNING for work in works)
     assert whole(then) >= whole(snapshot)
 

@@ -13,6 +13,7 @@ from onefleet.control import notes, views
 from onefleet.control.api.existing import find_job, find_jobs, find_node, is_array
 from onefleet.control.call import Call
 from onefleet.core import lifecycle
+from onefleet.core.ordering import can_be_resized
 from onefleet.core.snapshot import usable
 from onefleet.domain.errors import Conflict, Infeasible, InvalidRequest, NotFound
 from onefleet.domain.ids import Instant
@@ -66,7 +67,8 @@ async def migrate_job(call: Call) -> JobView:
             )
         there = work.placement and all(slot.node_id == node.id for slot in work.placement)
         wish = () if there else (node.id,)
-        return None if work.move_to == wish else lifecycle.MoveWanted(wish)
+        same = work.move_to == wish and not work.driven
+        return None if same else lifecycle.MoveWanted(wish)
 
     return await _decide(call, meaning)
 
@@ -77,9 +79,20 @@ async def scale_job(call: Call) -> JobView:
     def meaning(state: State, job: Job, work: Work, now: Instant) -> lifecycle.Event | None:
         if devices is not None:
             _must_be_a_width(job, work.demand, devices)
+        _must_be_resizable(state, job, work)
         return None if work.width == devices else lifecycle.WidthWanted(devices)
 
     return await _decide(call, meaning)
+
+
+def _must_be_resizable(state: State, job: Job, work: Work) -> None:
+    nodes = (state.nodes.get(slot.node_id) for slot in work.placement)
+    if work.placement and not can_be_resized(work, nodes):
+        raise Conflict(
+            f'job "{job.name}" ({job.id}) keeps its {work.demand.kind} devices while it runs',
+            why="its state on them cannot be saved from outside on its nodes",
+            hint="onefleet doctor says why; suspend it, scale it, and resume it",
+        )
 
 
 async def checkpoint_job(call: Call) -> JobView:

@@ -10,7 +10,6 @@ from bisect import bisect_left, insort
 from collections.abc import Mapping
 
 from onefleet.core.checkpointing import due_at
-from onefleet.core.index.homes import way_ms
 from onefleet.core.ordering import can_be_resized
 from onefleet.core.policy import Policy
 from onefleet.core.promise import Bearer, bears_promise, promise_of
@@ -31,7 +30,8 @@ class Errands:
     first. to_checkpoint: running works whose newest image is old. to_move: running jobs that shall
     be elsewhere. to_resize: running elastic jobs that have not the width that they shall have.
     lenders: running elastic jobs that have more than their least, because it was free.
-    on_their_way: jobs that are being saved to go on elsewhere. frozen: works that stand still.
+    on_their_way: jobs that are being saved to go on elsewhere; moving: these, and those that were
+    saved for that, or are being brought back elsewhere. frozen: works that stand still.
     promised: thousandths of devices that works are promised. fixed: thousandths of devices that
     jobs hold which cannot be suspended."""
 
@@ -45,6 +45,7 @@ class Errands:
         self.to_resize: dict[WorkId, None] = {}
         self.lenders: dict[WorkId, None] = {}
         self.on_their_way: dict[WorkId, None] = {}
+        self.moving: dict[WorkId, None] = {}
         self.frozen: dict[WorkId, None] = {}
         self.promised: dict[Bearer, int] = {}
         self.fixed: dict[Fixed, int] = {}
@@ -72,6 +73,8 @@ class Errands:
                 self.lenders[work.id] = None
         if work.phase is Phase.SAVING and work.move_to and work.want is Want.RUN:
             self.on_their_way[work.id] = None
+        if _moves(work):
+            self.moving[work.id] = None
         if work.phase is Phase.FROZEN:
             self.frozen[work.id] = None
         self._count(work, 1)
@@ -101,6 +104,7 @@ class Errands:
         self.to_resize.pop(work.id, None)
         self.lenders.pop(work.id, None)
         self.on_their_way.pop(work.id, None)
+        self.moving.pop(work.id, None)
         self.frozen.pop(work.id, None)
         self._count(work, -1)
         self._fix(self._fixed_by.pop(work.id, {}), -1)
@@ -110,12 +114,8 @@ class Errands:
         return tuple(self._dependents.get(work_id, ()))
 
     def due(self, work: Work) -> Instant | None:
-        """When an image of it should be made while it runs: not before the last one has had the
-        time to get to another node, or no copy would ever be of an image that still counts."""
-        at, image = due_at(work, self._policy.node_mttf_ms, self._policy.save_cost), work.image
-        if at is None or image is None or image.copies or len(self._nodes) == 1:
-            return at
-        return Instant(max(at, image.saved_at + way_ms(image, self._policy)))
+        """When an image of it should be made while it runs."""
+        return due_at(work, self._policy.node_mttf_ms, self._policy.save_cost)
 
     def _can_be_resized(self, work: Work) -> bool:
         return can_be_resized(work, (self._nodes.get(slot.node_id) for slot in work.placement))
@@ -168,6 +168,13 @@ class Errands:
 
 def _waits_for_others(work: Work) -> bool:
     return not work.ready and work.phase is Phase.PENDING and work.want is not Want.STOP
+
+
+def _moves(work: Work) -> bool:
+    """Whether it is on its way to other nodes, or to other devices of its own."""
+    if work.phase is Phase.RESTORING:
+        return work.image is not None and work.ran_on != work.image.nodes
+    return bool(work.move_to) and work.phase in (Phase.SAVING, Phase.SUSPENDED)
 
 
 def _runs(work: Work) -> bool:

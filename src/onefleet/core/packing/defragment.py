@@ -91,13 +91,22 @@ def move_cost(ask: Ask, workers: int, state_bytes: int, *, fixed_ms: int, bytes_
 
 
 def make_room(
-    packer: Packer, pieces: Pieces, ask: Ask, workers: int = 1, *, gain: int
+    packer: Packer,
+    pieces: Pieces,
+    ask: Ask,
+    workers: int = 1,
+    *,
+    gain: int,
+    nodes_tried: tuple[int, ...] = NODES_TRIED,
 ) -> Moves | None:
-    """Moves after which all workers fit, costing less than the gain; None where none is found."""
-    search = _Search(packer, pieces, gain)
+    """Moves after which all workers fit, costing less than the gain; None where none is found.
+
+    nodes_tried: for the ask, and for what has to move for it, and so on.
+    """
+    search = _Search(packer, pieces, gain, nodes_tried)
     spots: list[Spot] = []
     for _ in range(workers):
-        spot = search.room_for(ask, links=len(NODES_TRIED))
+        spot = search.room_for(ask, links=len(nodes_tried))
         if spot is None:
             break
         search.take(ask, spot)
@@ -130,6 +139,7 @@ class _Search:
     packer: Packer
     pieces: Pieces
     gain: int
+    nodes_tried: tuple[int, ...] = NODES_TRIED
     moves: list[Move] = field(default_factory=list)
     _done: list[tuple[Ask, Spot, bool]] = field(default_factory=list)
     _moved: dict[str, bool] = field(default_factory=dict)
@@ -161,7 +171,7 @@ class _Search:
         if spot is not None or links == 0:
             return spot
         nodes = [node for node in self._short_of_least(ask) if node not in avoid]
-        for node in nodes[: NODES_TRIED[-links]]:
+        for node in nodes[: self.nodes_tried[-links]]:
             mark, moves = len(self._done), len(self.moves)
             for few in self._sets_to_move(node, ask):
                 if self._tries == TRIES_MAX:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 
+from onefleet.core.index.homes import way_ms
 from onefleet.core.plan import Checkpoint, GivePromise, Ready, Stop
 from onefleet.core.promise import delays, shortfall
 from onefleet.core.scratch import Scratch
@@ -73,10 +74,14 @@ def promise(this: Scratch) -> None:
 
 
 def checkpoint(this: Scratch) -> None:
-    """Have images made of running works whose newest is old; one at a time on a node."""
+    """Have images made of running works whose newest is old; one at a time on a node.
+
+    Not before the last one has had the time to get to another node, where there is one: no copy
+    would ever be of an image that still counts.
+    """
     ordered, later = 0, 0
     for work_id in sorted(this.index.roster.errands.to_checkpoint):
-        if work_id in this.touched:
+        if work_id in this.touched or _is_copied_still(this, this.works[work_id]):
             continue
         nodes = dict.fromkeys(slot.node_id for slot in this.works[work_id].placement)
         others = (hold.work for node in nodes for hold in this.index.fleet.works_on(node))
@@ -87,3 +92,11 @@ def checkpoint(this: Scratch) -> None:
             ordered += 1
     text = f"{ordered} images ordered of works that run on"
     this.report("checkpoint", text + (f", {later} wait for others on their nodes" if later else ""))
+
+
+def _is_copied_still(this: Scratch, work: Work) -> bool:
+    """Whether its newest image is on no other node yet, and may well be on the way to one."""
+    image = work.image
+    if image is None or image.copies or this.now >= image.saved_at + way_ms(image, this.policy):
+        return False
+    return any(node_id not in image.nodes for node_id in this.index.fleet.open)

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
-from onefleet.core.feasibility import node_memory
 from onefleet.core.index import NOW, Room
 from onefleet.core.index.asked import ask_of
 from onefleet.core.index.homes import is_in_reach, kin_of
@@ -51,9 +50,18 @@ def pieces(
             kin = kin_of(tuple(s.node_id for s in work.placement), this.index.fleet, kind)
             if kin is None or len(spots) < work.demand.workers:
                 continue
-            products = (kin.product,) if kin.product else ()
+            products = (kin.product,) if kin.product else _no_slower(this, work)
             ask = replace(ask_of(work.demand), products=products, speeds=())
             yield Piece(work.id, ask, spots, _cost(this, work, ask))
+
+
+def _no_slower(this: Scratch, work: Work) -> tuple[str, ...]:
+    """The classes on which it is as fast as where it is; empty: any."""
+    of = this.index.fleet.products
+    here = {of[slot.node_id].get(work.demand.kind, "") for slot in work.placement}
+    speeds = {speed.product: speed.permille for speed in work.demand.speeds}
+    least = max((speeds.get(product, 0) for product in here), default=0)
+    return tuple(product for product, permille in speeds.items() if permille >= least)
 
 
 def _may_move(this: Scratch, work: Work, rank: int) -> bool:
@@ -78,16 +86,16 @@ def _spots(rooms: Mapping[str, Room], work: Work) -> Iterator[Spot]:
 def _cost(this: Scratch, work: Work, ask: Ask) -> int:
     """Device-milliseconds: it is saved, its image goes over the network, and it is restored."""
     policy, image = this.policy, work.image
-    state = max(0 if image is None else image.size_bytes, node_memory(work.demand))
-    state *= work.demand.workers if image is None else 1
+    told = work.demand.memory_bytes * work.demand.workers
+    state = max(0 if image is None else image.size_bytes, told)
     slowest = min(policy.save_bytes_per_ms, policy.move_bytes_per_ms)
     fixed_ms = 2 * policy.save_fixed_ms + policy.move_fixed_ms
     return move_cost(ask, work.demand.workers, state, fixed_ms=fixed_ms, bytes_per_ms=slowest)
 
 
 def under_way(this: Scratch) -> int:
-    """How many jobs move already, for whatever reason."""
-    return len(this.index.roster.errands.on_their_way)
+    """How many jobs move already, for whatever reason, until they are back."""
+    return len(this.index.roster.errands.moving)
 
 
 def decisions(this: Scratch, found: Moves, reason: str, for_work: WorkId | None) -> list[Move]:

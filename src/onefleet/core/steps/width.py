@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from onefleet.core.plan import Place
 from onefleet.core.scratch import Scratch
+from onefleet.core.steps.resize import dealt
 from onefleet.domain.fleet import DeviceKind
 from onefleet.domain.ids import WorkId
 
@@ -18,7 +19,10 @@ def widen(this: Scratch, contended: Mapping[DeviceKind, Sequence[WorkId]]) -> No
         assert isinstance(decision, Place)
         if not demand.is_elastic or contended.get(demand.kind):
             continue
-        wider = this.capacity.widen(decision.placement, demand)
+        if demand.pack > 1:
+            wider = dealt(this, this.works[work_id], before.width or demand.most)
+        else:
+            wider = this.capacity.widen(decision.placement, demand)
         if wider != decision.placement:
             this.replace(number, Place(work_id, wider, decision.restore), before)
             widened += 1
