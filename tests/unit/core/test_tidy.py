@@ -8,7 +8,17 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.fleets import NOW, a_job, a_node, a_snapshot, after, placed, planned, settled
+from tests.fleets import (
+    NOW,
+    a_job,
+    a_node,
+    a_snapshot,
+    after,
+    placed,
+    planned,
+    settled,
+    suspended,
+)
 
 from onefleet.core import lifecycle
 from onefleet.core.plan import Move
@@ -156,6 +166,16 @@ def test_room_for_one_shape_is_not_taken_from_another() -> None:
         for name in ("A", "B")
     )
     assert moved(a_snapshot(nodes, [runs("x", "n1", "0 1"), *on_a, *on_b])) == []
+
+
+def test_who_waits_for_the_node_that_its_owner_named_keeps_none_from_moving() -> None:
+    waits = suspended(a_job("w", 4, Tier.BASIC, terms=NEVER, kind=DeviceKind.GPU), "g1")
+    named = replace(waits, move_to=(NodeId("g2"),))
+    full = [runs(f"x{i}", f"g{i}", "0", kind=DeviceKind.GPU, tier=Tier.PREMIUM) for i in (1, 2)]
+    gpus = (node("g1", kind=DeviceKind.GPU), node("g2", kind=DeviceKind.GPU))
+    for work, count in ((named, 1), (replace(named, driven=True), 0)):
+        found = moved(a_snapshot((*TWO, *gpus), [*SPREAD, *was(4), work, *full]))
+        assert len(found) == count
 
 
 def test_none_moves_until_the_last_one_is_back() -> None:

@@ -171,10 +171,12 @@ def _waits_for_others(work: Work) -> bool:
 
 
 def _moves(work: Work) -> bool:
-    """Whether it is on its way to other nodes, or to other devices of its own."""
+    """Whether it is on its way to other nodes, or to other devices of its own; what was saved and
+    waits for the node that its owner named is not."""
     if work.phase is Phase.RESTORING:
         return work.image is not None and work.ran_on != work.image.nodes
-    return bool(work.move_to) and work.phase in (Phase.SAVING, Phase.SUSPENDED)
+    leaves = work.phase is Phase.SAVING or (work.phase is Phase.SUSPENDED and work.driven)
+    return leaves and bool(work.move_to)
 
 
 def _runs(work: Work) -> bool:
