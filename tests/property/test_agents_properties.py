@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from tests.unit.agent.nodes import Moment, TestPool
 
@@ -101,6 +101,16 @@ def _slot(node: str) -> Slot:
     max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True
 )
 @given(STEPS)
+@example(
+    # One rank freezes and is saved, the other's freeze fails: it is saved long after, when the hold
+    # of the first is over.
+    [
+        ("fail", "n1", "freeze"),
+        ("order", "freeze", [("n1", "0"), ("n1", "0")]),
+        ("order", "save", [("n1", "0"), ("n1", "0")]),
+        ("lapse", "n2"),
+    ]
+)
 def test_a_gang_is_of_one_moment_and_loses_nothing(steps: list[tuple]) -> None:  # type: ignore[type-arg]
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         pool = TestPool(Path(folder), 2, patch)

@@ -29,6 +29,7 @@ from onefleet.control.orders import Orders
 from onefleet.core import lifecycle
 from onefleet.domain.errors import OnefleetError
 from onefleet.domain.fleet import CheckpointMode, Device, DeviceKind, Node
+from onefleet.domain.gang import CUT_LIMIT_MS
 from onefleet.domain.ids import DeviceId, Generation, ImageId, Instant, NodeId
 from onefleet.domain.layout import Layout
 from onefleet.domain.work import Phase, Slot, Work
@@ -388,8 +389,9 @@ class TestPool:
         await self.until(lambda work: work.phase is Phase.RUNNING)
 
     def lapse(self, node_id: NodeId) -> None:
-        """The time of the holds on this node is over."""
+        """The time of the holds on this node is over, which is longer than a cut may take."""
         node = self.nodes[node_id]
+        self.now = Instant(self.now + CUT_LIMIT_MS)
         for rank in range(self.work.demand.workers):
             folder = node.folder(self.work, rank)
             if node.driver.is_held(folder):
