@@ -51,6 +51,8 @@ def tidy(this: Scratch, contended: Mapping[DeviceKind, Sequence[WorkId]]) -> Non
 
 def _tidy(this: Scratch, kind: DeviceKind) -> int:
     rooms = _rooms(this, kind)
+    if len(rooms) < 2:
+        return 0
     packer = packer_of(this, rooms, kind)
     free = sum(sum(room.kinds[kind].now) for room in rooms.values())
     usual = _usual(this, kind)
