@@ -6,6 +6,9 @@ import fcntl
 import os
 from pathlib import Path
 
+import pytest
+
+from onefleet.domain.errors import OnefleetError
 from onefleet.drivers.criu_setup import CriuTool, setup_criu
 
 
@@ -23,3 +26,11 @@ def make_criu() -> CriuTool:
     with open(home.parent / "criu.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         return setup_criu(home, None, lambda _what, _share: None)
+
+
+def criu_or_skip() -> CriuTool:
+    """The same; skips with the reason."""
+    try:
+        return make_criu()
+    except (OnefleetError, OSError) as error:
+        pytest.skip(f"no criu here: {error.lines() if isinstance(error, OnefleetError) else error}")

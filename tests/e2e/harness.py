@@ -16,6 +16,7 @@ from typing import Any
 
 import msgspec
 import psutil
+import pytest
 from openai import OpenAI
 
 from onefleet.agent import memory_images
@@ -23,6 +24,7 @@ from onefleet.cli.job_logs import LogReader
 from onefleet.cli.job_verb import get_job
 from onefleet.domain.errors import OnefleetError
 from onefleet.domain.layout import Layout
+from onefleet.drivers.image import PARTIAL
 from onefleet.wire.api import NodeView, Page
 from onefleet.wire.client import Client
 from tests.checkpoint import criu_home, make_criu
@@ -30,6 +32,8 @@ from tests.checkpoint import criu_home, make_criu
 #: How long a state may take to come about on a busy machine, in seconds.
 PATIENCE_S = 90.0
 
+#: The node on the pool's own machine.
+LOCAL = "node-local"
 JOB = Path(__file__).parent / "job.py"
 #: Of the job: more than it takes in its time, whatever is done to it.
 STEPS = 3_000
@@ -270,6 +274,17 @@ def pool(folder: Path, *words: str, criu: bool = True) -> Iterator[Pool]:
 
 
 @contextlib.contextmanager
+def two_nodes(folder: Path) -> Iterator[tuple[Pool, Node]]:
+    """A pool on one core of this machine, and a further node on another; skips where it has one."""
+    cores = sorted(os.sched_getaffinity(0))
+    if len(cores) < 2:
+        pytest.skip("this machine has one core")
+    here, there = map(str, cores[:2])
+    with pool(folder / "pool", "--cpus", here) as it, node(it, "n2", there) as n2:
+        yield it, n2
+
+
+@contextlib.contextmanager
 def node(it: Pool, name: str, cpus: str) -> Iterator[Node]:
     """A further node of the pool inside the block; it leaves no process behind."""
     found = Node(it, name, cpus, it.folder.parent / name)
@@ -281,6 +296,11 @@ def node(it: Pool, name: str, cpus: str) -> Iterator[Node]:
             found.leave()
         it.attempt("down", "--data-dir", str(found.folder))
         end_all(found.folder)
+
+
+def copies(folder: Path) -> set[Path]:
+    """The whole images in it."""
+    return {p for p in folder.glob("*") if p.suffix != PARTIAL}
 
 
 def end_all(folder: Path) -> None:

@@ -2,34 +2,24 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from onefleet.domain.layout import Layout
-from onefleet.drivers.image import PARTIAL
-from tests.e2e.harness import Node, Pool, node, pool, until
+from tests.e2e.harness import LOCAL, Node, Pool, copies, two_nodes, until
 
 pytestmark = pytest.mark.e2e
 
-LOCAL = "node-local"
-CORES = sorted(os.sched_getaffinity(0))
 #: A lease, the grace after it, and a restore, on a slow machine.
 LOSS_S = 180.0
 
 
 @pytest.fixture
 def two(tmp_path: Path) -> Iterator[tuple[Pool, Node]]:
-    """A pool on one core of this machine, and a further node on another."""
-    if len(CORES) < 2:
-        pytest.skip("this machine has one core")
-    with (
-        pool(tmp_path / "pool", "--cpus", str(CORES[0])) as it,
-        node(it, "n2", str(CORES[1])) as n2,
-    ):
-        yield it, n2
+    with two_nodes(tmp_path) as both:
+        yield both
 
 
 def phase_and_node(it: Pool, job: str) -> tuple[str, str]:
@@ -40,11 +30,6 @@ def phase_and_node(it: Pool, job: str) -> tuple[str, str]:
 def spares(it: Pool) -> list[str]:
     (row,) = it.json("spare", "list")
     return list(row["nodes"])
-
-
-def copies(folder: Path) -> set[Path]:
-    """The whole images in it."""
-    return {p for p in folder.glob("*") if p.suffix != PARTIAL}
 
 
 def test_it_goes_on_on_the_spare_and_what_waits_does_not(

@@ -22,10 +22,9 @@ from onefleet.cli.job_logs import LogReader
 from onefleet.cli.job_verb import get_job
 from onefleet.domain.gang import threads
 from onefleet.domain.layout import Layout
-from onefleet.drivers.image import PARTIAL
 from onefleet.wire.api import JobView
 from onefleet.wire.client import Client
-from tests.e2e.harness import Node, Pool, node, pool, until
+from tests.e2e.harness import LOCAL, Node, Pool, copies, node, pool, until
 
 pytestmark = [
     pytest.mark.e2e,
@@ -36,7 +35,6 @@ pytestmark = [
 SCRIPT = str(Path(__file__).parent / "torch_job.py")
 STEPS = 400
 CORES = sorted(os.sched_getaffinity(0))[:2]
-LOCAL = "node-local"
 #: How long a pool may take to give a silent node up, and go on without it.
 LOSS_S = 150.0
 WAITS = "import os, sys, time\nwhile not os.path.exists(sys.argv[1]): time.sleep(0.05)"
@@ -253,11 +251,6 @@ def test_its_node_dies_and_it_goes_on_elsewhere_from_its_last_image(
 
 def later(at: int | None, than: int | None) -> int | None:
     return at if at is not None and (than is None or at > than) else None
-
-
-def copies(folder: Path) -> set[Path]:
-    """The whole images in it."""
-    return {p for p in folder.glob("*") if p.suffix != PARTIAL}
 
 
 def running_on(training: Training, node_id: str) -> bool:

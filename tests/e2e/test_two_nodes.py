@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.harness import Node, Pool, node, pool, until
+from tests.e2e.harness import Node, Pool, two_nodes, until
 
 pytestmark = pytest.mark.e2e
 
@@ -22,12 +22,8 @@ CORES = sorted(os.sched_getaffinity(0))
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Pool, Node]]:
-    """A pool on one core of this machine, and a further node on another."""
-    if len(CORES) < 2:
-        pytest.skip("this machine has one core")
-    folder = tmp_path_factory.mktemp("two")
-    with pool(folder / "pool", "--cpus", str(CORES[0])) as it, node(it, "n2", str(CORES[1])) as n2:
-        yield it, n2
+    with two_nodes(tmp_path_factory.mktemp("two")) as both:
+        yield both
 
 
 def place(it: Pool, job: str) -> str:

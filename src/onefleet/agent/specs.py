@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from onefleet.agent import accelerators, records
+from onefleet.agent.deciding import is_gang
 from onefleet.agent.protocol import WorkerKey
 from onefleet.config import child_environment
 from onefleet.domain import gang
@@ -76,7 +77,7 @@ class Specs:
             environment=tuple(sorted(environment.items())),
             cpus=accelerators.cores(held),
             gpus=accelerators.gpus(held),
-            takes_turns=order.job is not None and order.job.workers > 1,
+            takes_turns=is_gang(order),
             network=order.job.network if order.job else "host",
             gang=place,
             grace_ms=order.grace_ms,

@@ -29,7 +29,7 @@ from onefleet.core.policy import Policy
 from onefleet.core.promise import lineage
 from onefleet.core.snapshot import devices_held
 from onefleet.domain.fleet import CheckpointMode, DeviceKind, Node
-from onefleet.domain.ids import Instant, TenantId, WorkId
+from onefleet.domain.ids import Instant, NodeId, TenantId, WorkId
 from onefleet.domain.tenancy import Reservation, Tenant
 from onefleet.domain.tiers import Tier
 from onefleet.domain.work import WHOLE, Phase, Want, Work, WorkKind
@@ -118,13 +118,14 @@ def gives_way(work: Work, nodes: Iterable[Node | None]) -> bool:
     return _is_saved_from_outside(nodes)
 
 
-def can_be_resized(work: Work, nodes: Iterable[Node | None]) -> bool:
-    """Whether elastic work can be made narrower and wider as it runs. nodes: its own.
+def can_be_resized(work: Work, nodes: Mapping[NodeId, Node]) -> bool:
+    """Whether elastic work can be made narrower and wider as it runs. nodes: the fleet's.
 
     Threads are bound to other cores. On other devices it has memory, which goes with it only where
     that is saved from outside.
     """
-    return work.demand.kind is DeviceKind.CPU or _is_saved_from_outside(nodes)
+    own = (nodes.get(slot.node_id) for slot in work.placement)
+    return work.demand.kind is DeviceKind.CPU or _is_saved_from_outside(own)
 
 
 def _is_saved_from_outside(nodes: Iterable[Node | None]) -> bool:

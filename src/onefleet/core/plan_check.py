@@ -304,7 +304,7 @@ class _Checker:
     ) -> Iterator[str]:
         if not work.demand.is_elastic:
             yield f"{work.id} is resized, but has one size only"
-        if not can_be_resized(work, (self.nodes.get(slot.node_id) for slot in work.placement)):
+        if not can_be_resized(work, self.nodes):
             yield f"{work.id} is resized, but cannot be while it runs"
         yield from self._slots(work, placement)
         if for_work is None:

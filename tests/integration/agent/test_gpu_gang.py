@@ -16,12 +16,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from tests.checkpoint import make_criu
+from tests.checkpoint import criu_or_skip
 from tests.integration.agent.test_agent import Bench, until
 from tests.integration.drivers import fake_gpu
 from tests.integration.drivers.gangs import RING
 
-from onefleet.domain.errors import OnefleetError
 from onefleet.domain.ids import DeviceId, Generation, ImageId, WorkId
 from onefleet.wire.agent import JobSpec, Observed, Order, OrderVerb, WorkerReport
 
@@ -53,7 +52,7 @@ weights = array""",
 AGENT = """
 import sys
 from pathlib import Path
-from tests.checkpoint import make_criu
+from tests.checkpoint import criu_or_skip
 from tests.integration.drivers import fake_gpu
 from onefleet.agent import counters, crew, process
 from onefleet.domain.fleet import Device, DeviceKind
@@ -64,7 +63,7 @@ from onefleet.drivers.local import LocalDriver
 
 root, node, held = sys.argv[1:]
 program = [sys.executable, fake_gpu.__file__]
-tool = make_criu()
+tool = criu_or_skip()
 criu = CriuDriver(lambda: tool, [*program, "calls", node], [*program, "job", node, held])
 
 class Probe:
@@ -171,10 +170,7 @@ class GpuBench(Bench):
 
 @pytest.fixture
 def bench(tmp_path: Path) -> Iterator[GpuBench]:
-    try:
-        make_criu()
-    except (OnefleetError, OSError) as error:
-        pytest.skip(f"no criu here: {error}")
+    criu_or_skip()
     made = GpuBench(tmp_path)
     yield made
     made.close()

@@ -13,9 +13,8 @@ from pathlib import Path
 from typing import TypeVar
 
 import pytest
-from tests.checkpoint import make_criu
+from tests.checkpoint import criu_or_skip
 
-from onefleet.domain.errors import OnefleetError
 from onefleet.domain.fleet import CheckpointMode
 from onefleet.drivers import process_tree
 from onefleet.drivers.base import Driver, WorkerSpec
@@ -30,10 +29,7 @@ LIMIT_S = 60.0
 @pytest.fixture(scope="session")
 def criu_tool() -> CriuTool:
     """A criu of this machine, made once for all test processes; skips with the reason."""
-    try:
-        return make_criu()
-    except (OnefleetError, OSError) as error:
-        pytest.skip(f"no criu here: {error.lines() if isinstance(error, OnefleetError) else error}")
+    return criu_or_skip()
 
 
 @pytest.fixture(scope="session")

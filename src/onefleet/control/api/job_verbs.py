@@ -86,8 +86,7 @@ async def scale_job(call: Call) -> JobView:
 
 
 def _must_be_resizable(state: State, job: Job, work: Work) -> None:
-    nodes = (state.nodes.get(slot.node_id) for slot in work.placement)
-    if work.placement and not can_be_resized(work, nodes):
+    if not can_be_resized(work, state.nodes):
         raise Conflict(
             f'job "{job.name}" ({job.id}) keeps its {work.demand.kind} devices while it runs',
             why="its state on them cannot be saved from outside on its nodes",

@@ -66,7 +66,7 @@ class Errands:
             insort(self.to_promise.setdefault(promise_of(work), []), (work.submitted_at, work.id))
         if _runs(work) and work.suspendable and (work.move_to or self._is_evicted(work)):
             self.to_move[work.id] = None
-        if _runs(work) and work.demand.is_elastic and self._can_be_resized(work):
+        if _runs(work) and work.demand.is_elastic and can_be_resized(work, self._nodes):
             if _has_another_width(work):
                 self.to_resize[work.id] = None
             if work.width is None and devices_held(work) > work.demand.least:
@@ -116,9 +116,6 @@ class Errands:
     def due(self, work: Work) -> Instant | None:
         """When an image of it should be made while it runs."""
         return due_at(work, self._policy.node_mttf_ms, self._policy.save_cost)
-
-    def _can_be_resized(self, work: Work) -> bool:
-        return can_be_resized(work, (self._nodes.get(slot.node_id) for slot in work.placement))
 
     def _is_evicted(self, work: Work) -> bool:
         """Whether its node is drained, or a device of it gets no work any more."""

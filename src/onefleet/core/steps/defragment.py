@@ -20,7 +20,7 @@ from onefleet.core.packing.defragment import by_node, make_room
 from onefleet.core.plan import Move, applied
 from onefleet.core.scratch import Scratch
 from onefleet.core.steps.moves import keep_place
-from onefleet.core.steps.pieces import MOVES, decisions, packer_of, pieces, under_way
+from onefleet.core.steps.pieces import MOVES, decisions, order, packer_of, pieces, under_way
 from onefleet.domain.work import WHOLE, Demand, Work
 
 #: Nodes that are looked at, those with most free devices first: beyond, the search takes too long.
@@ -47,12 +47,7 @@ def defragment(this: Scratch, work: Work, rank: int, home: Home | None) -> int:
         keep_place(this, this.works[move.work_id])
     fits = bool(moves) and this.capacity.fit_soon(work.demand, home) is not None
     this.index.rollback(mark)
-    if not fits:
-        return 0
-    for move in moves:
-        this.decide(move)
-        keep_place(this, this.works[move.work_id])
-    return len(moves)
+    return order(this, moves) if fits else 0
 
 
 def _found(this: Scratch, work: Work, rank: int, home: Home | None) -> list[Move]:

@@ -16,6 +16,7 @@ from onefleet.core.packing import Ask, Host, Packer, Spot
 from onefleet.core.packing.defragment import Moves, Piece, move_cost
 from onefleet.core.plan import Move
 from onefleet.core.scratch import Scratch
+from onefleet.core.steps.moves import keep_place
 from onefleet.domain.fleet import DeviceKind
 from onefleet.domain.ids import NodeId, WorkId
 from onefleet.domain.work import Work, WorkKind
@@ -105,6 +106,14 @@ def decisions(this: Scratch, found: Moves, reason: str, for_work: WorkId | None)
         for move in found.moves
     ]
     return decided if all(_is_possible(this, move.work_id, move.nodes) for move in decided) else []
+
+
+def order(this: Scratch, moves: Sequence[Move]) -> int:
+    """Decide the moves, each of which has its place kept from now on; how many they are."""
+    for move in moves:
+        this.decide(move)
+        keep_place(this, this.works[move.work_id])
+    return len(moves)
 
 
 def _is_possible(this: Scratch, work_id: WorkId, to: Sequence[NodeId]) -> bool:

@@ -23,8 +23,7 @@ from onefleet.core.ordering import STANDARD, URGENT
 from onefleet.core.packing import Ask, Packer
 from onefleet.core.packing.defragment import Moves, by_node, make_room
 from onefleet.core.scratch import Scratch
-from onefleet.core.steps.moves import keep_place
-from onefleet.core.steps.pieces import MOVES, decisions, packer_of, pieces, under_way
+from onefleet.core.steps.pieces import MOVES, decisions, order, packer_of, pieces, under_way
 from onefleet.domain.fleet import DeviceKind
 from onefleet.domain.ids import NodeId, WorkId
 from onefleet.domain.work import WHOLE
@@ -68,11 +67,8 @@ def _tidy(this: Scratch, kind: DeviceKind) -> int:
             continue
         reason = f"{MOVES} {ask.devices} free devices lie together"
         moves = decisions(this, found, reason, None)
-        for move in moves:
-            this.decide(move)
-            keep_place(this, this.works[move.work_id])
         if moves:
-            return len(moves)
+            return order(this, moves)
     return 0
 
 

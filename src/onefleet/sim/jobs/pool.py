@@ -154,7 +154,7 @@ class Pool:
     def _carry_out(
         self, decision: Decision, after: Mapping[WorkId, Work], desk: Desk, now: Instant
     ) -> None:
-        if isinstance(decision, Fence):
+        if isinstance(decision, Fence | Freeze | Thaw | Resize | Checkpoint):
             raise InternalError(f"the desk cannot do this: {decision}")
         view, work = self._views[decision.work_id], after[decision.work_id]
         match decision:
@@ -168,8 +168,6 @@ class Pool:
                 self._put(view, lifecycle.apply(work, lifecycle.Lost("made room"), now))
             case Ready() | DropImage() | GivePromise():
                 self._put(view, work)
-            case Freeze() | Thaw() | Resize() | Checkpoint():
-                raise InternalError(f"the desk cannot do this: {decision}")
             case _:
                 assert_never(decision)
 
