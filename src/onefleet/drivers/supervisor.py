@@ -247,8 +247,7 @@ class Supervisor:
         else:
             try:
                 if self.state["state"] == "running":
-                    self._turn(freeze=True)
-                    self.write(reason="it stands still: the lease of its node has run out")
+                    self._turn(True, "it stands still: the lease of its node has run out")
                 else:
                     worker.freezer.freeze(worker.processes)
             except (OnefleetError, OSError):
@@ -325,7 +324,7 @@ class Supervisor:
                 case "finish":
                     self._saves.finish(bool(command["commit"]), client)
                 case "freeze" | "thaw":
-                    self._turn(freeze=command["op"] == "freeze")
+                    self._turn(command["op"] == "freeze")
                     send(client, {"ok": True})
                 case "off" | "on":
                     state, gpus = self.state["state"], [str(g) for g in command["gpus"]]
@@ -355,7 +354,8 @@ class Supervisor:
         except (OnefleetError, OSError) as error:
             refuse(client, error)
 
-    def _turn(self, freeze: bool) -> None:
+    def _turn(self, freeze: bool, reason: str = "") -> None:
+        """Freeze or thaw it, and say so in one write: who sees that it stands still sees why."""
         worker, state = self.worker, self.state["state"]
         if worker is None or state not in ("running", "frozen"):
             verb = "frozen" if freeze else "thawed"
@@ -372,7 +372,7 @@ class Supervisor:
             self._saves.distrust(error)
             raise
         if (state == "frozen") is not worker.freezer.frozen:
-            self.write_going()
+            self.write_going(reason=reason)
 
     def _pin(self, cpus: list[int]) -> None:
         if self.worker is None:

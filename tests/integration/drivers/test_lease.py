@@ -98,6 +98,7 @@ def test_it_stands_still_until_there_is_a_lease_again(bench: Bench) -> None:
         await stands(bench)  # nobody has said that it is still wanted here
         await driver.thaw(bench.folder)
         goes_on(bench)
+        assert (await driver.status(bench.folder)).reason == ""
         await driver.stop(bench.folder, 0)
 
     asyncio.run(scenario())
