@@ -102,6 +102,24 @@ def test_a_save_that_fails_leaves_the_job_running() -> None:
     assert report.tiers["basic"].lost_ms == report.tiers["standard"].lost_ms == 0
 
 
+def test_nobody_is_suspended_again_and_again_beside_a_job_that_cannot_be_saved() -> None:
+    job = {"tier": "basic", "count": 2, "run_s": [1_700, 1_700], "submit_s": [0, 0]}
+    gang = {"tenant": "team", "tier": "premium", "workers": 2, "run_s": [5, 5]}
+    report = sound(
+        simulate(
+            scenario(
+                fleet={"nodes": 2, "devices": 1},
+                tenants=[{"id": "team"}],
+                jobs=[{**job, "name": "j"}, {**gang, "name": "g", "submit_s": [100, 100]}],
+                deployments=[],
+                faults=[{"kind": "save_fails", "at_s": 0, "for_s": 1_500, "node": 1}],
+            )
+        )
+    )
+    assert report.tiers["premium"].queue.max_ms > 1_300_000  # it had to wait
+    assert 2 <= report.tiers["basic"].suspends <= 3  # both for the gang, and one in vain before
+
+
 def test_a_big_job_is_not_starved_by_a_stream_of_small_ones() -> None:
     def queued_ms(patience_ms: int) -> int:
         small = {"name": "small", "tier": "basic", "count": 100, "run_s": [15, 25]}

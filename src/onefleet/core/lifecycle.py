@@ -304,7 +304,7 @@ def _arranged(
             return _checkpointed(work, event, image)
         case CheckpointFailed(reason):
             told = f"no image was made while it ran: {reason}"
-            return _failed_once(replace(work, making=None, reason=told), now)
+            return _unsaved_again(replace(work, making=None, reason=told), now)
         case Readied():
             return changed(work, ready=True, phase_since=now)
         case Promised():
@@ -416,6 +416,7 @@ def _saved(work: Work, event: Saved, now: Instant) -> Work:
         receipts=_cost(work.receipts, lost_ms),
         suspends=work.suspends + 1,
         failures=0,
+        saves_failed=0,
         not_before=Instant(0),
     )
 
@@ -423,7 +424,7 @@ def _saved(work: Work, event: Saved, now: Instant) -> Work:
 def _save_failed(work: Work, event: SaveFailed, now: Instant) -> Work:
     """It runs on, or stands still as it did before; where the pool wanted it is forgotten."""
     back = Phase.RUNNING if _has_devices(work) else Phase.FROZEN
-    failed = _failed_once(_enter(work, back, now, f"not saved: {event.reason}"), now)
+    failed = _unsaved_again(_enter(work, back, now, f"not saved: {event.reason}"), now)
     return replace(failed, move_to=(), driven=False) if failed.driven else failed
 
 
@@ -435,7 +436,8 @@ def _checkpointed(work: Work, event: Checkpointed, image: Image) -> Work:
     if len(image.nodes) != work.demand.workers:
         raise _illegal(work, event, f"the image is not of {work.demand.workers} workers")
     ran_ms = progress_ms(work) + max(making.ordered_at - work.phase_since, 0)
-    return replace(work, image=replace(image, ran_ms=ran_ms), image_before=work.image, making=None)
+    newest = replace(image, ran_ms=ran_ms)
+    return replace(work, image=newest, image_before=work.image, making=None, saves_failed=0)
 
 
 def _process_ended(work: Work, exit_code: int | None, reason: str, now: Instant) -> Work:
@@ -506,6 +508,12 @@ def _fall_back(work: Work, now: Instant, reason: str, tries_max: int) -> Work:
 def _failed_once(work: Work, now: Instant) -> Work:
     failures = work.failures + 1
     return replace(work, failures=failures, not_before=Instant(now + backoff_ms(failures)))
+
+
+def _unsaved_again(work: Work, now: Instant) -> Work:
+    """A row of failed saves is not over because it has run for long since."""
+    count = work.saves_failed + 1
+    return replace(work, saves_failed=count, not_before=Instant(now + backoff_ms(count)))
 
 
 def _end(work: Work, now: Instant, outcome: Outcome, exit_code: int | None, why_ended: str) -> Work:

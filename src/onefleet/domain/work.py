@@ -221,7 +221,8 @@ class Work:
     epoch. cut: in SAVING, all workers stand still with a whole image, and it counts.
     width: devices in all that its owner wants it to have now; None: as many as there are for it.
     move_to: nodes, by rank or one for all, that it shall be on; empty: no wish.
-    failures: of the pool's tries (start, save, restore) in a row; not_before: the next try waits.
+    failures: of the pool's tries (start, restore) in a row; saves_failed: of its saves;
+    not_before: the next try waits.
     stranded: it lost its place by a failure, not to others, and has not run since.
     driven: where it moves to is the pool's choice, and not its owner's.
     ready: what it comes after has succeeded. promised: its tier's promise holds; until it does, the
@@ -257,6 +258,7 @@ class Work:
     ended_at: Instant | None = None
     image_before: Image | None = None
     failures: int = 0
+    saves_failed: int = 0
     not_before: Instant = EPOCH
     terms: Terms = Terms()
     making: Making | None = None

@@ -86,7 +86,24 @@ def test_a_failed_save_leaves_it_running_and_waits_before_the_next() -> None:
     assert running.phase is Phase.RUNNING and running.reason == "not saved: disk full"
     assert running.not_before == later(200) + backoff_ms(1) and running.placement
     twice = apply(apply(running, SaveOrdered("room"), later(300)), SaveFailed("x"), later(300))
-    assert twice.failures == 2 and twice.not_before == later(300) + backoff_ms(2)
+    assert twice.saves_failed == 2 and twice.not_before == later(300) + backoff_ms(2)
+    late = later(300 + 10 * lifecycle.STABLE_MS)
+    again = apply(twice, SaveOrdered("room"), late)
+    assert apply(again, SaveFailed("x"), late).saves_failed == 3  # however long it ran since
+    image = suspended(a_job("j"), "n1").image
+    assert image is not None and apply(again, Saved(image), late).saves_failed == 0
+
+
+def test_a_failed_copy_while_it_runs_counts_until_one_is_made() -> None:
+    making = apply(placed(a_job("j"), ("n1", "0")), CheckpointOrdered(), later(1))
+    failed = apply(making, CheckpointFailed("disk full"), later(2))
+    assert (failed.saves_failed, failed.failures) == (1, 0)
+    assert failed.not_before == later(2) + backoff_ms(1)
+    making = apply(failed, CheckpointOrdered(), later(5_000))
+    image = suspended(a_job("j"), "n1").image
+    assert making.making is not None and image is not None
+    made = replace(image, id=making.making.id)
+    assert apply(making, Checkpointed(made), later(5_001)).saves_failed == 0
 
 
 def test_a_failed_restore_is_tried_again_then_falls_back_then_starts_afresh() -> None:

@@ -336,6 +336,22 @@ def test_what_just_failed_to_be_saved_is_left_alone_for_a_while() -> None:
     assert not planned(a_snapshot([a_node("n1", 1)], [work, a_job("p", 1, PREMIUM)])).decisions
 
 
+def test_nobody_is_suspended_beside_one_that_could_not_be_saved() -> None:
+    nodes = [a_node("n1", 1), a_node("n2", 1)]
+    sound = placed(a_job("sound", 1, BASIC), ("n1", "0"))
+    doubted = replace(placed(a_job("doubted", 1, BASIC), ("n2", "0")), saves_failed=1)
+    gang = a_job("gang", 1, PREMIUM, workers=2)
+    snapshot = a_snapshot(nodes, [sound, doubted, gang])
+    plan = planned(snapshot)
+    assert [d.work_id for d in plan.decisions] == ["doubted"]
+    tried = after(snapshot, plan)
+    assert not planned(tried).decisions  # it is not known yet whether it will be saved
+    then = planned(saved_now(tried, "doubted"))
+    assert [d.work_id for d in then.decisions if isinstance(d, Suspend)] == ["sound"]
+    alone = planned(a_snapshot(nodes, [sound, doubted, a_job("p", 1, PREMIUM)]))
+    assert len(alone.decisions) == 1
+
+
 def test_a_replica_moves_out_of_the_way_of_an_image_if_it_can_run_elsewhere() -> None:
     nodes = [a_node("n1", 2), a_node("n2", 1)]
     deployment = a_deployment("d", replicas_min=1)

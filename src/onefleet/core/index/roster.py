@@ -78,7 +78,8 @@ class Roster:
 
     ranks: of works that have not ended. usage: what tenants hold, and have had of late. asked:
     what works ask for. to_stop, to_pause: works whose owners want them stopped, or suspended or
-    frozen, and that are not yet. stranded: works for which spares are there, and which cannot be
+    frozen, and that are not yet. doubted: what is being saved, and could not be when that was last
+    tried. stranded: works for which spares are there, and which cannot be
     placed yet. ended: jobs that have, first those that ended first.
     """
 
@@ -96,6 +97,7 @@ class Roster:
         self.asked = Asked()
         self.to_stop: dict[WorkId, None] = {}
         self.to_pause: dict[WorkId, None] = {}
+        self.doubted: dict[WorkId, None] = {}
         self.stranded: dict[WorkId, None] = {}
         self.ended: list[tuple[Instant, WorkId]] = []
         self.now = Instant(0)
@@ -232,6 +234,8 @@ class Roster:
             self.to_stop[work.id] = None
         if work.want in (Want.SUSPEND, Want.FREEZE) and work.phase is Phase.RUNNING:
             self.to_pause[work.id] = None
+        if work.phase is Phase.SAVING and work.saves_failed:
+            self.doubted[work.id] = None
         nodes, milli = self._hold(work)
         images = image_nodes(work)
         for node_id in images:
@@ -270,6 +274,7 @@ class Roster:
         self.coverage.leave(work)
         self.to_stop.pop(work.id, None)
         self.to_pause.pop(work.id, None)
+        self.doubted.pop(work.id, None)
         for node_id in entry.nodes:
             self._fleet.let_go(node_id, work.id)
         for node_id in entry.images:

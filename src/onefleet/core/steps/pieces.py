@@ -69,7 +69,7 @@ def _may_move(this: Scratch, work: Work, rank: int) -> bool:
     roster = this.index.roster
     if work.kind is not WorkKind.JOB or work.id in this.touched or not roster.is_movable(work):
         return False
-    if work.move_to or work.demand.pack > 1 or roster.ranks[work.id] < rank:
+    if work.saves_failed or work.move_to or work.demand.pack > 1 or roster.ranks[work.id] < rank:
         return False
     least = all(len(slot.devices) == work.demand.devices_min for slot in work.placement)
     return least and this.now - work.phase_since >= this.policy.move_rest_ms

@@ -202,6 +202,8 @@ class Placing:
         fitting = this.capacity.fit_soon(demand, home, spares=spares)
         if fitting is None and self._place_on(narrow_for(this, work, rank, home), work):
             return True
+        if fitting is None and self._is_tried_for(work):
+            return False
         if fitting is None:
             left = no_room.left(demand, home)
             chosen = this.victims.choose(work, rank, left, self._rights(work, queue))
@@ -216,8 +218,8 @@ class Placing:
             queue.hope()
             if self._place_on(freeze_for(this, work, home, chosen, reasons), work):
                 return True
-            for victim, reason in zip(chosen, reasons, strict=True):
-                self._move(victim, work, reason)
+            if not self._move_all(work, list(zip(chosen, reasons, strict=True))):
+                return False
             fitting = this.capacity.fit_soon(demand, home, spares=spares)
             assert fitting is not None, "what was chosen did not suffice"
         this.capacity.keep(demand, fitting)
@@ -292,6 +294,19 @@ class Placing:
                 whose = "which has had next to nothing of its time"
             reason += f", {whose}"
         return reason
+
+    def _move_all(self, waiting: Work, chosen: Sequence[tuple[Work, str]]) -> bool:
+        """Move them, each for its reason. Whether all were asked: if some could not be saved when
+        they last were, these alone, so that none of the others is suspended in vain."""
+        asked = [pair for pair in chosen if pair[0].saves_failed] or chosen
+        for victim, reason in asked:
+            self._move(victim, waiting, reason)
+        return len(asked) == len(chosen)
+
+    def _is_tried_for(self, waiting: Work) -> bool:
+        """Whether something is being saved for it that could not be when that was last tried."""
+        doubted = (self.this.works[name] for name in self.this.index.roster.doubted)
+        return any(work.receipts and work.receipts[-1].by == waiting.id for work in doubted)
 
     def _move(self, victim: Work, waiting: Work, reason: str) -> None:
         if victim.kind is WorkKind.REPLICA:
