@@ -21,7 +21,9 @@ from tests.fleets import (
 )
 
 from onefleet.core import lifecycle
+from onefleet.core.forward import guesses, run_forward
 from onefleet.core.plan import Move
+from onefleet.core.planner import plan
 from onefleet.core.policy import Policy
 from onefleet.core.snapshot import Snapshot
 from onefleet.domain.fleet import CheckpointMode, DeviceKind, Node
@@ -76,6 +78,13 @@ def test_one_moves_and_a_node_is_free() -> None:
     assert {s.node_id for w in SPREAD for s in then.works[w.id].placement} == {"n2"}
     (receipt,) = then.works["a"].receipts
     assert (receipt.by, receipt.lost_ms) == (None, 0) and receipt.back_at is not None
+
+
+def test_who_moves_so_is_not_said_to_have_given_way() -> None:
+    snapshot = a_snapshot(TWO, [*SPREAD, *was(4)])
+    left = guesses(snapshot, NOW, None)
+    run = run_forward(snapshot, POLICY, NOW, left, plan, until=Instant(NOW + LONG))
+    assert "a" in run.starts and not run.moved
 
 
 def test_what_nobody_asks_for_is_no_gain() -> None:
