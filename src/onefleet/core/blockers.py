@@ -16,6 +16,7 @@ from onefleet.core.index import LEAVING, NOW, Home, Index, Room, missing_image
 from onefleet.core.index.homes import roams_at
 from onefleet.core.index.spares import infeasible, told
 from onefleet.core.lifecycle import ATTEMPTS_MAX, progress_ms
+from onefleet.core.ordering import is_saved_from_outside
 from onefleet.core.plan import Blocker, Gate
 from onefleet.core.policy import Policy
 from onefleet.core.snapshot import Snapshot
@@ -308,11 +309,14 @@ class Blockers:
 
     def _label(self, work: Work) -> str:
         what = f"{work.tier} {work.kind}, tenant {work.tenant_id}"
+        nodes = (self.after.nodes.get(slot.node_id) for slot in work.placement)
         if work.kind is WorkKind.JOB and not work.suspendable:
             what += ", cannot be saved"
+        elif work.kind is WorkKind.JOB and not is_saved_from_outside(nodes):
+            what += ", saves itself: gives way to higher tiers only"
         if work.phase is not Phase.RUNNING:
             what += f", {work.phase}"
-        elif work.not_before > self._now:
+        elif work.saves_failed:
             what += ", could not be saved; tried again later"
         return f"{work.id} ({what})"
 

@@ -103,7 +103,7 @@ def loss_device_ms(work: Work, nodes: Iterable[Node | None], policy: Policy) -> 
     image_bytes = 0 if work.image is None else work.image.size_bytes
     state_bytes = max(image_bytes, work.demand.memory_bytes * work.demand.workers)
     once_ms = policy.save_fixed_ms + state_bytes // max(policy.save_bytes_per_ms, 1)
-    may_lose = 0 if _is_saved_from_outside(nodes) else MAY_LOSE_MS
+    may_lose = 0 if is_saved_from_outside(nodes) else MAY_LOSE_MS
     return (2 * once_ms + may_lose) * devices_held(work)
 
 
@@ -115,7 +115,7 @@ def gives_way(work: Work, nodes: Iterable[Node | None]) -> bool:
     """
     if work.kind is WorkKind.REPLICA or (work.tier is Tier.PREMIUM and work.promised):
         return False
-    return _is_saved_from_outside(nodes)
+    return is_saved_from_outside(nodes)
 
 
 def can_be_resized(work: Work, nodes: Mapping[NodeId, Node]) -> bool:
@@ -125,10 +125,11 @@ def can_be_resized(work: Work, nodes: Mapping[NodeId, Node]) -> bool:
     that is saved from outside.
     """
     own = (nodes.get(slot.node_id) for slot in work.placement)
-    return work.demand.kind is DeviceKind.CPU or _is_saved_from_outside(own)
+    return work.demand.kind is DeviceKind.CPU or is_saved_from_outside(own)
 
 
-def _is_saved_from_outside(nodes: Iterable[Node | None]) -> bool:
+def is_saved_from_outside(nodes: Iterable[Node | None]) -> bool:
+    """Whether what runs on these nodes is saved as it is; elsewhere it has to save itself."""
     return all(node and node.checkpoint_mode is CheckpointMode.CRIU for node in nodes)
 
 

@@ -26,7 +26,7 @@ from onefleet.core import lifecycle
 from onefleet.core.plan import DropImage, Fence, Gate, Lose, Plan, Stop, Suspend
 from onefleet.core.policy import Policy
 from onefleet.core.snapshot import Snapshot
-from onefleet.domain.fleet import DeviceKind, NodeState
+from onefleet.domain.fleet import CheckpointMode, DeviceKind, NodeState
 from onefleet.domain.ids import Instant, NodeId, TenantId, WorkId
 from onefleet.domain.tiers import Tier
 from onefleet.domain.work import Phase, Want, Work
@@ -518,6 +518,21 @@ def test_many_holders_are_all_listed_but_few_are_told() -> None:
     plan = planned(a_snapshot([a_node("n1", 8)], [*works, a_job("j")]))
     blocker = plan.blockers[WorkId("j")][0]
     assert len(blocker.holders) == 8 and blocker.text.endswith("and 2 more")
+
+
+def test_why_a_holder_does_not_give_way_is_told() -> None:
+    nodes = [a_node("n1", 2), a_node("n2", 1, checkpoint_mode=CheckpointMode.COOPERATIVE)]
+    held = placed(a_job("failed", 1, BASIC), ("n1", "0"))
+    works = [
+        replace(held, saves_failed=1, not_before=Instant(NOW + 1)),
+        placed(a_job("rigid", 1, BASIC, suspendable=False), ("n1", "1")),
+        placed(a_job("own", 1, BASIC), ("n2", "0")),
+        a_job("j", 1, BASIC),
+    ]
+    told = texts(planned(a_snapshot(nodes, works)), "j")[0]
+    assert "failed (basic job, tenant a, could not be saved; tried again later)" in told
+    assert "rigid (basic job, tenant a, cannot be saved)" in told
+    assert "own (basic job, tenant a, saves itself: gives way to higher tiers only)" in told
 
 
 def test_scattered_devices_are_told() -> None:
