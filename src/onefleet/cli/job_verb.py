@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import click
+import msgspec
 
 from onefleet.cli.boundary import say
 from onefleet.cli.kinds import JOB
@@ -35,6 +36,10 @@ _REACHED: dict[str, tuple[str, Reached]] = {
         "saved",
         lambda before, now: now.phase == "ended" or now.saved_at != before.saved_at,
     ),
+    "migrate": (
+        "running where it moved",
+        lambda before, now: now.phase == "ended" or (now.phase == "running" and not now.moving_to),
+    ),
 }
 
 
@@ -57,14 +62,20 @@ def get_job(pool: Client, name: str) -> JobView:
     return pool.get(f"/api/v1/jobs/{segment(name)}", JobView)
 
 
-def job_verb(act: Acting, names: Sequence[str], verb: str, wait_s: float | None) -> None:
+def job_verb(
+    act: Acting,
+    names: Sequence[str],
+    verb: str,
+    wait_s: float | None = None,
+    body: msgspec.Struct | None = None,
+) -> None:
     """POST the verb for each job, or all jobs of each array; with a time limit, return when all
     are there. One that is refused keeps none of the others from being asked; the first refusal is
     raised at the end."""
     asked, refused, single = list[JobView](), list[CallerError](), len(names) == 1
     for name in names:
         try:
-            found, is_array = _ask(act.pool, name, verb)
+            found, is_array = _ask(act.pool, name, verb, body)
         except CallerError as error:
             refused.append(error)
             continue
@@ -81,27 +92,31 @@ def job_verb(act: Acting, names: Sequence[str], verb: str, wait_s: float | None)
         raise refused[0]
 
 
-def _ask(pool: Client, name: str, verb: str) -> tuple[tuple[JobView, ...], bool]:
+def _ask(
+    pool: Client, name: str, verb: str, body: msgspec.Struct | None
+) -> tuple[tuple[JobView, ...], bool]:
     """The jobs that were asked, and whether they are an array's. Raises CallerError."""
     try:
-        return (pool.post(f"/api/v1/jobs/{segment(name)}/{verb}", None, JobView),), False
+        return (pool.post(f"/api/v1/jobs/{segment(name)}/{verb}", body, JobView),), False
     except NotFound as missing:
         try:
-            answer = pool.post(f"/api/v1/arrays/{segment(name)}/{verb}", None, ArrayAnswer)
-        except NotFound:
-            raise missing from None
+            answer = pool.post(f"/api/v1/arrays/{segment(name)}/{verb}", body, ArrayAnswer)
+        except NotFound as error:
+            # There is such an array if what is not there is something that the body names.
+            raise (error if error.param else missing) from None
     say(_told(answer, verb))
     return answer.data, True
 
 
 def _told(answer: ArrayAnswer, verb: str) -> str:
-    count = len(answer.data)
-    text = f"{answer.name}: {verb} asked of {count} of {count + answer.ended + answer.refused} jobs"
+    refused = len(answer.refused)
+    total = len(answer.data) + answer.ended + refused
+    text = f"{answer.name}: {verb} asked of {len(answer.data)} of {total} jobs"
     if answer.ended:
         text += f"; {answer.ended} had ended already"
-    if answer.refused:
-        text += f"; {answer.refused} cannot: {answer.why_refused}"
-    return text
+    if refused:
+        text += f"; {refused} cannot:"
+    return "\n  ".join((text, *("; ".join(filter(None, (r.what, r.why))) for r in answer.refused)))
 
 
 def _reached(act: Acting, before: JobView, verb: str, wait_s: float) -> JobView:

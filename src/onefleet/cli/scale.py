@@ -1,20 +1,19 @@
-"""``onefleet scale``: give a job more or fewer devices while it runs."""
+"""``onefleet scale``: give jobs more or fewer devices while they run."""
 
 from __future__ import annotations
 
 import click
 
-from onefleet.cli.kinds import JOB
+from onefleet.cli.job_verb import job_verb
 from onefleet.cli.options import Acting, acting
-from onefleet.wire.api import JobView, ScaleJob
-from onefleet.wire.client import segment
+from onefleet.wire.api import ScaleJob
 
 
 @click.command()
-@click.argument("job")
+@click.argument("jobs", metavar="JOB|ARRAY...", nargs=-1, required=True)
 @click.argument("devices", metavar="N|auto")
 @acting
-def scale(act: Acting, job: str, devices: str) -> None:
+def scale(act: Acting, jobs: tuple[str, ...], devices: str) -> None:
     """Run a job on N devices; auto: as many as there are for it.
 
     The program sees the same number of workers and threads whatever its size: workers move onto
@@ -23,4 +22,4 @@ def scale(act: Acting, job: str, devices: str) -> None:
     if devices != "auto" and not devices.isdigit():
         raise click.BadParameter(f"{devices!r} is neither a number nor auto", param_hint="N|auto")
     wanted = ScaleJob(devices=None if devices == "auto" else int(devices))
-    act.done(JOB, act.pool.post(f"/api/v1/jobs/{segment(job)}/scale", wanted, JobView))
+    job_verb(act, jobs, "scale", body=wanted)

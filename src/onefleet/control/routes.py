@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 
 import msgspec
 from starlette.responses import Response
@@ -68,16 +69,13 @@ ROUTES: tuple[ApiRoute, ...] = (
     ApiRoute("GET", "/api/v1/spares", _MEMBER, spares.list_spares),
     ApiRoute("POST", "/api/v1/jobs", _MEMBER, jobs.submit_job, 201),
     ApiRoute("POST", "/api/v1/arrays", _MEMBER, jobs.submit_array, 201),
-    ApiRoute("POST", "/api/v1/arrays/{id}/{verb}", _MEMBER, job_verbs.ask_array),
     ApiRoute("GET", "/api/v1/jobs", _MEMBER, jobs.list_jobs),
     ApiRoute("GET", "/api/v1/jobs/{id}", _MEMBER, jobs.show_job),
-    ApiRoute("POST", "/api/v1/jobs/{id}/suspend", _MEMBER, job_verbs.suspend_job),
-    ApiRoute("POST", "/api/v1/jobs/{id}/freeze", _MEMBER, job_verbs.freeze_job),
-    ApiRoute("POST", "/api/v1/jobs/{id}/resume", _MEMBER, job_verbs.resume_job),
-    ApiRoute("POST", "/api/v1/jobs/{id}/cancel", _MEMBER, job_verbs.cancel_job),
-    ApiRoute("POST", "/api/v1/jobs/{id}/migrate", _MEMBER, job_verbs.migrate_job),
-    ApiRoute("POST", "/api/v1/jobs/{id}/scale", _MEMBER, job_verbs.scale_job),
-    ApiRoute("POST", "/api/v1/jobs/{id}/checkpoint", _MEMBER, job_verbs.checkpoint_job),
+    *(
+        ApiRoute("POST", f"/api/v1/{things}/{{id}}/{name}", _MEMBER, partial(ask, verb))
+        for things, ask in (("jobs", job_verbs.ask_job), ("arrays", job_verbs.ask_array))
+        for name, verb in job_verbs.VERBS.items()
+    ),
     ApiRoute("GET", "/api/v1/jobs/{id}/ledger", _MEMBER, ledger.job_ledger),
     ApiRoute("GET", "/api/v1/jobs/{id}/receipts", _MEMBER, ledger.job_receipts),
     ApiRoute("GET", "/api/v1/ledger", _MEMBER, ledger.list_ledger),

@@ -15,7 +15,7 @@ schemas serve the command line, the console and users' scripts.
     POST /api/v1/arrays              (many jobs of one kind)
     POST /api/v1/jobs/{id}/suspend   .../freeze   .../resume   .../cancel   .../checkpoint
     POST /api/v1/jobs/{id}/migrate   .../scale
-    POST /api/v1/arrays/{name}/suspend   and the other four of the line before last
+    POST /api/v1/arrays/{name}/suspend   and all others of the last two lines
     GET  /api/v1/jobs/{id}/ledger    .../receipts
     GET  /api/v1/ledger              (the promise of every job, and how it is kept)
     GET  /api/v1/jobs/{id}/logs?stream=stdout|stderr&offset=N&wait_ms=N
@@ -367,15 +367,23 @@ class JobView(msgspec.Struct, frozen=True, kw_only=True):
     turns: int = 0
 
 
+class Refusal(msgspec.Struct, frozen=True, kw_only=True):
+    """A job of an array to which a verb cannot be done."""
+
+    id: str
+    name: str
+    what: str
+    why: str
+
+
 class ArrayAnswer(msgspec.Struct, frozen=True, kw_only=True):
     """What a verb on an array came to. data: the jobs that were asked. ended: how many had ended
-    already. refused: to how many it cannot be done; why_refused: of the first of them, why."""
+    already. refused: those to which it cannot be done."""
 
     name: str
     data: tuple[JobView, ...]
     ended: int
-    refused: int
-    why_refused: str
+    refused: tuple[Refusal, ...]
 
 
 class HourView(msgspec.Struct, frozen=True, kw_only=True):

@@ -146,12 +146,16 @@ def test_a_verb_on_an_array_is_for_all_of_its_jobs_that_have_not_ended(control: 
     node.end(first.id, 0)
     node.until("it has ended", lambda: control.job(first.id).phase == "ended")
     saved = api.post("/api/v1/arrays/sweep/checkpoint", None, ArrayAnswer)
-    assert (saved.ended, len(saved.data) + saved.refused) == (1, 3)
-    assert saved.data and "does not run: it is " in saved.why_refused
+    assert saved.ended == 1 and saved.data and saved.refused
+    asked = {j.id for j in jobs if j.id != first.id}
+    assert {j.id for j in saved.data} | {j.id for j in saved.refused} == asked
+    for refusal in saved.refused:
+        assert refusal.what.startswith(f'job "{refusal.name}" ({refusal.id}) does not run: it is ')
+        assert refusal.why == "an image of it is made while it runs"
     for verb, want in (("suspend", "suspend"), ("resume", "run"), ("cancel", "stop")):
         answer = api.post(f"/api/v1/arrays/sweep/{verb}", None, ArrayAnswer)
         asked = [j.id for j in jobs if j.id != first.id]
-        assert ([j.id for j in answer.data], answer.ended, answer.refused) == (asked, 1, 0)
+        assert ([j.id for j in answer.data], answer.ended, answer.refused) == (asked, 1, ())
         assert {control.job(name).want for name in asked} == {want}
     with pytest.raises(Conflict, match="is being cancelled"):
         api.post("/api/v1/arrays/sweep/resume", None, ArrayAnswer)
@@ -161,6 +165,32 @@ def test_a_verb_on_an_array_is_for_all_of_its_jobs_that_have_not_ended(control: 
     for path in ("arrays/nothing/cancel", "arrays/sweep/explode", f"arrays/{first.id}/cancel"):
         with pytest.raises(NotFound):
             api.post(f"/api/v1/{path}", None, ArrayAnswer)
+
+
+def test_an_array_is_scaled_and_moved_as_a_job_is(control: Control) -> None:
+    api, node, other = control.admin(), FakeNode(control), FakeNode(control, "n2")
+    node.sync()
+    job = NewJob(command=("x",), name="sweep", devices_min=1, devices_max=2)
+    first, second = api.post("/api/v1/arrays", NewArray(job=job, size=2), Page[JobView]).data
+    node.until("it runs", lambda: control.job(first.id).phase == "running")
+
+    def ask(verb: str, body: object) -> ArrayAnswer:
+        return api.post(f"/api/v1/arrays/sweep/{verb}", body, ArrayAnswer)
+
+    assert {view.width for view in ask("scale", {"devices": 1}).data} == {1}
+    with pytest.raises(CallerError, match="on 3 devices"):
+        ask("scale", {"devices": 3})
+    assert {view.width for view in ask("scale", {"devices": None}).data} == {None}
+
+    with pytest.raises(NotFound, match='no node "n2"') as caught:
+        ask("migrate", {"node": "n2"})
+    assert caught.value.param == "node"
+    other.sync()
+    moved = ask("migrate", {"node": "n2"}).data
+    assert [(view.id, view.moving_to) for view in moved] == [
+        (first.id, ("n2",)),
+        (second.id, ("n2",)),
+    ]
 
 
 def test_a_name_stands_for_one_job_or_array_that_lives_and_for_the_newest_else(

@@ -63,6 +63,13 @@ def test_a_number_that_is_none_is_a_mistake_of_the_user(fake, cli, words, says):
     assert (code, out) == (2, "") and says in err
 
 
+#: verb, words after the name of a job or array, the body of the call.
+ON_ARRAYS = [
+    *((verb, (), b"") for verb in ("suspend", "freeze", "resume", "cancel", "checkpoint")),
+    ("migrate", ("--to", "box"), b'{"node":"box"}'),
+    ("scale", ("2",), b'{"devices":2}'),
+]
+
 ERRORS = [
     (errors.InvalidRequest, 2),
     (errors.NotFound, 3),
@@ -122,6 +129,7 @@ def test_debug_adds_the_traceback(fake, cli):
         ("run", "--on", "V100=fast", "--", "true"),
         ("scale", "job-1", "many"),
         ("migrate", "job-1"),
+        ("scale", "2"),
         ("suspend",),
         ("reservation", "create", "x", "0"),
         ("run", "--env", "novalue", "--", "true"),
@@ -246,22 +254,38 @@ def test_run_of_an_array_prints_an_id_a_line(fake, cli):
     assert msgspec.json.decode(fake.calls[-1][2])["size"] == 2
 
 
-def test_a_verb_on_an_array_says_of_how_many_jobs_it_is_asked(fake, cli):
+@pytest.mark.parametrize(("verb", "more", "body"), ON_ARRAYS, ids=[v for v, _, _ in ON_ARRAYS])
+def test_a_verb_on_an_array_says_what_became_of_each_job(fake, cli, verb, more, body):
     job = fake.views["/api/v1/jobs/job-1"]
-    fake.made["/api/v1/arrays/sweep/cancel"] = api.ArrayAnswer(
+    fake.made[f"/api/v1/arrays/sweep/{verb}"] = api.ArrayAnswer(
         name="sweep",
         data=(job, msgspec.structs.replace(job, id="job-2")),
         ended=2,
-        refused=1,
-        why_refused="it cannot",
+        refused=(
+            api.Refusal(id="job-3", name="sweep-3", what="sweep-3 cannot", why="it is small"),
+            api.Refusal(id="job-4", name="sweep-4", what="sweep-4 is busy", why=""),
+        ),
     )
-    code, out, err = cli("cancel", "sweep")
+    code, out, err = cli(verb, "sweep", *more)
     assert (code, out) == (0, "job-1\njob-2\n")
-    assert err == "sweep: cancel asked of 2 of 5 jobs; 2 had ended already; 1 cannot: it cannot\n"
-    assert cli("cancel", "job-1", "sweep")[1] == "job-1\njob-1\njob-2\n"
-    assert cli("cancel", "sweep", "-o", "json")[1].count('"id"') == 2
-    code, out, err = cli("cancel", "nothing")
-    assert (code, out) == (3, "") and "/api/v1/jobs/nothing/cancel" in err
+    assert err == (
+        f"sweep: {verb} asked of 2 of 6 jobs; 2 had ended already; 2 cannot:\n"
+        "  sweep-3 cannot; it is small\n"
+        "  sweep-4 is busy\n"
+    )
+    assert [sent for _, path, sent in fake.calls if "/arrays/" in path] == [body]
+    assert cli(verb, "job-1", "sweep", *more)[1] == "job-1\njob-1\njob-2\n"
+    assert cli(verb, "sweep", *more, "-o", "json")[1].count('"id"') == 2
+    code, out, err = cli(verb, "nothing", "job-1", *more)
+    assert (code, out) == (3, "job-1\n") and f"/api/v1/jobs/nothing/{verb}" in err
+
+
+def test_a_missing_node_is_told_from_a_missing_array(fake, cli):
+    array = errors.NotFound("there is no job", why="that is an array")
+    fake.fail["/api/v1/jobs/sweep/migrate"] = array
+    fake.fail["/api/v1/arrays/sweep/migrate"] = errors.NotFound("there is no node", param="node")
+    code, out, err = cli("migrate", "sweep", "job-1", "--to", "nowhere")
+    assert (code, out, err) == (3, "job-1\n", "error: there is no node\n")
 
 
 def test_one_job_that_cannot_be_asked_keeps_no_other_from_it(fake, cli):
