@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,9 +15,11 @@ from onefleet.cli.kinds import JOB
 from onefleet.cli.options import Acting, Command
 from onefleet.cli.times import Number
 from onefleet.cli.waiting import wait_until
-from onefleet.domain.errors import CallerError, NotFound
+from onefleet.domain.errors import CallerError, NotFound, OnefleetError, TimedOut
 from onefleet.wire.api import ArrayAnswer, JobView
 from onefleet.wire.client import Client, segment
+
+HOW_LONG = "With --wait: how long, for all of them together."
 
 Reached = Callable[[JobView, JobView], bool]
 
@@ -47,9 +50,7 @@ def waits(command: Command) -> Command:
     """``--wait`` and ``--timeout``; passes `wait_s`, None when nothing is to be waited for."""
 
     @click.option("--wait", is_flag=True, help="Return when it has happened.")
-    @click.option(
-        "--timeout", type=Number(0), default=60.0, metavar="S", help="With --wait: how long."
-    )
+    @click.option("--timeout", type=Number(0), default=60.0, metavar="S", help=HOW_LONG)
     @functools.wraps(command)
     def wrapped(*, wait: bool, timeout: float, **rest: Any) -> object:
         return command(wait_s=timeout if wait else None, **rest)
@@ -69,27 +70,62 @@ def job_verb(
     wait_s: float | None = None,
     body: msgspec.Struct | None = None,
 ) -> None:
-    """POST the verb for each job, or all jobs of each array; with a time limit, return when all
-    are there. One that is refused keeps none of the others from being asked; the first refusal is
-    raised at the end."""
-    asked, refused, single = list[JobView](), list[CallerError](), len(names) == 1
+    """POST the verb for each job, or all jobs of each array; with a time limit for all of them,
+    return when all are there. One that is refused keeps none of the others from being asked, and
+    one that takes too long none that is there from being told; the first error is raised at the
+    end."""
+    asked, errors, single = list[JobView](), list[OnefleetError](), len(names) == 1
     for name in names:
         try:
             found, is_array = _ask(act.pool, name, verb, body)
         except CallerError as error:
-            refused.append(error)
+            errors.append(error)
             continue
         asked.extend(found)
         single = single and not is_array
-    done = [_reached(act, job, verb, wait_s) if wait_s is not None else job for job in asked]
+    done: Sequence[JobView] = asked
+    if wait_s is not None:
+        done, late = all_reached(act.pool, asked, verb, wait_s)
+        errors.extend(late)
     if single and done:
         act.done(JOB, done[0])
     elif done:
         act.done_many(JOB, done)
-    for another in refused[1:]:
+    for another in errors[1:]:
         say(another.lines())
-    if refused:
-        raise refused[0]
+    if errors:
+        raise errors[0]
+
+
+def all_reached(
+    pool: Client,
+    asked: Sequence[JobView],
+    verb: str,
+    wait_s: float,
+    clock: Callable[[], float] = time.monotonic,
+    sleep: Callable[[float], None] = time.sleep,
+) -> tuple[list[JobView], list[TimedOut]]:
+    """Wait until all are where the verb brings them; the time is for all of them together. The jobs
+    that are there, and an error for each of the others."""
+    what, reached = _REACHED[verb]
+    began, done, late = clock(), list[JobView](), list[TimedOut]()
+    for job in asked:
+        try:
+            found = wait_until(
+                functools.partial(get_job, pool, job.id),
+                functools.partial(reached, job),
+                lambda now: f"{now.name} to be {what}; it is {now.phase}: {now.reason}",
+                wait_s,
+                hint=f"onefleet why {job.id}",
+                since=began,
+                clock=clock,
+                sleep=sleep,
+            )
+        except TimedOut as error:
+            late.append(error)
+        else:
+            done.append(found)
+    return done, late
 
 
 def _ask(
@@ -117,14 +153,3 @@ def _told(answer: ArrayAnswer, verb: str) -> str:
     if refused:
         text += f"; {refused} cannot:"
     return "\n  ".join((text, *("; ".join(filter(None, (r.what, r.why))) for r in answer.refused)))
-
-
-def _reached(act: Acting, before: JobView, verb: str, wait_s: float) -> JobView:
-    what, reached = _REACHED[verb]
-    return wait_until(
-        lambda: get_job(act.pool, before.id),
-        lambda now: reached(before, now),
-        lambda now: f"{now.name} to be {what}; it is {now.phase}: {now.reason}",
-        wait_s,
-        hint=f"onefleet why {before.id}",
-    )

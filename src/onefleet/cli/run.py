@@ -57,6 +57,8 @@ def run(
 
     A job that can never fit is refused at once (exit 6), with what would fit.
     """
+    if array is not None and watch:
+        raise click.UsageError("--watch is for one job, and --array makes several")
     folder = None if no_code else code or code_folder(asked.command, Path.cwd())
     sent = None if folder is None else send_code(act.pool, folder)
     if sent is not None:

@@ -19,11 +19,15 @@ def wait_until(
     describe: Callable[[View], str],
     timeout_s: float,
     hint: str = "",
+    since: float | None = None,
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
 ) -> View:
-    """Look until it is done; return the last look. Raises TimedOut with what it waited for."""
-    until = clock() + timeout_s
+    """Look until it is done; return the last look. Raises TimedOut with what it waited for.
+
+    since: when the time began to run, by `clock`, where one limit is for several; default: now.
+    """
+    until = (clock() if since is None else since) + timeout_s
     while True:
         now = look()
         if done(now):

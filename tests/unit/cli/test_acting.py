@@ -10,6 +10,7 @@ import time
 import msgspec
 import pytest
 
+from onefleet.cli.job_verb import all_reached
 from onefleet.domain import errors
 from onefleet.wire import api
 
@@ -124,6 +125,7 @@ def test_debug_adds_the_traceback(fake, cli):
         ("run", "--share", "1.5", "--", "true"),
         ("run", "--share", "0", "--", "true"),
         ("run", "--workers", "0", "--", "true"),
+        ("run", "--array", "2", "--watch", "--", "true"),
         ("run", "--deadline", "soon", "--", "true"),
         ("run", "--estimate", "-3m", "--", "true"),
         ("run", "--on", "V100=fast", "--", "true"),
@@ -336,6 +338,49 @@ def test_a_wait_that_takes_too_long_is_exit_124(fake, cli):
     code, _, err = cli("suspend", "job-1", "--wait", "--timeout", "0")
     assert code == 124
     assert "train to be suspended; it is running" in err
+
+
+def test_a_job_that_takes_too_long_keeps_none_that_is_there_from_being_told(fake, cli):
+    job = fake.views["/api/v1/jobs/job-1"]
+    for name, phase in (("job-2", "suspended"), ("job-3", "saving")):
+        view = msgspec.structs.replace(job, id=name, name=name, phase=phase)
+        fake.views[f"/api/v1/jobs/{name}"] = fake.made[f"/api/v1/jobs/{name}/suspend"] = view
+    words = ("suspend", "job-1", "job-2", "job-3", "--wait", "--timeout", "0")
+    code, out, err = cli(*words)
+    assert (code, out) == (124, "job-2\n")
+    said = sorted(line for line in err.splitlines() if line.startswith("error"))
+    assert [line.split(";")[0] for line in said] == [
+        "error: waited 0 s for job-3 to be suspended",
+        "error: waited 0 s for train to be suspended",
+    ]
+
+
+def test_the_time_to_wait_runs_once_for_all_jobs(fake):
+    job = fake.views["/api/v1/jobs/job-1"]
+    looks, now = [], [100.0]
+
+    class Pool:
+        """Each look at a job takes a second; `quick` is saved at once, others never."""
+
+        def get(self, path, kind):
+            now[0] += 1
+            looks.append(path.rpartition("/")[2])
+            return views[looks[-1]]
+
+    views = {
+        name: msgspec.structs.replace(job, id=name, name=name, phase=phase)
+        for name, phase in (("slow", "saving"), ("quick", "suspended"), ("stuck", "saving"))
+    }
+    done, late = all_reached(
+        Pool(), list(views.values()), "suspend", 10.0,
+        clock=lambda: now[0], sleep=lambda s: now.__setitem__(0, now[0] + s),
+    )  # fmt: skip
+    assert [job.id for job in done] == ["quick"]
+    assert [error.what.split(" to be ")[0] for error in late] == [
+        "waited 10 s for slow",
+        "waited 10 s for stuck",
+    ]
+    assert looks == ["slow"] * 9 + ["quick", "stuck"]
 
 
 def test_logs_keep_the_streams_apart(fake, cli):
