@@ -123,8 +123,8 @@ def whatif(
     """Replay the pool's past jobs with another policy, more devices, spares, or team walls.
 
     A row a case: as it was, replayed with the pool's own planner (how well the replay fits), and
-    each change by itself. All but the first are simulated. Exits 6 where a change is impossible;
-    the other rows are shown.
+    each change by itself. All but the first are simulated. Of a change that is impossible stderr
+    says why, in place of its row; exits 6 where none that was asked for is possible.
     """
     view = Reading(data_dir, current_screen(), output)
     left: dict[int, int] = {}
@@ -162,7 +162,8 @@ def whatif(
         say(f"impossible: {name}: {refusal.what}" + (f"; {refusal.why}" if refusal.why else ""))
     if output in ("table", "wide"):
         say(_about(past, seed))
-    return Infeasible.exit_code if impossible else 0
+    answered = any(case.name not in impossible for case in wanted[1:] or wanted)
+    return 0 if answered else Infeasible.exit_code
 
 
 @dataclass(frozen=True, slots=True)
