@@ -238,7 +238,8 @@ class Crew:
                 await self.driver(act.key).freeze(self.folder(act.key))
             case Thaw(devices=devices):
                 await self._bind(act.key, devices)
-                await self.driver(act.key).thaw(self.folder(act.key))
+                gpus = accelerators.gpus(self._specs.known(devices))
+                await self.driver(act.key).thaw(self.folder(act.key), gpus)
             case Pin(devices=devices):
                 await self._bind(act.key, devices)
             case Fetch():
@@ -337,16 +338,20 @@ class Crew:
         await self._keep(structs.replace(record, hold=None, image=image))
 
     async def _bind(self, key: WorkerKey, devices: tuple[DeviceId, ...]) -> None:
-        record = self._records[key]
+        """See that it has these devices and no others, whatever was under way before."""
+        record, folder = self._records[key], self.folder(key)
+        if devices == record.order.devices and not record.binding:
+            return
         driver, held = self._drivers[record.driver], self._specs.held(devices)
-        if cpus := accelerators.cores(held):
-            await driver.pin(self.folder(key), cpus)
+        binding = tuple(dict.fromkeys((*record.binding, *devices)))
+        await self._keep(structs.replace(record, binding=binding))
         if (gpus := accelerators.gpus(held)) and devices != record.order.devices:
             # Of a gang, it is put on them when its turn comes; another when it is thawed.
-            await driver.off(self.folder(key), gpus)
-        await self._keep(
-            structs.replace(record, order=structs.replace(record.order, devices=devices))
-        )
+            await driver.off(folder, gpus)
+        if cpus := accelerators.cores(held):
+            await driver.pin(folder, cpus)
+        order = structs.replace(record.order, devices=devices)
+        await self._keep(structs.replace(record, order=order, binding=()))
 
     async def _fetch(self, act: Fetch) -> Done:
         """Some of an image; meanwhile it is noted to whom it belongs."""
@@ -402,6 +407,7 @@ def _adopted(folder: Path, record: Record, status: WorkerStatus | None) -> Adopt
         image_bytes=status.image_bytes if status else record.image_bytes,
         lost_ms=status.lost_ms if status else 0,
         devices=record.order.devices,
+        binding=record.binding,
         milli=record.order.milli,
         hold=record.hold,
     )

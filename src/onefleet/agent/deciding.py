@@ -93,7 +93,7 @@ def _run(worker: Worker, order: Order) -> Act | None:
     _runs_on(worker)
     if worker.frozen:
         return Thaw(worker.key, order.devices)
-    if worker.devices != order.devices:
+    if worker.devices != order.devices or worker.binding:
         return Pin(worker.key, order.devices)
     if order.making and (worker.made is None or worker.made.image != order.making):
         return Save(worker.key, order.making, hold=is_gang(order), runs_on=True)
@@ -136,12 +136,11 @@ def _freeze(worker: Worker, order: Order) -> Act | None:
     if worker.hold is not None:
         return _let_go(worker, order)
     _runs_on(worker)
-    if worker.frozen:
-        worker.devices = ()
+    if worker.frozen and not (worker.devices or worker.binding):
         return _prune(worker, order)
     if worker.tries >= TRIES_MAX:  # its devices were given away: saved, it is off them, too
         return Save(worker.key, _own_image(worker))
-    return Freeze(worker.key)
+    return Freeze(worker.key)  # also of one that an agent before this one may have let go on
 
 
 def _stop(worker: Worker, order: Order) -> Act | None:

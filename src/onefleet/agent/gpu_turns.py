@@ -58,7 +58,7 @@ class GpuWorkers(Protocol):
         """As `Driver.off`."""
         ...
 
-    async def on(self, key: WorkerKey) -> None:
+    async def on(self, key: WorkerKey, gpus: Sequence[str]) -> None:
         """As `Driver.on`."""
         ...
 
@@ -159,7 +159,7 @@ class GpuTurnTaker(Taker[Event[WorkerKey], Effect[WorkerKey]]):
                     case Yield():
                         await self._workers.off(key)
                     case Run():
-                        await self._workers.on(key)
+                        await self._workers.on(key, self._gpus.get(key, ()))
                     case _:
                         assert_never(effect)
             except (OnefleetError, OSError) as error:
@@ -205,9 +205,9 @@ class CrewGpus:
         """See GpuWorkers.off."""
         await self._crew.driver(key).off(self._crew.folder(key))
 
-    async def on(self, key: WorkerKey) -> None:
+    async def on(self, key: WorkerKey, gpus: Sequence[str]) -> None:
         """See GpuWorkers.on."""
-        await self._crew.driver(key).on(self._crew.folder(key))
+        await self._crew.driver(key).on(self._crew.folder(key), gpus)
 
     async def is_off(self, key: WorkerKey) -> bool:
         """See GpuWorkers.is_off."""

@@ -243,7 +243,8 @@ class Adopted:
 
     epoch: that its process was started under, 0 if it never was. image: what it was last saved
     as, or was being saved as. images: all that lie here. devices, milli: that its process was
-    given. hold: that it was brought into, or was being, and that nobody has ended.
+    given. binding: those that it was being given instead. hold: that it was brought into, or was
+    being, and that nobody has ended.
     """
 
     key: WorkerKey
@@ -258,6 +259,7 @@ class Adopted:
     image_bytes: int = 0
     lost_ms: int = 0
     devices: tuple[DeviceId, ...] = ()
+    binding: tuple[DeviceId, ...] = ()
     milli: int = WHOLE
     hold: Hold | None = None
 

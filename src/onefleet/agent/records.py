@@ -18,7 +18,7 @@ import structlog
 
 from onefleet.agent.protocol import Hold, WorkerKey
 from onefleet.core.health import Remembered
-from onefleet.domain.ids import Generation, ImageId, WorkId
+from onefleet.domain.ids import DeviceId, Generation, ImageId, WorkId
 from onefleet.domain.layout import Layout
 from onefleet.drivers import image
 from onefleet.drivers.base import Capability
@@ -43,8 +43,9 @@ RETIRED_MAX = 200
 
 class Record(msgspec.Struct, frozen=True, kw_only=True):
     """order: what its process was last started or restored with, and the devices that it has now.
-    image: what it was last saved as, or is being saved as. driver: the one that its process
-    belongs to. hold: that it is brought into, or is in, until that is ended.
+    binding: those that it is being given instead, and may have already. image: what it was last
+    saved as, or is being saved as. driver: the one that its process belongs to. hold: that it is
+    brought into, or is in, until that is ended.
     """
 
     work_id: WorkId
@@ -52,6 +53,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     epoch: Generation
     driver: str
     order: Order
+    binding: tuple[DeviceId, ...] = ()
     image: ImageId | None = None
     image_bytes: int = 0
     hold: Hold | None = None

@@ -72,7 +72,8 @@ class Worker:
     in the middle of a call of the agent before, or a call failed halfway. image: what it was saved
     as. failed_save: the image that could not be made. condemned: why it is to be ended without an
     order. not_before: nothing is asked of it until then. devices: that its process has while it
-    is alive and does not stand still frozen; milli: the share of each. hold: that it is in.
+    is alive and is not known to stand still frozen; milli: the share of each. binding: others that
+    it may have, too, as a try to give it these did not come to its end. hold: that it is in.
     made: the outcome of the last image that was ordered as it ran. tries: failures in a row.
     """
 
@@ -100,6 +101,7 @@ class Worker:
     not_before: Instant = NEVER_BEFORE
     devices: tuple[DeviceId, ...] = ()
     milli: int = WHOLE
+    binding: tuple[DeviceId, ...] = ()
     frozen: bool = False
     hold: Hold | None = None
     made: Made | None = None
@@ -144,6 +146,11 @@ class Worker:
         """What a job's process does when nothing else is said of it."""
         return Observed.FROZEN if self.frozen else Observed.RUNNING
 
+    def may_use(self, device: DeviceId) -> bool:
+        """Whether it has this device, or may have."""
+        given = self.doing.devices if isinstance(self.doing, Thaw | Pin) else ()
+        return device in (*self.devices, *self.binding, *given)
+
     def check(self) -> None:
         """Raise AssertionError when an invariant is broken."""
         if self.observed in (Observed.ENDED, Observed.SAVED, Observed.RESTORE_FAILED):
@@ -181,7 +188,7 @@ class Worker:
 
     def _runs_as(self, order: Order) -> None:
         self.alive, self.ran = True, order.epoch
-        self.devices, self.milli = order.devices, order.milli
+        self.devices, self.milli, self.binding = order.devices, order.milli, ()
         self.exit_code, self.reason, self.condemned = None, "", ""
         self.host, self.port = "", 0
         self.failed_save, self.made, self.hold = None, None, None
@@ -287,8 +294,10 @@ class Worker:
             self.reason = done.error
             self.tries += 1
             self.not_before = Instant(now + RETRY_MS)
+            if not isinstance(act, Freeze):
+                self.binding = tuple(dict.fromkeys((*self.binding, *act.devices)))
             return
-        self.tries, self.reason = 0, ""
+        self.tries, self.reason, self.binding = 0, "", ()
         if isinstance(act, Freeze):
             self.frozen, self.devices = True, ()
         else:
@@ -348,7 +357,8 @@ class Worker:
             self.alive, self.hold = False, None
             self.observed = Observed.ENDED
         elif state is WorkerState.FROZEN and self.hold is None and not self.frozen:
-            self.frozen, self.devices, self.observed = True, (), Observed.FROZEN
+            self.frozen, self.observed = True, Observed.FROZEN
+            self.devices = self.binding = ()
         elif state is WorkerState.RUNNING and self.frozen:
             self.frozen, self.observed = False, Observed.RUNNING
 
@@ -359,6 +369,7 @@ class Worker:
         self.image_bytes, self.image_lost_ms = found.image_bytes, found.lost_ms
         self.exit_code, self.reason = found.exit_code, found.reason
         self.grace_ms, self.devices, self.milli = found.grace_ms, found.devices, found.milli
+        self.binding = found.binding
         if found.state is None:
             if found.image in found.images:
                 self.observed = Observed.SAVED
@@ -376,8 +387,6 @@ class Worker:
         self.frozen = state is WorkerState.FROZEN
         self.alive = state not in (WorkerState.SAVED, WorkerState.ENDED)
         self.observed = SETTLED[state]
-        if self.frozen:
-            self.devices = ()
         if state is WorkerState.RUNNING and not self.is_job:
             self.observed = Observed.STARTING  # until it answers
         self._settle_hold(state)

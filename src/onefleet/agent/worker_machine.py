@@ -253,9 +253,9 @@ class WorkerMachine:
         shares: dict[WorkId, int] = {}
         for other in self._workers.values():
             mine = other.key.work_id == order.work_id and other.ran == order.epoch
-            if mine or not other.alive or device not in other.devices:
+            if mine or not other.alive or not other.may_use(device):
                 continue
-            if not (leaves and _is_to_leave(other, device)):
+            if not ((leaves or other.frozen) and _is_to_leave(other, device)):
                 key = other.key.work_id
                 shares[key] = max(shares.get(key, 0), other.milli)
         return sum(shares.values())

@@ -190,8 +190,8 @@ class Driver(Protocol):
         """
         ...
 
-    async def thaw(self, folder: Path) -> None:
-        """Let a frozen worker run on.
+    async def thaw(self, folder: Path, gpus: Sequence[str] = ()) -> None:
+        """Let a frozen worker run on. gpus: as of `on`; one that takes turns stays off them.
 
         Raises UpstreamFailed, and it stays frozen, when its GPUs have no room for it.
         """
@@ -211,16 +211,17 @@ class Driver(Protocol):
 
         It is RUNNING all the while, and runs on; a call of it to a GPU waits until `on`. Saves,
         freezes and what follows them leave it off. Called again, it also takes what has come to the
-        GPUs since. towards: GPUs (UUIDs) on which it is to be put next, in the order of those that
-        it has; empty: no others. Raises OnefleetError, and it is where it was; Unsupported where
-        nobody can take it off.
+        GPUs since. towards: GPUs (UUIDs) on which it is going to be put, in the order of those that
+        it has; empty: no others. Whether it can be is found out now; `on` says where it is put.
+        Raises OnefleetError, and it is where it was; Unsupported where nobody can take it off.
         """
         ...
 
-    async def on(self, folder: Path) -> None:
-        """Put a worker on its GPUs that is off them; nothing is done to one that is on them.
+    async def on(self, folder: Path, gpus: Sequence[str] = ()) -> None:
+        """Put a worker on GPUs that is off them; nothing is done to one that is on them.
 
-        Raises UpstreamFailed, and it stays off, when they have no room for it.
+        gpus: by UUID, in the order of those that it was on; empty: those. Raises Conflict for one
+        that is on others; UpstreamFailed, and it stays off, when they have no room for it.
         """
         ...
 

@@ -13,6 +13,7 @@ import os
 import signal
 import time
 import uuid
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from onefleet.domain.errors import (
@@ -394,10 +395,11 @@ class CellWorker:
                 self.devices.put_back()
             raise
 
-    def go_on(self) -> None:
-        """End `stand_still`; one that takes turns stays off its devices. Raises OnefleetError when
-        it cannot be put on them, and then it stands still as before, DeviceStateUnknown."""
-        self.devices.thaw(lambda: self.freezer.thaw(self.processes))
+    def go_on(self, gpus: Sequence[str]) -> None:
+        """End `stand_still`, on these devices, or its own where none are named; one that takes
+        turns stays off them. Raises OnefleetError when it cannot be put on them, and then it stands
+        still as before, DeviceStateUnknown."""
+        self.devices.thaw(gpus, lambda: self.freezer.thaw(self.processes))
 
     def undo(self) -> None:
         """End a restored worker that has not been resumed: nothing has happened."""
@@ -415,10 +417,10 @@ class CellWorker:
         self._files.arrive()
 
 
-def place(worker: object, state: str, towards: list[str], on: bool) -> None:
-    """Put a supervisor's worker on its devices; or take it off them, to be put on those `towards`
-    next, if there are some. state: its own. Raises OnefleetError, and it is where it was, unless it
-    is DeviceStateUnknown.
+def place(worker: object, state: str, gpus: list[str], on: bool) -> None:
+    """Put a supervisor's worker on these GPUs, or take it off its own, to be put on these if some
+    are named. state: its own. Raises OnefleetError, and it is where it was, unless it is
+    DeviceStateUnknown.
     """
     what = f"the worker cannot be {'put on' if on else 'taken off'} its GPUs"
     if not isinstance(worker, CellWorker):
@@ -426,9 +428,9 @@ def place(worker: object, state: str, towards: list[str], on: bool) -> None:
     if state != "running" and (on or state != "frozen"):
         raise Conflict(what, why=f"it is {state}")
     if on:
-        worker.devices.put_on()
+        worker.devices.put_on(gpus)
     else:
-        worker.devices.leave(towards, ran=not worker.freezer.frozen)
+        worker.devices.leave(gpus, ran=not worker.freezer.frozen)
 
 
 def _devices(cell: Cell, order: dict[str, Any]) -> HeldDevices:

@@ -71,7 +71,7 @@ class _FakeWorkers:
         self._takes_ms = dict(takes_ms)
         self._sleep = sleep
         self._workers: dict[Path, WorkerStatus] = {}
-        self.gpus: dict[Path, tuple[str, ...]] = {}  # where each is, or is put next
+        self.gpus: dict[Path, tuple[str, ...]] = {}  # where each is, or was last
         self.off_gpus: set[Path] = set()
         self._takes_turns: set[Path] = set()
 
@@ -80,11 +80,17 @@ class _FakeWorkers:
         await self._place(folder, "off", (WorkerState.RUNNING, WorkerState.FROZEN))
         if self.gpus[folder]:
             self.off_gpus.add(folder)
-        self.gpus[folder] = tuple(towards) or self.gpus[folder]
 
-    async def on(self, folder: Path) -> None:
+    async def on(self, folder: Path, gpus: Sequence[str] = ()) -> None:
         """See Driver.on."""
         await self._place(folder, "on", (WorkerState.RUNNING,))
+        self._put_on(folder, gpus)
+
+    def _put_on(self, folder: Path, gpus: Sequence[str]) -> None:
+        there = tuple(gpus) or self.gpus[folder]
+        if folder not in self.off_gpus and there != self.gpus[folder]:
+            raise Conflict(f"the worker in {folder} cannot be moved", why="it is on its GPUs")
+        self.gpus[folder] = there
         self.off_gpus.discard(folder)
 
     async def is_off(self, folder: Path) -> bool:
@@ -254,11 +260,11 @@ class FakeDriver(_FakeWorkers):
         if self.gpus[folder]:
             self.off_gpus.add(folder)
 
-    async def thaw(self, folder: Path) -> None:
+    async def thaw(self, folder: Path, gpus: Sequence[str] = ()) -> None:
         """See Driver.thaw."""
         await self._turn(folder, "thaw", WorkerState.FROZEN, WorkerState.RUNNING)
         if folder not in self._takes_turns:
-            self.off_gpus.discard(folder)
+            self._put_on(folder, gpus)
 
     async def pause(self, folder: Path, limit_ms: int) -> None:
         """See Driver.pause."""

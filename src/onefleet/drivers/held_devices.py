@@ -54,6 +54,8 @@ class Node:
 class HeldDevices:
     """A worker's GPUs by UUID. taken: what was taken off them, for the manifest; None: nothing.
 
+    gpus: those that it is on, or was last. Where a worker goes that is off them says who puts it
+    on: nothing is kept of that here, so that nobody can be put where it was once to go.
     command: starts a `device_calls`. A worker without GPUs is as one that has nothing on them.
     takes_turns: it is put on its devices by `put_on` alone, not when it is thawed or brought back.
     """
@@ -69,7 +71,6 @@ class HeldDevices:
         self.taken: dict[str, Any] | None = None
         self._cell = cell
         self._gpus = list(gpus)
-        self._towards = list(gpus)  # those that it is to be put on next
         self._command = list(command)
         self._rules = rules
         self._takes_turns = takes_turns
@@ -133,44 +134,46 @@ class HeldDevices:
                 self._back(calls, PutBack(self.taken["pids"]))
 
     def leave(self, towards: Sequence[str], ran: bool) -> None:
-        """Take it off, to be put on the devices `towards` next, if there are some. ran: as of
-        `take_off`. Raises OnefleetError, and then it is where it was, unless it is
+        """Take it off. towards: devices on which it is to go; whether it can is found out now.
+        ran: as of `take_off`. Raises OnefleetError, and then it is where it was, unless it is
         DeviceStateUnknown."""
         was_on = self.taken is None
         self.take_off(ran)
         try:
-            if towards:
-                self._aim(towards)
+            self._check_way(list(towards) or self._gpus)
         except OnefleetError:
             if was_on:
                 self.put_back()
             raise
 
-    def thaw(self, thaw: Callable[[], None]) -> None:
+    def thaw(self, gpus: Sequence[str], thaw: Callable[[], None]) -> None:
         """Let a worker run that stands still, as `put_on`, or off its devices as it is."""
         if self._takes_turns:
             thaw()
         else:
-            self.put_on(thaw)
+            self.put_on(gpus, thaw)
 
-    def put_on(self, thaw: Callable[[], None] = lambda: None) -> None:
-        """On the devices where it is to be, which others may have used meanwhile.
+    def put_on(self, gpus: Sequence[str] = (), thaw: Callable[[], None] = lambda: None) -> None:
+        """On these devices, or its own where none are named; others may have used them meanwhile.
 
         thaw: lets processes run that stand still; called once there is room for them. Raises
-        OnefleetError, and leaves all as it is, when there is not: a process for which there was too
-        little memory once can never be put back. Raises DeviceStateUnknown when that fails.
+        OnefleetError, and leaves it off, when there is not: a process for which there was too
+        little memory once can, with most drivers, never be put back. Raises Conflict for one that
+        is on others or has nothing to be moved, DeviceStateUnknown when nobody knows where it is.
         """
+        there = list(gpus) or self._gpus
         if self.taken is None or not self.taken["pids"]:
+            self._check_way(there)
             thaw()
-            self.taken, self._gpus = None, self._towards
+            self.taken = None
             return
         with _Calls(self._cell, self._command) as calls:
             node = calls.node()
-            moves = _moves(node, self.taken, self._towards)
-            _check_room(node, self._towards, self.taken["bytes"])
+            moves = _moves(node, self.taken, there)
+            _check_room(node, there, self.taken["bytes"])
             thaw()
             self._back(calls, PutBack(self.taken["pids"], moves))
-        self._gpus = self._towards
+        self._gpus = there
 
     def _back(self, calls: _Calls, machine: PutBack) -> None:
         end = calls.carry_out(machine)
@@ -178,20 +181,21 @@ class HeldDevices:
             raise _unknown(end.why)
         self.taken = None
 
-    def _aim(self, gpus: Sequence[str]) -> None:
-        """Have a worker that is off its devices put on these next, in the place of its own.
-
-        Raises Unsupported where that cannot be, Conflict for one that has nothing to be moved.
-        """
-        if list(gpus) == self._towards:
+    def _check_way(self, gpus: Sequence[str]) -> None:
+        """Whether it can be put on these devices, in the place of its own. Raises Unsupported,
+        Conflict for one that has nothing to be moved."""
+        if gpus == self._gpus:
             return
-        what = "the worker cannot be moved to other GPUs"
         if self.taken is None or not self.taken["pids"]:
-            why = "it makes no use of its own so far, and would begin on those"
-            raise Conflict(what, why=why, hint="wait until it uses them")
+            raise Conflict(
+                "the worker cannot be moved to other GPUs",
+                why="it makes no use of its own so far, and would begin on those"
+                if self.taken is not None
+                else "it is on its own",
+                hint="wait until it uses them" if self.taken is not None else "take it off first",
+            )
         with _Calls(self._cell, self._command) as calls:
             _moves(calls.node(), self.taken, gpus)
-        self._towards = list(gpus)
 
     def bring(self, taken: dict[str, Any] | None) -> None:
         """Put a worker that was made from an image on its devices of now; of one that takes turns,

@@ -127,9 +127,9 @@ class SupervisedDriver:
         """See Driver.freeze."""
         await self._tell(folder, {"op": "freeze"})
 
-    async def thaw(self, folder: Path) -> None:
+    async def thaw(self, folder: Path, gpus: Sequence[str] = ()) -> None:
         """See Driver.thaw."""
-        await self._tell(folder, {"op": "thaw"})
+        await self._tell(folder, {"op": "thaw", "gpus": list(gpus)})
 
     async def pause(self, folder: Path, limit_ms: int) -> None:
         """See Driver.pause. It is short work, done often: the state file is not looked at."""
@@ -144,9 +144,9 @@ class SupervisedDriver:
         """See Driver.off."""
         await self._tell(folder, {"op": "off", "gpus": list(towards)})
 
-    async def on(self, folder: Path) -> None:
+    async def on(self, folder: Path, gpus: Sequence[str] = ()) -> None:
         """See Driver.on."""
-        await self._tell(folder, {"op": "on", "gpus": []})
+        await self._tell(folder, {"op": "on", "gpus": list(gpus)})
 
     async def is_off(self, folder: Path) -> bool:
         """See Driver.is_off. Its supervisor says so when it has done what it was told before."""

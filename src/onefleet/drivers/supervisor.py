@@ -25,6 +25,7 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from onefleet.domain.errors import Conflict, InternalError, InvalidRequest, OnefleetError
@@ -324,7 +325,8 @@ class Supervisor:
                 case "finish":
                     self._saves.finish(bool(command["commit"]), client)
                 case "freeze" | "thaw":
-                    self._turn(command["op"] == "freeze")
+                    # An older agent does not say where a thawed worker is to be.
+                    self._turn(command["op"] == "freeze", gpus=command.get("gpus", ()))
                     send(client, {"ok": True})
                 case "off" | "on":
                     state, gpus = self.state["state"], [str(g) for g in command["gpus"]]
@@ -354,8 +356,9 @@ class Supervisor:
         except (OnefleetError, OSError) as error:
             refuse(client, error)
 
-    def _turn(self, freeze: bool, reason: str = "") -> None:
-        """Freeze or thaw it, and say so in one write: who sees that it stands still sees why."""
+    def _turn(self, freeze: bool, reason: str = "", gpus: Sequence[str] = ()) -> None:
+        """Freeze or thaw it, and say so in one write: who sees that it stands still sees why.
+        gpus: on which a thawed one is put; empty: its own."""
         worker, state = self.worker, self.state["state"]
         if worker is None or state not in ("running", "frozen"):
             verb = "frozen" if freeze else "thawed"
@@ -367,7 +370,7 @@ class Supervisor:
             elif freeze:
                 worker.stand_still()
             else:
-                worker.go_on()
+                worker.go_on(gpus)
         except DeviceStateUnknown as error:
             self._saves.distrust(error)
             raise

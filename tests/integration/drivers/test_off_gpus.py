@@ -126,8 +126,11 @@ def test_it_moves_to_another_gpu_while_it_runs(gpus: GpuBench) -> None:
     run(gpus.driver.off(gpus.folder, [B]))
     runs_on(gpus)
     with contextlib.closing(gpus.hog(A)):
-        run(gpus.driver.on(gpus.folder))
+        run(gpus.driver.on(gpus.folder, [B]))
         goes_on(gpus, B)
+    with pytest.raises(Conflict, match="cannot be moved to other GPUs") as refused:
+        run(gpus.driver.on(gpus.folder, [A]))
+    assert refused.value.why == "it is on its own"
     run(gpus.driver.off(gpus.folder), gpus.driver.on(gpus.folder))
     goes_on(gpus, B)
     with pytest.raises(Unsupported, match="cannot come back on these GPUs"):
@@ -142,13 +145,24 @@ def test_it_moves_to_another_gpu_while_it_runs(gpus: GpuBench) -> None:
     run(gpus.driver.stop(gpus.folder, 0))
 
 
-def test_who_takes_no_turns_is_thawed_onto_the_gpu_that_it_was_sent_to(gpus: GpuBench) -> None:
+def test_who_was_to_go_elsewhere_and_is_not_any_more_comes_back(gpus: GpuBench) -> None:
+    started(gpus)
+    run(gpus.driver.off(gpus.folder, [B]))
+    with contextlib.closing(gpus.hog(B)):
+        run(gpus.driver.on(gpus.folder, [A]))
+        goes_on(gpus)
+    run(gpus.driver.off(gpus.folder, [B]), gpus.driver.on(gpus.folder))
+    goes_on(gpus)
+    run(gpus.driver.stop(gpus.folder, 0))
+
+
+def test_who_takes_no_turns_is_thawed_onto_the_gpu_that_is_named(gpus: GpuBench) -> None:
     driver, folder = gpus.driver, gpus.folder
     run(driver.start(gpus.job(A)))
     gpus.goes_on()
     run(driver.freeze(folder), driver.off(folder, [B]))
     with contextlib.closing(gpus.hog(A)):
-        run(driver.thaw(folder))
+        run(driver.thaw(folder, [B]))
         goes_on(gpus, B)
     run(driver.stop(folder, 0))
 

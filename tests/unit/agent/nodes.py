@@ -3,13 +3,14 @@ control plane that is the pure parts of the real one.
 
 An agent can be killed at any of its steps, before or after it; the next one finds its files. A
 program counts: a gang's, only while all of it runs, so that what was saved at two moments shows.
+Workers of a gang take turns on GPUs, by the agent's own turn taker.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from enum import Enum
@@ -19,14 +20,16 @@ from typing import Any
 from tests.fleets import a_job
 from tests.unit.control.states import a_state
 
-from onefleet.agent import crew, fetching, memory_images, records
+from onefleet.agent import crew, fetching, gpu_turns, memory_images, records
 from onefleet.agent.crew import Crew
+from onefleet.agent.gpu_meter import Use
+from onefleet.agent.gpu_turns import CrewGpus, GpuTurnTaker
 from onefleet.agent.protocol import Act, OrdersReceived, Report, Tick, WorkerKey
 from onefleet.agent.worker_machine import WorkerMachine
 from onefleet.control.leases import Sightings
 from onefleet.control.observe import observe
 from onefleet.control.orders import Orders
-from onefleet.core import lifecycle
+from onefleet.core import lifecycle, turns
 from onefleet.domain.errors import OnefleetError
 from onefleet.domain.fleet import CheckpointMode, Device, DeviceKind, Node
 from onefleet.domain.gang import CUT_LIMIT_MS
@@ -40,8 +43,8 @@ from onefleet.store.base import Delete
 from onefleet.wire.agent import NodeReport
 
 NODES = ("n1", "n2")
-CORES = 2
-GPUS = 2
+CORES = 3
+GPUS = 3
 
 
 class Killed(BaseException):
@@ -78,7 +81,7 @@ class Fuse:
                 raise Killed
 
 
-_FUSED = ("start", "save", "restore", "finish", "freeze", "thaw", "pin", "off", "stop")
+_FUSED = ("start", "save", "restore", "finish", "freeze", "thaw", "pin", "off", "on", "stop")
 _SEEN_AMID = {
     "start": WorkerState.STARTING,
     "save": WorkerState.SAVING,
@@ -146,6 +149,18 @@ class DiskDriver(FakeDriver):
         status = self._workers.get(folder)
         return status is not None and status.state is WorkerState.RUNNING
 
+    def is_on(self, folder: Path) -> bool:
+        """Whether it has memory on its GPUs."""
+        return self._lives(folder) and bool(self.gpus[folder]) and folder not in self.off_gpus
+
+    def read(self, gpus: Sequence[str]) -> dict[str, Use]:
+        """As a `GpuMeter`: who is on a GPU computes there."""
+        found: dict[str, set[int]] = {gpu: set() for gpu in gpus}
+        for folder in filter(self.is_on, list(self._workers)):
+            for gpu in self.gpus[folder]:
+                found.setdefault(gpu, set()).add(self._workers[folder].pid or 0)
+        return {gpu: Use(frozenset(pids), frozenset(pids)) for gpu, pids in found.items()}
+
     def is_alive(self, folder: Path) -> bool:
         return self._lives(folder)
 
@@ -211,6 +226,7 @@ class TestNode:
         )
         self.deaths = 0
         self.seen = Generation(0)
+        self.now = Instant(0)
 
     async def boot(self) -> None:
         """An agent starts and adopts what is here."""
@@ -220,17 +236,33 @@ class TestNode:
         await self.crew.prove()
         self.queue: list[Act] = []
         self.later: list[Act] = []
+        self.turns: list[Coroutine[None, None, None]] = []
+        gpus = CrewGpus(self.crew, self.devices)
+        self.taker = GpuTurnTaker(
+            gpus, self.driver, self._unfit, lambda: self.now, self.turns.append
+        )
         for found in await self.crew.adopt():
             self.take(self.machine.handle(found, Instant(0)))
 
     def take(self, effects: Any) -> None:
         self.machine.check()
         self.queue += [e for e in effects if not isinstance(e, Report)]
+        self.taker.see(self.machine.workers())
+
+    def _unfit(self, key: WorkerKey, reason: str) -> None:
+        raise AssertionError(f"{key} is unfit: {reason}")
+
+    async def _take_turns(self) -> None:
+        """Before anything else is done with the workers, as the agent waits for that, too."""
+        while self.turns:
+            await self.turns.pop(0)
 
     async def settle(self, now: Instant) -> None:
         """Do what is to be done, and look at the workers, until nothing is left."""
+        self.now = now
         try:
             self.queue, self.later = [*self.later, *self.queue], []
+            await self._take_turns()
             while self.queue:
                 act = self.queue.pop(0)
                 done = await self.crew.perform(act)
@@ -239,14 +271,24 @@ class TestNode:
                     self.later += [e for e in effects if not isinstance(e, Report)]
                 else:
                     self.take(effects)
+                await self._take_turns()
             for worker in list(self.machine.workers()):
                 if worker.alive and worker.doing is None:
                     seen, _ = await self.crew.status(worker.key, worker.ran)
                     self.take(self.machine.handle(seen, now))
             self.take(self.machine.handle(Tick(), now))
+            await self.taker.measure()
+            self.taker._feed(turns.Tick())
+            await self._take_turns()
         except Killed:
             self.deaths += 1
+            self.close()
             await self.boot()
+
+    def close(self) -> None:
+        """Nothing comes of the turns that are still to be given."""
+        for turn in self.turns:
+            turn.close()
 
     def report(self) -> NodeReport:
         workers = [w.report() for w in self.machine.workers() if w.observed is not None]
@@ -280,6 +322,7 @@ class TestPool:
         monkeypatch.setattr(fetching, "fetch", self._fetch)
         monkeypatch.setattr(records, "write", self._fused(records.write))
         monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+        monkeypatch.setattr(gpu_turns.process_tree, "tree", lambda pid: [pid])
         monkeypatch.setattr(memory_images, "place", lambda *_: None)
 
     def _fused(self, write: Callable[..., None]) -> Callable[..., None]:

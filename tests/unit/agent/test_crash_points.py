@@ -98,25 +98,6 @@ async def resized(pool: TestPool) -> None:
         )
 
 
-async def resized_on_gpus(pool: TestPool) -> None:
-    def on(*gpus: str) -> tuple[Slot, ...]:
-        return tuple(Slot(NodeId("n1"), (DeviceId(f"n1/gpu{gpu}"),)) for gpu in gpus)
-
-    pool.apply(lifecycle.Placed(on("0", "1"), False))
-    await pool.until(lambda work: work.phase is Phase.RUNNING)
-    driver, folder = pool.nodes[NodeId("n1")].driver, pool.nodes[NodeId("n1")].folder
-    for gpus in (("0", "0"), ("1", "0")):
-        pool.apply(lifecycle.Resized(on(*gpus)))
-        wanted = [(f"GPU-{gpu}",) for gpu in gpus]
-        await pool.until(
-            lambda work, wanted=wanted: (  # type: ignore[misc]
-                [driver.gpus[folder(work, rank)] for rank in (0, 1)] == wanted
-                and [driver.runs(folder(work, rank)) for rank in (0, 1)] == [True, True]
-            )
-        )
-    assert driver.off_gpus == {folder(pool.work, rank) for rank in (0, 1)}, "their turns come"
-
-
 STORIES: tuple[Story, ...] = (
     suspended_and_resumed,
     moved,
@@ -125,7 +106,6 @@ STORIES: tuple[Story, ...] = (
     frozen_and_thawed,
     frozen_and_saved,
     resized,
-    resized_on_gpus,
 )
 
 

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import pytest
+
 from onefleet.agent.protocol import (
     Act,
     Adopted,
     Done,
+    Freeze,
     OrdersReceived,
+    Pin,
     Report,
     Start,
     Stop,
+    Tick,
     Verb,
     WorkerKey,
 )
@@ -21,17 +26,25 @@ from onefleet.drivers.base import WorkerState
 from onefleet.wire.agent import JobSpec, NodeOrders, Observed, Order, OrderVerb
 
 OLD, NEW = WorkerKey(WorkId("old"), 0), WorkerKey(WorkId("new"), 0)
-DEVICE = DeviceId("n1/cpu0")
+DEVICE, ELSEWHERE = DeviceId("n1/cpu0"), DeviceId("n1/cpu1")
+SOON, LATER = Instant(0), Instant(2_000)
 
 
-def ordered(machine: WorkerMachine, generation: int, *keys: WorkerKey) -> Sequence[Act]:
+def ordered(
+    machine: WorkerMachine,
+    generation: int,
+    *keys: WorkerKey,
+    verb: OrderVerb = OrderVerb.RUN,
+    **devices: DeviceId,
+) -> Sequence[Act]:
+    """devices: by the name of the work. verb: of the first."""
     orders = tuple(
         Order(
             work_id=key.work_id,
             rank=0,
             epoch=Generation(1),
-            verb=OrderVerb.RUN,
-            devices=(DEVICE,),
+            verb=verb if key == keys[0] else OrderVerb.RUN,
+            devices=(devices.get(key.work_id, DEVICE),),
             job=JobSpec(name="j", tenant_id="t", command=("true",)),
         )
         for key in keys
@@ -42,8 +55,10 @@ def ordered(machine: WorkerMachine, generation: int, *keys: WorkerKey) -> Sequen
     return acts(machine, OrdersReceived(wanted, Instant(0)))
 
 
-def acts(machine: WorkerMachine, event: OrdersReceived | Done | Adopted) -> Sequence[Act]:
-    effects = machine.handle(event, Instant(0))
+def acts(
+    machine: WorkerMachine, event: OrdersReceived | Done | Adopted | Tick, now: Instant = SOON
+) -> Sequence[Act]:
+    effects = machine.handle(event, now)
     machine.check()
     return [effect for effect in effects if not isinstance(effect, Report)]
 
@@ -79,3 +94,55 @@ def test_what_an_earlier_agent_started_keeps_its_devices_too() -> None:
     assert stop.key == OLD and waits(machine)
     started = acts(machine, Done(OLD, Verb.STOP, exit_code=143))
     assert any(isinstance(act, Start) and act.key == NEW for act in started)
+
+
+@pytest.mark.parametrize("error", ["", "its record could not be written"])
+def test_what_was_sent_to_a_device_and_is_not_to_go_there_any_more_keeps_it_until_then(
+    error: str,
+) -> None:
+    machine = WorkerMachine()
+    ordered(machine, 1, OLD)
+    acts(machine, Done(OLD, Verb.START))
+    assert ordered(machine, 2, OLD, old=ELSEWHERE) == [Pin(OLD, (ELSEWHERE,))]
+    assert ordered(machine, 3, OLD, NEW, new=ELSEWHERE) == [] and waits(machine)
+    back = acts(machine, Done(OLD, Verb.PIN, error=error)) or acts(machine, Tick(), LATER)
+    assert back == [Pin(OLD, (DEVICE,))] and waits(machine)
+    (start,) = acts(machine, Done(OLD, Verb.PIN), LATER)
+    assert isinstance(start, Start) and start.key == NEW
+
+
+def test_what_an_earlier_agent_sent_to_a_device_keeps_it_until_it_is_known_not_to_be_there() -> (
+    None
+):
+    machine = WorkerMachine()
+    adopted = Adopted(
+        OLD,
+        is_job=True,
+        epoch=Generation(1),
+        grace_ms=1,
+        state=WorkerState.RUNNING,
+        devices=(DEVICE,),
+        binding=(ELSEWHERE,),
+    )
+    acts(machine, adopted)
+    assert ordered(machine, 1, OLD, NEW, new=ELSEWHERE) == [Pin(OLD, (DEVICE,))]
+    assert waits(machine)
+    (start,) = acts(machine, Done(OLD, Verb.PIN))
+    assert isinstance(start, Start) and start.key == NEW
+
+
+def test_what_an_earlier_agent_may_have_thawed_keeps_its_device_until_it_is_frozen() -> None:
+    machine = WorkerMachine()
+    adopted = Adopted(
+        OLD,
+        is_job=True,
+        epoch=Generation(1),
+        grace_ms=1,
+        state=WorkerState.FROZEN,
+        devices=(DEVICE,),
+    )
+    acts(machine, adopted)
+    assert ordered(machine, 1, OLD, NEW, verb=OrderVerb.FREEZE) == [Freeze(OLD)]
+    assert waits(machine)
+    (start,) = acts(machine, Done(OLD, Verb.FREEZE))
+    assert isinstance(start, Start) and start.key == NEW

@@ -53,12 +53,12 @@ class Gpu(FakeDriver):
         await self._fused(super().off(folder, towards))
         self.fresh.discard(folder)
 
-    async def on(self, folder: Path) -> None:
+    async def on(self, folder: Path, gpus: Sequence[str] = ()) -> None:
         there = [other for other in self.counts if self.is_on(other) and other != folder]
         assert there in ([], [o for o in there if o in self.fresh]), f"{folder} beside {there}"
         if folder == self.full:
             raise UpstreamFailed("the worker does not fit on GPU GPU-0", why="none is free")
-        await self._fused(super().on(folder))
+        await self._fused(super().on(folder, gpus))
 
     async def is_off(self, folder: Path) -> bool:
         await self._fused(asyncio.sleep(0))
