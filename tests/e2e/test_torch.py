@@ -54,22 +54,23 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Pool, Node]]
 
 
 @pytest.fixture(scope="module")
-def alone() -> list[list[str]]:
+def alone(tmp_path_factory: pytest.TempPathFactory) -> list[list[str]]:
     """What one process prints outside any pool."""
-    return outside(1)
+    return outside(1, tmp_path_factory.mktemp("alone"))
 
 
 @pytest.fixture(scope="module")
-def pair() -> list[list[str]]:
+def pair(tmp_path_factory: pytest.TempPathFactory) -> list[list[str]]:
     """What each of two data-parallel processes prints outside any pool."""
-    return outside(2)
+    return outside(2, tmp_path_factory.mktemp("pair"))
 
 
-def outside(workers: int) -> list[list[str]]:
+def outside(workers: int, folder: Path) -> list[list[str]]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    common = os.environ | threads(1) | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    common = os.environ | threads(1) | meeting | {"TMPDIR": str(folder)}
     ranks = [
         subprocess.Popen(
             [sys.executable, SCRIPT, str(STEPS), "-"],
@@ -92,7 +93,8 @@ class Training:
         self.it = it
         self.finish = folder / "finish"
         script = (sys.executable, *launcher, SCRIPT, str(STEPS), str(self.finish))
-        self.id = it.run("run", "--no-code", *words, "--", *script)
+        temporary = ("--env", f"TMPDIR={folder}")  # what PyTorch leaves there goes with the test
+        self.id = it.run("run", "--no-code", *temporary, *words, "--", *script)
         key = (it.folder / "credentials").read_text().strip()
         self._api = Client(it.url, key)
         self._output = LogReader(self._api, self.id)

@@ -91,7 +91,7 @@ class Gang:
 
     def spec(self, rank: int, **more: object) -> WorkerSpec:
         place = GangPlace(self.name, rank, self.workers)
-        told = {**environment(place), **threads(1)}
+        told = {**environment(place), **threads(1), "TMPDIR": str(self._root)}
         values: dict[str, object] = {"gang": place, "environment": tuple(told.items()), **more}
         return self.ranks[rank].spec_of(*self._command, **values)
 

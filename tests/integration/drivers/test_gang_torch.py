@@ -150,11 +150,12 @@ def test_torchrun_with_its_workers_in_one_cell(
 ) -> None:
     """The launcher, its rendezvous and both workers are one process tree."""
     (criu.work / "train.py").write_text(DDP)
+    temporary = str(tmp_path)
     torchrun = (sys.executable, "-I", "-u", "-m", "torch.distributed.run")
     spec = criu.spec_of(
         *(*torchrun, "--nproc-per-node=2", "--redirects=1", "--log-dir=logs", "train.py"),
         str(STEPS),
-        environment=tuple({**threads(1), "HOME": "/tmp"}.items()),
+        environment=tuple({**threads(1), "HOME": temporary, "TMPDIR": temporary}.items()),
     )
 
     def said(rank: int) -> list[str]:
@@ -188,7 +189,9 @@ def test_loader_processes_go_on_with_their_queues(criu: Bench) -> None:
         criu.folder = criu.root / "workers" / name
         (criu.work / "finish").unlink(missing_ok=True)
         command = (sys.executable, "-I", "-u", "-c", LOADER, "150")
-        spec = criu.spec_of(*command, environment=tuple(threads(1).items()))
+        # Not TMPDIR: the path of a socket in it would be too long.
+        told = {**threads(1), "TORCHINDUCTOR_CACHE_DIR": str(criu.root)}
+        spec = criu.spec_of(*command, environment=tuple(told.items()))
         await criu.driver.start(spec)
         for number in range(2 if disturb else 0):
             criu.wait_lines(30 * (number + 1))

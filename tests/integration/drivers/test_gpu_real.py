@@ -185,7 +185,8 @@ def test_a_training_run_is_bit_identical_after_suspends(
     outputs = []
     for bench, suspends in ((undisturbed, 0), (real, 3)):
         source = bench.spec(TRAINING, str(STEPS)).command
-        spec = bench.on(real.devices[0], command=source, CUBLAS_WORKSPACE_CONFIG=":4096:8")
+        told = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8", "TMPDIR": str(tmp_path)}
+        spec = bench.on(real.devices[0], command=source, **told)
         run(bench.driver.start(spec))
         for number in range(suspends):
             bench.wait_lines((number + 1) * STEPS // 5)

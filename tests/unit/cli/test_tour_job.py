@@ -22,7 +22,9 @@ def test_a_job_that_saved_itself_ends_as_one_that_ran_through(script: str, tmp_p
         pytest.skip("PyTorch is not installed")
     _, name, *rest = Training(script, STEPS[script], saves_itself=True).command
     line = [sys.executable, str(FOLDER / name), *rest]
-    environment = {**os.environ, "ONEFLEET_CHECKPOINT_DIR": str(tmp_path)}
+    saved = tmp_path / "saved"
+    saved.mkdir()
+    environment = os.environ | {"ONEFLEET_CHECKPOINT_DIR": str(saved), "TMPDIR": str(tmp_path)}
 
     with subprocess.Popen(line, env=environment, stdout=subprocess.PIPE, text=True) as first:
         assert first.stdout is not None
@@ -30,10 +32,11 @@ def test_a_job_that_saved_itself_ends_as_one_that_ran_through(script: str, tmp_p
         first.send_signal(signal.SIGTERM)
         begun += first.stdout.readlines()
     assert first.returncode == 0 and not any("digest" in printed for printed in begun)
-    assert [p.name for p in tmp_path.iterdir()] == ["state"]
+    assert [p.name for p in saved.iterdir()] == ["state"]
 
     second = subprocess.check_output(line, env=environment, text=True)
-    through = subprocess.check_output([w for w in line if w != "--saves-itself"], text=True)
+    undisturbed = [word for word in line if word != "--saves-itself"]
+    through = subprocess.check_output(undisturbed, env=environment, text=True)
     assert "".join(begun) + second == through
     assert "digest " in second
 
