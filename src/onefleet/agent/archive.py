@@ -96,10 +96,9 @@ def tidy(
     if share is not None:
         with _told(tell, "the share"):
             _put(share, works, tell)
-    stores = [f.name for f in records.subfolders(layout.chunk_stores)]
-    for work in sorted({*works, *stores}):
-        with _told(tell, work):
-            _clean_up(ChunkStore(layout.chunks(work)), works.get(work, []), tell)
+    for store in records.subfolders(layout.chunk_stores):
+        with _told(tell, store.name):
+            _clean_up(layout, ChunkStore(store), tell)
 
 
 def _drop(copies: Sequence[RawCopy], room_bytes: int) -> None:
@@ -158,11 +157,14 @@ def _put(share: Share, works: Mapping[str, Sequence[Path]], tell: Tell) -> None:
     share.forget(time.time())
 
 
-def _clean_up(store: ChunkStore, folders: Sequence[Path], tell: Tell) -> None:
-    """Remove what no image of the work names any more; the whole store when there is none."""
-    if not store.folder.is_dir():
-        return
+def _clean_up(layout: Layout, store: ChunkStore, tell: Tell) -> None:
+    """Remove what no image of the work names any more; the whole store when there is none.
+
+    Its images are looked for now that nobody else writes: some may have been fetched since the pass
+    began, which may be long ago on a busy machine.
+    """
     with store.writing() as writer:
+        folders = records.root(layout).glob(f"{store.folder.name}.*")
         paths = [image / recipe.NAME for image in _images(folders)]
         if not paths:
             shutil.rmtree(store.folder, ignore_errors=True)

@@ -99,6 +99,21 @@ def test_images_that_are_gone_take_their_chunks_with_them(node: Node) -> None:
     assert not node.store().folder.exists()
 
 
+def test_an_image_that_comes_while_a_pass_is_on_its_way_keeps_its_chunks(node: Node) -> None:
+    """A fetch, or another pass, brings a work's first image after this pass looked for works."""
+    node.save("1", a=FIRST)
+    come: list[Path] = []
+
+    def comes(event: dict[str, object]) -> None:
+        if event["event"] == "folded":
+            come.append(node.save("1", "v.0", a=SECOND))
+            node.tidy()
+
+    archive.tidy(node.layout, comes, 0)
+    (target,) = come
+    assert put_together(node.store("v"), target) == {"a": SECOND}
+
+
 def test_a_work_that_is_over_leaves_no_store(node: Node) -> None:
     node.save("1", a=FIRST)
     node.tidy()
