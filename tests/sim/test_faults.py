@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from onefleet.domain.tenancy import WITHIN_MS
 from onefleet.sim.report import Report
 from onefleet.sim.scenario import FaultSpec, Scenario
 from onefleet.sim.world import simulate
@@ -118,6 +119,26 @@ def test_nobody_is_suspended_again_and_again_beside_a_job_that_cannot_be_saved()
     )
     assert report.tiers["premium"].queue.max_ms > 1_300_000  # it had to wait
     assert 2 <= report.tiers["basic"].suspends <= 3  # both for the gang, and one in vain before
+
+
+def test_a_reservation_has_its_devices_in_time_even_from_a_job_that_cannot_be_saved() -> None:
+    job = {"tier": "basic", "count": 2, "run_s": [600, 600], "submit_s": [0, 0]}
+    gang = {"tenant": "team", "tier": "premium", "workers": 2, "run_s": [5, 5]}
+    report = sound(
+        simulate(
+            scenario(
+                fleet={"nodes": 2, "devices": 1},
+                tenants=[{"id": "team", "reserved": 2}],
+                jobs=[{**job, "name": "j"}, {**gang, "name": "g", "submit_s": [100, 100]}],
+                deployments=[],
+                faults=[{"kind": "save_fails", "at_s": 0, "for_s": 1_500, "node": 1}],
+            )
+        )
+    )
+    waited_ms = report.tiers["premium"].queue.max_ms
+    assert WITHIN_MS <= waited_ms < WITHIN_MS + 10_000
+    assert 300_000 < report.tiers["basic"].lost_ms < 500_000  # of one of two, which has no image
+    assert report.tiers["basic"].succeeded == 2
 
 
 def test_a_big_job_is_not_starved_by_a_stream_of_small_ones() -> None:

@@ -129,7 +129,7 @@ def test_a_reservation_answers_for_the_tenants_below_it():
     reserved = [
         ReservationView(
             id=state, tenant="lab", device_kind="cpu", product="", devices=2, starts_at=None,
-            ends_at=None, state=state, created_at=0,
+            ends_at=None, within_ms=300_000, state=state, created_at=0,
         )
         for state in ("open", "over")
     ]  # fmt: skip

@@ -315,9 +315,21 @@ class Crew:
             memory = await asyncio.to_thread(
                 memory_images.place, self._layout, folder.name, act.image, took
             )
-        saved = await driver.save(
-            folder, path, hold=act.hold, leave_running=act.runs_on, memory=memory
-        )
+        try:
+            saved = await driver.save(
+                folder,
+                path,
+                hold=act.hold,
+                leave_running=act.runs_on,
+                memory=memory,
+                limit_ms=act.limit_ms,
+            )
+        except OnefleetError as error:
+            status = await driver.status(folder)
+            if act.runs_on or status.state is not WorkerState.ENDED:
+                raise
+            told, code = status.reason or error.what, status.exit_code
+            return Done(act.key, act.verb, error=told, exit_code=code, over=True)
         if not act.runs_on:
             await self._keep(structs.replace(record, image_bytes=saved.size_bytes))
         log.info("saved", worker=folder.name, bytes=saved.size_bytes, frozen_ms=saved.frozen_ms)

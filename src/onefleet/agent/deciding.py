@@ -125,7 +125,9 @@ def _save(worker: Worker, order: Order) -> Act | None:
         return None
     if is_gang(order) and not order.hold:  # it counts already, and is not to be made anew
         return Finish(worker.key, image, commit=True)
-    return Save(worker.key, image, hold=order.hold, in_memory=order.in_memory)
+    return Save(
+        worker.key, image, hold=order.hold, in_memory=order.in_memory, limit_ms=order.limit_ms
+    )
 
 
 def _freeze(worker: Worker, order: Order) -> Act | None:

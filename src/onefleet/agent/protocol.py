@@ -67,13 +67,14 @@ class Restore:
 class Save:
     """Save its state and free its memory. hold: it stands still when it is saved, and Finish
     follows. runs_on: it is not to be given up. in_memory: its image may take memory, if there is
-    room."""
+    room. limit_ms: as in `Driver.save`."""
 
     key: WorkerKey
     image: ImageId
     hold: bool = False
     runs_on: bool = False
     in_memory: bool = False
+    limit_ms: int = 0
     verb: Verb = Verb.SAVE
 
 
@@ -176,8 +177,8 @@ class Done:
     """An effect's outcome. error: empty when it was done, else a person's line.
 
     exit_code: of what a stop ended, or of a command that could not be started (126, 127). lost_ms:
-    of a save: work just before it that is not in the image; took_ms: how long it stood still.
-    more: of a fetch: it is not all there yet.
+    of a save: work just before it that is not in the image; took_ms: how long it stood still; over:
+    the worker has ended without an image. more: of a fetch: it is not all there yet.
     """
 
     key: WorkerKey
@@ -187,6 +188,7 @@ class Done:
     image_bytes: int = 0
     lost_ms: int = 0
     took_ms: int = 0
+    over: bool = False
     more: bool = False
 
 

@@ -236,6 +236,9 @@ class Worker:
 
     def _saved(self, act: Save, done: Done) -> None:
         self.reason = done.error
+        if done.over:
+            self.alive, self.observed, self.exit_code = False, Observed.ENDED, done.exit_code
+            return
         if done.error:
             self.observed = Observed.SAVE_FAILED
             self.failed_save, self.tries = act.image, 0

@@ -199,6 +199,7 @@ RESERVATION: Kind[ReservationView] = Kind(
         Column("PRODUCT", lambda r: r.product or "any"),
         Column("FROM", lambda r: moment(r.starts_at)),
         Column("UNTIL", lambda r: moment(r.ends_at)),
+        Column("BACK IN", lambda r: duration(r.within_ms), right=True),
         Column("STATE", lambda r: r.state),
     ),
     empty="no reservations; onefleet reservation create TENANT N makes one",

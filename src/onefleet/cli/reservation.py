@@ -6,7 +6,8 @@ import click
 
 from onefleet.cli.kinds import RESERVATION
 from onefleet.cli.options import KINDS, Acting, Reading, acting, confirm, reading
-from onefleet.cli.times import Moment
+from onefleet.cli.times import Length, Moment
+from onefleet.domain.tenancy import WITHIN_MS
 from onefleet.wire.api import NewReservation, Page, ReservationView
 from onefleet.wire.client import segment
 
@@ -23,6 +24,14 @@ def reservation() -> None:
 @click.option("--product", default="", help="Class of the devices. Default: any of the kind.")
 @click.option("--from", "from_", type=Moment(), help="When its window opens. Default: now.")
 @click.option("--until", type=Moment(), help="When its window closes. Default: never.")
+@click.option(
+    "--within",
+    type=Length(),
+    default=f"{WITHIN_MS // 60_000}m",
+    show_default=True,
+    help="How soon what is lent is back. What cannot be saved by then is ended, and goes on from "
+    "its last image.",
+)
 @acting
 def create(
     act: Acting,
@@ -32,10 +41,11 @@ def create(
     product: str,
     from_: int | None,
     until: int | None,
+    within: int,
 ) -> None:
     """Guarantee DEVICES to TENANT's premium work, and to that of the tenants below it.
 
-    What it leaves idle is lent to others and taken back without losing their work.
+    What it leaves idle is lent to others and taken back by suspending them.
     """
     new = NewReservation(
         tenant=tenant,
@@ -44,6 +54,7 @@ def create(
         product=product,
         starts_at=from_,
         ends_at=until,
+        within_ms=within,
     )
     act.done(RESERVATION, act.pool.post("/api/v1/reservations", new, ReservationView))
 

@@ -12,6 +12,9 @@ from collections.abc import Iterator
 from itertools import chain
 
 from onefleet.core import lifecycle
+from onefleet.core.ordering import covered, is_claimant
+from onefleet.core.overdue import within_ms
+from onefleet.core.promise import holds
 from onefleet.domain.fleet import Node, NodeState
 from onefleet.domain.ids import ImageId, NodeId, WorkId
 from onefleet.domain.jobs import Job
@@ -84,9 +87,10 @@ class Orders:
         self._reachable = [n for n in state.nodes.values() if n.address and _is_there(n)]
         for work in state.works.values():
             verb = _VERBS.get(work.phase)
+            limit_ms = self._limit_ms(work) if verb is OrderVerb.SAVE else 0
             for rank, slot in enumerate(work.placement):
                 assert verb is not None, f"{work.id} is placed in phase {work.phase}"
-                self._note(slot.node_id, self._order(work, rank, verb))
+                self._note(slot.node_id, self._order(work, rank, verb, limit_ms))
             coming = self._coming(work) if work.phase is Phase.SAVING else {}
             for (_, node_id), order in coming.items():
                 self._note(node_id, order)
@@ -111,7 +115,7 @@ class Orders:
 
     # --- what runs -----------------------------------------------------------------------------
 
-    def _order(self, work: Work, rank: int, verb: OrderVerb) -> Order:
+    def _order(self, work: Work, rank: int, verb: OrderVerb, limit_ms: int) -> Order:
         job = self._state.jobs.get(work.id)
         slot = work.placement[rank]
         image = work.image.id if work.image else None
@@ -131,6 +135,7 @@ class Orders:
             hold=held and work.demand.workers > 1,
             making=work.making.id if work.making else None,
             sources=self._sources(work.id, work.image, rank, slot.node_id) if brings_back else (),
+            limit_ms=limit_ms,
             in_memory=verb is OrderVerb.SAVE and self._is_soon_back(work, slot.node_id),
             grace_ms=JOB_GRACE_MS if job else REPLICA_GRACE_MS,
             job=_job_spec(job, work) if job else None,
@@ -152,6 +157,19 @@ class Orders:
             return False
         needs = taker.demand.memory_bytes * MEMORY_PART
         return node.state is NodeState.READY and needs <= node.memory_bytes
+
+    def _limit_ms(self, work: Work) -> int:
+        """How long its save may take, where a reservation calls in what it has."""
+        creditor = work.receipts[-1].by if work.receipts else None
+        waiting = None if creditor is None else self._state.works.get(creditor)
+        if waiting is None or not is_claimant(waiting):
+            return 0
+        state, ordered_at = self._state, work.phase_since
+        open_ = [r for r in state.reservations.values() if holds(r, ordered_at)]
+        claimants = [w for w in state.works.values() if is_claimant(w)] if open_ else []
+        if waiting.id not in covered(open_, claimants, state.tenants):
+            return 0
+        return within_ms(waiting, open_, state.tenants, ordered_at) or 0
 
     def _gang(self, work: Work, rank: int) -> GangSpec:
         """Two agents of one address are on one machine, and so is a gang that lies on both."""

@@ -88,6 +88,7 @@ def reservation_view(reservation: Reservation, now: Instant) -> ReservationView:
         devices=reservation.devices,
         starts_at=reservation.starts_at,
         ends_at=ends_at,
+        within_ms=reservation.within_ms,
         state="over" if over else "open" if holds(reservation, now) else "ahead",
         created_at=reservation.created_at,
     )

@@ -62,6 +62,7 @@ from onefleet.domain.work import (
 
 __all__ = [
     "ATTEMPTS_MAX",
+    "RECEIPTS_KEPT",
     "TRANSITIONS",
     "VOID_AFTER_CUT",
     "CheckpointFailed",
@@ -444,6 +445,8 @@ def _process_ended(work: Work, exit_code: int | None, reason: str, now: Instant)
     stopping = work.phase is Phase.STOPPING
     if work.want is Want.STOP and stopping:
         return _end(work, now, Outcome.CANCELLED, exit_code, work.reason)
+    if work.kind is WorkKind.JOB and stopping and _has_given_way(work):
+        return _lost(work, now, work.reason)
     if work.kind is WorkKind.REPLICA and stopping:  # asked to make room: no failure of its own
         return _enter(work, Phase.PENDING, now, work.reason)
     if work.kind is WorkKind.REPLICA:
@@ -494,11 +497,12 @@ def _fall_back(work: Work, now: Instant, reason: str, tries_max: int) -> Work:
         receipts=_cost(ended.receipts, thrown_ms),
         reason=told,
         failures=failures,
+        saves_failed=0,
         not_before=Instant(now + backoff_ms(max(failures, 1))),
     )
     if image is not None:
         return back
-    if work.attempts >= ATTEMPTS_MAX:
+    if work.attempts >= ATTEMPTS_MAX and not _has_given_way(work):
         return _end(
             back, now, Outcome.FAILED, None, f"gave up after {work.attempts} starts: {told}"
         )

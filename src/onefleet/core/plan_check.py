@@ -15,7 +15,8 @@ from onefleet.core.feasibility import accepts
 from onefleet.core.index import Index
 from onefleet.core.index.lines import Under
 from onefleet.core.ledger import bucket_of
-from onefleet.core.ordering import can_be_resized, gives_way
+from onefleet.core.ordering import RESERVED, can_be_resized, gives_way
+from onefleet.core.overdue import back_by, owes
 from onefleet.core.plan import (
     Checkpoint,
     Decision,
@@ -376,7 +377,12 @@ class _Checker:
                 yield f"{work.id} is stopped for nobody"
             return
         if work.kind is not WorkKind.REPLICA:
-            yield f"{work.id} is stopped for {decision.for_work}, but jobs are only suspended"
+            due, index = None, self.index
+            if owes(work) == decision.for_work and self._ranks()[decision.for_work] == RESERVED:
+                reservations, now = index.reservations.values(), self.plan.planned_at
+                due = back_by(work, self.works, reservations, index.tenants, now)
+            if due is None or due > self.plan.planned_at:
+                yield f"{work.id} is stopped for {decision.for_work}, but is not overdue"
             return
         if self._in_the_way(work, decision.for_work):
             return

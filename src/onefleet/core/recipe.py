@@ -7,6 +7,7 @@ from onefleet.core.steps.errands import checkpoint, promise, ready
 from onefleet.core.steps.frozen import thaw
 from onefleet.core.steps.losses import drop_images, fence
 from onefleet.core.steps.moves import move
+from onefleet.core.steps.overdue import call_in
 from onefleet.core.steps.owners import stop, suspend
 from onefleet.core.steps.queue import Placing
 from onefleet.core.steps.resize import resize
@@ -21,6 +22,7 @@ def work_off(this: Scratch, *, thorough: bool = False) -> Placing:
     drop_images(this)
     stop(this)
     suspend(this)
+    call_in(this)
     ready(this)
     promise(this)
     move(this)

@@ -54,13 +54,18 @@ class Tenant:
     generation: Generation = NO_GENERATION
 
 
+#: How soon what is lent is back, where nobody has said otherwise.
+WITHIN_MS = 300_000
+
+
 @dataclass(frozen=True, slots=True)
 class Reservation:
     """Devices that are guaranteed to the premium work of a tenant and of those below it; lent
     while idle.
 
     product: the class of the devices, as `Device.product`; empty: any of the kind. starts_at,
-    ends_at: the window in which it holds; None: since ever, for ever.
+    ends_at: the window in which it holds; None: since ever, for ever. within_ms: how soon what is
+    lent is back; what could not be saved by then is ended without.
     """
 
     id: ReservationId
@@ -71,6 +76,7 @@ class Reservation:
     product: str = ""
     starts_at: Instant | None = None
     ends_at: Instant | None = None
+    within_ms: int = WITHIN_MS
     generation: Generation = NO_GENERATION
 
 

@@ -150,6 +150,7 @@ class Driver(Protocol):
         hold: bool = False,
         leave_running: bool = False,
         memory: Path | None = None,
+        limit_ms: int = 0,
     ) -> SavedImage:
         """Save the worker's state into `image` and free its memory; it no longer runs after.
 
@@ -157,7 +158,9 @@ class Driver(Protocol):
         SAVE_HELD; `finish` follows. memory: a folder on a file system in memory for the files of
         the image, which then is whole but not durable; a program that saves itself ignores it.
         When it raises, the worker runs on unharmed and `image` is gone. A frozen worker can be
-        saved, and stays frozen unless it is given up.
+        saved, and stays frozen unless it is given up. limit_ms: a save that takes longer is broken
+        off, and the worker is ended: without an image (TimedOut), or with what its program had
+        saved itself. 0: as long as it may take at all.
         """
         ...
 

@@ -153,11 +153,13 @@ class CellWorker:
         cpu_before_ms: int,
         leave_running: bool,
         at_once: bool,
+        limit_s: float,
     ) -> None:
         """Dump into `target`; the worker then stands still until `let_go`.
 
         memory: a folder in memory for the files, if they are to lie there.
-        at_once: make the image durable while the worker stands still, not at `let_go`. The worker
+        at_once: make the image durable while the worker stands still, not at `let_go`. limit_s: a
+        dump that takes longer is broken off. The worker
         runs on when this raises, unless it is CriuKilled, DeviceStateUnknown or TimedOut: then its
         state cannot be trusted. Raises Conflict when the cell holds processes outside the tree.
         """
@@ -187,7 +189,7 @@ class CellWorker:
                     self.freezer.group if frozen else "",
                 )
                 self._intake = Intake(partial, durable=memory is None)
-                self._criu.wait_asked(self._intake.step)
+                self._criu.wait_asked(self._intake.step, limit_s)
                 self._collect(target, cpu_before_ms, resident)
                 if at_once:
                     self._commit(target)

@@ -102,7 +102,9 @@ class Criu:
         self.pid = cell.run(body)
         os.close(here)
 
-    def wait_asked(self, meanwhile: Callable[[], bool] = lambda: False) -> None:
+    def wait_asked(
+        self, meanwhile: Callable[[], bool] = lambda: False, limit_s: float = LIMIT_S
+    ) -> None:
         """Until the hook asks. Raises UpstreamFailed, StorageFull with criu's own words when it
         ended without that (the worker runs on), CriuKilled, TimedOut (its state is unknown).
 
@@ -110,11 +112,11 @@ class Criu:
         """
         watch = os.pidfd_open(self.pid)
         try:
-            readable = self._readable(watch, meanwhile)
+            readable = self._readable(watch, meanwhile, limit_s)
         finally:
             os.close(watch)
         if not readable:
-            self._give_up()
+            self._give_up(limit_s)
         if self._asks in readable:
             os.read(self._asks, 64)
             self.asked = True
@@ -122,8 +124,8 @@ class Criu:
         self.finish()
         raise CriuKilled(f"the {self._verb} did not ask", why="criu ended without calling its hook")
 
-    def _readable(self, watch: int, meanwhile: Callable[[], bool]) -> list[int]:
-        deadline = time.monotonic() + LIMIT_S
+    def _readable(self, watch: int, meanwhile: Callable[[], bool], limit_s: float) -> list[int]:
+        deadline = time.monotonic() + limit_s
         while (left := deadline - time.monotonic()) > 0:
             wait_s = 0.0 if meanwhile() else min(_LOOK_S, left)
             if readable := select.select([self._asks, watch], [], [], wait_s)[0]:
@@ -161,14 +163,14 @@ class Criu:
             finally:
                 os.close(watch)
             if not readable:
-                self._give_up()
+                self._give_up(LIMIT_S)
             self.status = os.waitpid(self.pid, 0)[1]
         return self.status
 
-    def _give_up(self) -> NoReturn:
+    def _give_up(self, limit_s: float) -> NoReturn:
         os.kill(self.pid, signal.SIGKILL)
         os.waitpid(self.pid, 0)
-        raise TimedOut(f"criu did not finish within {LIMIT_S:.0f} s", why="it hung, and was killed")
+        raise TimedOut(f"criu did not finish within {limit_s:g} s", why="it was killed at its work")
 
 
 def begin_dump(

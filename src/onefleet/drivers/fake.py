@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from onefleet.domain.errors import Conflict, InvalidRequest, NotFound, OnefleetError
+from onefleet.domain.errors import Conflict, InvalidRequest, NotFound, OnefleetError, TimedOut
 from onefleet.domain.fleet import CheckpointMode
 from onefleet.domain.gang import GangPlace
 from onefleet.drivers.base import Capability, SavedImage, WorkerSpec, WorkerState, WorkerStatus
@@ -179,6 +179,7 @@ class FakeDriver(_FakeWorkers):
         hold: bool = False,
         leave_running: bool = False,
         memory: Path | None = None,
+        limit_ms: int = 0,
     ) -> SavedImage:
         """See Driver.save."""
         status = self._known(folder)
@@ -195,6 +196,11 @@ class FakeDriver(_FakeWorkers):
         except OnefleetError:
             self._workers[folder] = status
             raise
+        if 0 < limit_ms < self._takes_ms.get("save", 0):
+            self._workers[folder] = replace(
+                status, state=WorkerState.ENDED, reason="not saved in time"
+            )
+            raise TimedOut("the save was broken off", why=f"it takes more than {limit_ms} ms")
         if self._workers[folder].state is not WorkerState.SAVING:
             raise Conflict(f"the worker in {folder} was not saved", why="it ended meanwhile")
         size = self._memory_bytes

@@ -78,6 +78,7 @@ class SupervisedDriver:
         hold: bool = False,
         leave_running: bool = False,
         memory: Path | None = None,
+        limit_ms: int = 0,
     ) -> SavedImage:
         """See Driver.save."""
         self._require(folder)
@@ -88,6 +89,7 @@ class SupervisedDriver:
             "hold": hold,
             "leave_running": leave_running,
             "memory": None if memory is None else _absolute(memory),
+            "limit_ms": limit_ms,
         }
         state = await self._command(folder, command, _ANSWER_LIMIT_S)
         held = (state.get("hold") or {}).get("image")

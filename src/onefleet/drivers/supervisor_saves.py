@@ -18,7 +18,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from onefleet.domain.errors import Conflict, OnefleetError, TimedOut
-from onefleet.drivers import cooperative, image, process_tree
+from onefleet.drivers import cooperative, criu_commands, image, process_tree
 from onefleet.drivers.cell_worker import CellWorker
 from onefleet.drivers.command_socket import Client, line, refuse, send, told
 from onefleet.drivers.criu_commands import CriuKilled
@@ -46,6 +46,7 @@ class Saves:
         self._files = own
         self._holds = False  # whether the save under way is to be held
         self._was_frozen = False
+        self._allowed_s = 0.0  # how long a program may take to save itself
         self._waiting: list[Client] = []
         self._manifest: dict[str, Any] = {}
         self.asked: cooperative.Request | None = None
@@ -82,6 +83,7 @@ class Saves:
             refuse(client, busy)
             return
         self._holds = bool(command.get("hold"))
+        limit_ms = int(command.get("limit_ms") or 0)  # an older agent does not say
         self._was_frozen = worker.freezer.frozen
         self._waiting.append(client)
         self._daemon.write(state="saving", image=target)
@@ -89,13 +91,16 @@ class Saves:
             if isinstance(worker, CellWorker):
                 at_once = self._holds or not leaves
                 memory = command.get("memory")  # an older agent does not say
-                worker.dump(target, memory, self._daemon.cpu_before_ms, leaves, at_once)
+                limit_s = limit_ms / 1000 if limit_ms else criu_commands.LIMIT_S
+                worker.dump(target, memory, self._daemon.cpu_before_ms, leaves, at_once, limit_s)
                 self._settle(target, worker.manifest, leaves)
             else:
                 if self._was_frozen:
                     worker.freezer.thaw(worker.processes)
                 self.asked = cooperative.Request(worker, target, leaves, self._daemon.began_ns)
-                self.deadline = time.monotonic() + self._order["grace_ms"] / 1000
+                grace_ms = self._order["grace_ms"]
+                self._allowed_s = min(grace_ms, limit_ms or grace_ms) / 1000
+                self.deadline = time.monotonic() + self._allowed_s
         except (CriuKilled, DeviceStateUnknown, TimedOut) as error:
             self.distrust(error)
         except (OnefleetError, OSError) as error:
@@ -111,8 +116,7 @@ class Saves:
             self._complete(asked, self._daemon.cpu_ms(), {})
         elif time.monotonic() >= self.deadline:
             asked.call_off()
-            seconds = self._order["grace_ms"] / 1000
-            why = f"the program wrote no checkpoint within {seconds:g} s of SIGUSR1"
+            why = f"the program wrote no checkpoint within {self._allowed_s:g} s of SIGUSR1"
             self._refused(TimedOut("the worker did not save itself", why=why))
 
     def program_ended(self, exit_code: int, cpu_ms: int, killed: bool) -> None:
@@ -120,10 +124,9 @@ class Saves:
         assert self.asked is not None
         reason = ""
         if killed:
-            seconds = self._order["grace_ms"] / 1000
             reason = (
-                f"killed after {seconds:g} s: it did not end when asked to save itself, so its "
-                "work since its own last checkpoint is lost"
+                f"killed after {self._allowed_s:g} s: it did not end when asked to save itself, so "
+                "its work since its own last checkpoint is lost"
             )
         self._complete(self.asked, cpu_ms, {"exit_code": exit_code, "reason": reason})
 

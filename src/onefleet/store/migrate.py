@@ -13,7 +13,7 @@ from sqlalchemy import Connection, inspect, text
 from onefleet.domain.errors import WorldError
 
 #: The newest migration that this version knows.
-HEAD = "0006"
+HEAD = "0007"
 
 _FOLDER = Path(__file__).parent / "migrations"
 

@@ -98,8 +98,9 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
     hold: stand still when it is saved, or restored, until orders come without it. making: an image
     that shall be made of it while it runs. sources: nodes that have `image`. milli: the share of
     each device that is its own. in_memory: a save may leave its files in memory, if there is room:
-    only the devices are to be free, and soon to be used again. soon: what is kept here is about to
-    run here. coming: `image` is being made, and counts only when an order says so without this.
+    only the devices are to be free, and soon to be used again. limit_ms: how long a save may take
+    before it is broken off, and the job ended; 0: as long as any. soon: what is kept here is about
+    to run here. coming: `image` is being made, and counts only when an order says so without this.
     """
 
     work_id: WorkId
@@ -114,6 +115,7 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
     sources: tuple[Source, ...] = ()
     milli: int = WHOLE
     in_memory: bool = False
+    limit_ms: int = 0
     soon: bool = False
     coming: bool = False
     grace_ms: int = 10_000  # between asking a process to end and killing it

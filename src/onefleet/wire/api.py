@@ -40,6 +40,8 @@ from typing import Generic, TypeVar
 
 import msgspec
 
+from onefleet.domain.tenancy import WITHIN_MS
+
 ViewT = TypeVar("ViewT")
 
 
@@ -121,7 +123,7 @@ class NewReservation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     """Devices guaranteed to a tenant's premium work and to that of the tenants below it.
 
     product: the class of the devices, as in a device's view; "": any of the kind. starts_at,
-    ends_at: its window; null: since ever, for ever.
+    ends_at: its window; null: since ever, for ever. within_ms: how soon what is lent is back.
     """
 
     tenant: str
@@ -130,6 +132,7 @@ class NewReservation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     product: str = ""
     starts_at: int | None = None
     ends_at: int | None = None
+    within_ms: int = WITHIN_MS
 
 
 class NewJob(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -229,6 +232,7 @@ class ReservationView(msgspec.Struct, frozen=True, kw_only=True):
     devices: int
     starts_at: int | None
     ends_at: int | None
+    within_ms: int
     state: str
     created_at: int
 

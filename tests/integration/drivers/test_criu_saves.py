@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from onefleet.domain.errors import Conflict
+from onefleet.domain.errors import Conflict, TimedOut
 from onefleet.drivers import clocks, process_tree
 from onefleet.drivers.base import WorkerState
 from onefleet.drivers.rights import rights
@@ -436,5 +436,23 @@ def test_processes_outside_the_tree_refuse_a_save(criu: Bench) -> None:
         assert await state(criu) is WorkerState.RUNNING
         await criu.driver.stop(criu.folder, 0)
         assert await guest.wait() != 0  # it ends with the cell
+
+    asyncio.run(scenario())
+
+
+def test_a_save_that_takes_longer_than_it_may_ends_the_worker(criu: Bench) -> None:
+    async def scenario() -> None:
+        bench, driver = criu, criu.driver
+        await driver.start(bench.spec(COUNTER, "4000"))
+        bench.wait_lines(10)
+        with pytest.raises(TimedOut, match=r"within 0\.001 s"):
+            await driver.save(bench.folder, bench.image(), limit_ms=1)
+        status = await driver.status(bench.folder)
+        assert (status.state, status.exit_code) == (WorkerState.ENDED, None)
+        assert "since its last image is lost" in status.reason
+        assert not bench.image().exists()
+        lines = bench.out()
+        await asyncio.sleep(0.1)
+        assert bench.out() == lines
 
     asyncio.run(scenario())

@@ -412,7 +412,10 @@ def test_a_cooperative_save_tells_what_the_program_did_not_save(
     asyncio.run(scenario())
 
 
-def test_lost_work_of_a_cooperative_save_is_told(local: Bench) -> None:
+@pytest.mark.parametrize(("grace_ms", "limit_ms"), [(200, 0), (200, 60_000), (60_000, 200)])
+def test_lost_work_of_a_cooperative_save_is_told(
+    local: Bench, grace_ms: int, limit_ms: int
+) -> None:
     source = """
         import signal, time
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -421,11 +424,11 @@ def test_lost_work_of_a_cooperative_save_is_told(local: Bench) -> None:
     """
 
     async def scenario() -> None:
-        spec = local.spec(source, grace_ms=200)
+        spec = local.spec(source, grace_ms=grace_ms)
         await local.driver.start(spec)
         local.wait_lines(1)
         pid = (await local.driver.status(local.folder)).pid
-        await local.driver.save(local.folder, local.image())
+        await local.driver.save(local.folder, local.image(), limit_ms=limit_ms)
         status = await local.driver.status(local.folder)
         assert status.state is WorkerState.SAVED
         assert "0.2 s" in status.reason and "lost" in status.reason

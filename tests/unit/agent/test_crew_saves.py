@@ -1,4 +1,4 @@
-"""Where a save puts an image's files: into memory when that was ordered and there is room."""
+"""What a crew makes of a save: where its files go, and what is told when nothing comes of it."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ import pytest
 
 from onefleet.agent import memory_images
 from onefleet.agent.crew import Crew
-from onefleet.agent.protocol import Save, Start, WorkerKey
-from onefleet.domain.ids import Generation, ImageId, WorkId
+from onefleet.agent.protocol import Done, Save, Start, Verb, WorkerKey
+from onefleet.agent.worker import Worker
+from onefleet.domain.ids import Generation, ImageId, Instant, WorkId
 from onefleet.domain.layout import Layout
 from onefleet.drivers.base import SavedImage
 from onefleet.drivers.fake import FakeDriver
-from onefleet.wire.agent import JobSpec, Order, OrderVerb
+from onefleet.wire.agent import JobSpec, Observed, Order, OrderVerb
 
 KEY = WorkerKey(WorkId("w-1"), 0)
 
@@ -34,6 +35,7 @@ class Remembers(FakeDriver):
         hold: bool = False,
         leave_running: bool = False,
         memory: Path | None = None,
+        limit_ms: int = 0,
     ) -> SavedImage:
         """See Driver.save."""
         self.places.append(memory)
@@ -71,3 +73,26 @@ def test_files_go_to_memory_when_ordered_and_there_is_room(
     assert not memory_images.root(layout).exists() or list(expected.parent.parent.iterdir()) == []
     if memory_images.root(layout).exists():
         memory_images.root(layout).rmdir()
+
+
+def test_a_save_that_is_broken_off_is_told_as_the_workers_end(tmp_path: Path) -> None:
+    driver = FakeDriver(takes_ms={"save": 20})
+    order = Order(
+        work_id=KEY.work_id, rank=0, epoch=Generation(1), verb=OrderVerb.RUN,
+        job=JobSpec(name="j", tenant_id="t", command=("sleep", "9")),
+    )  # fmt: skip
+
+    async def scenario(limit_ms: int) -> Done:
+        crew = Crew(Layout(tmp_path / str(limit_ms)), {"local": driver}, ())
+        assert (await crew.perform(Start(KEY, order))).error == ""
+        return await crew.perform(Save(KEY, ImageId("1"), limit_ms=limit_ms))
+
+    assert not asyncio.run(scenario(21)).over
+    done = asyncio.run(scenario(19))
+    assert done.over and done.error == "not saved in time" and done.exit_code is None
+    worker = Worker(KEY, is_job=True)
+    worker.begin(Start(KEY, order))
+    worker.finished(Start(KEY, order), Done(KEY, Verb.START), Instant(1))
+    worker.begin(Save(KEY, ImageId("1")))
+    worker.finished(Save(KEY, ImageId("1")), done, Instant(2))
+    assert (worker.alive, worker.observed) == (False, Observed.ENDED)

@@ -132,6 +132,7 @@ RESERVATION = api.ReservationView(
     devices=2,
     starts_at=NOW,
     ends_at=None,
+    within_ms=300_000,
     state="open",
     created_at=NOW,
 )

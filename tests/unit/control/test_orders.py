@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import pytest
-from tests.fleets import a_job, a_node, a_replica, placed, suspended
+from tests.fleets import a_job, a_node, a_replica, a_reservation, placed, suspended
 from tests.unit.control.states import NOW, a_state, by_id
 
 from onefleet.control.orders import LEASE_MS, Orders
 from onefleet.core import lifecycle
 from onefleet.domain.fleet import Node, NodeState
-from onefleet.domain.ids import ImageId, NodeId
+from onefleet.domain.ids import ImageId, NodeId, TenantId, WorkId
+from onefleet.domain.tiers import Tier
 from onefleet.domain.work import Image, Want, Work
 from onefleet.wire.agent import GangSpec, Order, OrderVerb
 from onefleet.wire.tickets import door_key, image_name, opens
@@ -53,6 +55,22 @@ def test_each_phase_has_its_verb(
     assert (order.work_id, order.rank, order.epoch) == (work.id, 0, work.epoch)
     assert order.job is not None and order.engine is None
     assert orders(work, "n2") == []
+
+
+def test_a_save_for_which_a_reservation_calls_has_only_its_time() -> None:
+    called = lifecycle.apply(RUNNING, lifecycle.SaveOrdered("room", WorkId("owner")), NOW)
+    owner = replace(a_job("owner", 1, Tier.PREMIUM), tenant_id=TenantId("a"))
+    reserved = replace(a_reservation("a", 1), within_ms=7_000)
+
+    def limits(*works: Work, **changes: Any) -> list[int]:
+        known = replace(reserved, **changes)
+        state = replace(a_state(called, *works), reservations={known.id: known})
+        return [order.limit_ms for order in Orders(state).of(NodeId("n1")).orders]
+
+    assert limits(owner) == [7_000]
+    assert limits() == limits(replace(owner, tier=Tier.BASIC)) == [0]
+    assert limits(owner, devices=0) == limits(owner, tenant_id=TenantId("b")) == [0]
+    assert limits(owner, ends_at=NOW) == [0]
 
 
 def test_an_element_of_an_array_is_told_its_number() -> None:

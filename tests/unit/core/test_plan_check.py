@@ -167,7 +167,7 @@ WRONG: Sequence[tuple[Decision, str]] = (
     (Suspend(WorkId("runs"), "x", WorkId("new")), "for new, which does not outrank it"),
     (Suspend(WorkId("runs"), "x", WorkId("runs-too")), "for runs-too, which does not wait"),
     (Stop(WorkId("runs"), "x"), "runs is stopped for nobody"),
-    (Stop(WorkId("runs"), "x", LATE), "runs is stopped for premium, but jobs are only suspended"),
+    (Stop(WorkId("runs"), "x", LATE), "runs is stopped for premium, but is not overdue"),
     (Stop(WorkId("replica"), "x", LATE), "but its deployment needs it"),
     (place("share", slot("n2", 0)), "share.0 gets 1000/1000 of a device, not 600"),
     (

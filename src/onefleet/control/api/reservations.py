@@ -18,6 +18,7 @@ from onefleet.wire.api import NewReservation, Page, ReservationView
 
 RESERVED_MAX = 100_000
 RESERVATIONS_MAX = 10_000
+WITHIN_MS_LEAST, WITHIN_MS_MOST = 1_000, 86_400_000
 
 
 async def create_reservation(call: Call) -> ReservationView:
@@ -25,6 +26,7 @@ async def create_reservation(call: Call) -> ReservationView:
     kind = one_of(DeviceKind, new.device_kind, "device_kind")
     devices = within(new.devices, 1, RESERVED_MAX, "devices")
     product = good_text(new.product, 200, "product")
+    within_ms = within(new.within_ms, WITHIN_MS_LEAST, WITHIN_MS_MOST, "within_ms")
     reservation_id = ReservationId(call.pool.ids.new("res"))
 
     def decide(state: State, now: Instant) -> tuple[Commit, Reservation]:
@@ -34,7 +36,7 @@ async def create_reservation(call: Call) -> ReservationView:
             raise QuotaExceeded(f"there are {RESERVATIONS_MAX} reservations, which is the limit")
         starts_at, ends_at = _window(new, now)
         made = Reservation(
-            reservation_id, tenant_id, kind, devices, now, product, starts_at, ends_at
+            reservation_id, tenant_id, kind, devices, now, product, starts_at, ends_at, within_ms
         )
         must_be_free(state, made, now)
         note = Note(now, "reservation.created", made.id, f"{devices} {kind} for {tenant_id}")

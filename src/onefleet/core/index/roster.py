@@ -15,6 +15,7 @@ from onefleet.core.deadlines import is_urgent, urgent_at
 from onefleet.core.feasibility import node_memory
 from onefleet.core.index.asked import Asked
 from onefleet.core.index.coverage import Coverage
+from onefleet.core.index.debts import Debts
 from onefleet.core.index.errands import Errands
 from onefleet.core.index.fleet import Fleet
 from onefleet.core.index.homes import Home, awaits_of, home_of, image_nodes, roams_at
@@ -78,8 +79,7 @@ class Roster:
 
     ranks: of works that have not ended. usage: what tenants hold, and have had of late. asked:
     what works ask for. to_stop, to_pause: works whose owners want them stopped, or suspended or
-    frozen, and that are not yet. doubted: what is being saved, and could not be when that was last
-    tried. stranded: works for which spares are there, and which cannot be
+    frozen, and that are not yet. stranded: works for which spares are there, and which cannot be
     placed yet. ended: jobs that have, first those that ended first.
     """
 
@@ -97,7 +97,6 @@ class Roster:
         self.asked = Asked()
         self.to_stop: dict[WorkId, None] = {}
         self.to_pause: dict[WorkId, None] = {}
-        self.doubted: dict[WorkId, None] = {}
         self.stranded: dict[WorkId, None] = {}
         self.ended: list[tuple[Instant, WorkId]] = []
         self.now = Instant(0)
@@ -109,6 +108,7 @@ class Roster:
         self.errands = Errands(policy, self.works, fleet.nodes)
         self._entries: dict[WorkId, _Entry] = {}
         self.coverage = Coverage(self.works, tenants, reservations)
+        self.debts = Debts(self.works, tenants, reservations)
         self._timers: list[tuple[Instant, WorkId]] = []
         self._rises: list[tuple[Instant, WorkId]] = []
 
@@ -125,6 +125,8 @@ class Roster:
         self.works[work.id] = work
         self.asked.change(None if before is None else before.demand, work.demand)
         self._enter(work)
+        for owing in self.debts.of(work.id):
+            self.refresh(owing.id)
         if before is None or before.outcome is not work.outcome:
             self._tell_dependents(work.id)
 
@@ -152,6 +154,7 @@ class Roster:
         """Time has passed."""
         self.now = now
         self.coverage.advance(now)
+        self.debts.advance(now)
         while self._timers and self._timers[0][0] <= now:
             at, work_id = heapq.heappop(self._timers)
             entry = self._entries.get(work_id)
@@ -234,8 +237,7 @@ class Roster:
             self.to_stop[work.id] = None
         if work.want in (Want.SUSPEND, Want.FREEZE) and work.phase is Phase.RUNNING:
             self.to_pause[work.id] = None
-        if work.phase is Phase.SAVING and work.saves_failed:
-            self.doubted[work.id] = None
+        self.debts.enter(work)
         nodes, milli = self._hold(work)
         images = image_nodes(work)
         for node_id in images:
@@ -274,7 +276,7 @@ class Roster:
         self.coverage.leave(work)
         self.to_stop.pop(work.id, None)
         self.to_pause.pop(work.id, None)
-        self.doubted.pop(work.id, None)
+        self.debts.leave(work)
         for node_id in entry.nodes:
             self._fleet.let_go(node_id, work.id)
         for node_id in entry.images:
@@ -360,6 +362,8 @@ class Roster:
         errand_at = self.errands.due(work) or NEVER
         starves_at = starvation_changes_at(work, self.now, self._policy) or NEVER
         times = [self._ready_at(work), moves_at, counts_at, owed_at, errand_at, starves_at]
+        if work.saves_failed:
+            times.append(self.debts.back_by(work) or NEVER)
         if work.terms.deadline is not None:
             times += (work.terms.deadline, urgent_at(work, self.now, self._policy) or NEVER)
         if work.phase is Phase.SUSPENDED and work.image is not None:

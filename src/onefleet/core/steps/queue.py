@@ -202,7 +202,7 @@ class Placing:
         fitting = this.capacity.fit_soon(demand, home, spares=spares)
         if fitting is None and self._place_on(narrow_for(this, work, rank, home), work):
             return True
-        if fitting is None and self._is_tried_for(work):
+        if fitting is None and this.index.roster.debts.is_tried_for(work.id):
             return False
         if fitting is None:
             left = no_room.left(demand, home)
@@ -302,11 +302,6 @@ class Placing:
         for victim, reason in asked:
             self._move(victim, waiting, reason)
         return len(asked) == len(chosen)
-
-    def _is_tried_for(self, waiting: Work) -> bool:
-        """Whether something is being saved for it that could not be when that was last tried."""
-        doubted = (self.this.works[name] for name in self.this.index.roster.doubted)
-        return any(work.receipts and work.receipts[-1].by == waiting.id for work in doubted)
 
     def _move(self, victim: Work, waiting: Work, reason: str) -> None:
         if victim.kind is WorkKind.REPLICA:

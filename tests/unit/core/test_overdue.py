@@ -1,0 +1,127 @@
+"""What cannot be saved is ended when the time of the reservation that calls it in is over."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from tests.fleets import (
+    NOW,
+    a_job,
+    a_node,
+    a_reservation,
+    a_snapshot,
+    after,
+    decided,
+    placed,
+    planned,
+    suspended,
+)
+
+from onefleet.core import lifecycle
+from onefleet.core.index import Index
+from onefleet.core.lifecycle import RECEIPTS_KEPT
+from onefleet.core.plan import Stop
+from onefleet.core.policy import DEFAULT_POLICY
+from onefleet.core.snapshot import Snapshot
+from onefleet.domain.ids import Generation, Instant, TenantId, WorkId
+from onefleet.domain.tiers import Tier
+from onefleet.domain.work import Phase, Receipt, Want, Work
+
+WITHIN_MS = 60_000
+NODE = a_node("n1", 1, lease_expires_at=Instant(NOW + 10 * WITHIN_MS))
+
+
+def later(ms: int) -> Instant:
+    return Instant(NOW + ms)
+
+
+def borrower(**changes: Any) -> Work:
+    """It was asked twice for the owner, and could be saved neither time."""
+    work = placed(a_job("b", 1, Tier.BASIC), ("n1", "0"))
+    for at in (NOW, later(2_000)):
+        asked = lifecycle.SaveOrdered("room", WorkId("owner"))
+        work = lifecycle.apply(work, asked, Instant(at))
+        work = lifecycle.apply(work, lifecycle.SaveFailed("disk full"), Instant(at + 10))
+    return replace(work, not_before=later(10 * WITHIN_MS), **changes)
+
+
+def owner(**changes: Any) -> Work:
+    return a_job("owner", 1, Tier.PREMIUM, tenant_id=TenantId("a"), **changes)
+
+
+def pool(*works: Work, within_ms: int = WITHIN_MS) -> Snapshot:
+    known = replace(a_reservation("a", 1), within_ms=within_ms)
+    return a_snapshot([NODE], works, reservations=[known])
+
+
+def stopped(work: Work) -> Work:
+    """The borrower, once it is told to end."""
+    snapshot, now = pool(work, owner()), later(WITHIN_MS)
+    return after(snapshot, planned(snapshot, now=now), now).works[work.id]
+
+
+def ended(snapshot: Snapshot, at: Instant) -> list[str]:
+    decisions = planned(snapshot, now=at).decisions
+    return [d.work_id for d in decisions if isinstance(d, Stop)]
+
+
+def test_it_has_its_time_from_when_it_was_first_asked() -> None:
+    snapshot = pool(borrower(), owner())
+    assert not planned(snapshot, now=later(WITHIN_MS - 1)).decisions
+    plan = planned(snapshot, now=later(WITHIN_MS))
+    assert decided(plan) == ["stop b: could not be saved in time, and owner has its devices now"]
+    roster = Index.of(snapshot, DEFAULT_POLICY, later(3_000)).roster
+    assert roster.next_due() == later(WITHIN_MS), "nothing else has to happen for it"
+
+
+def test_it_goes_on_from_its_last_image_and_the_receipt_has_what_that_cost() -> None:
+    image = suspended(a_job("b"), "n1").image
+    stopping = stopped(borrower(image=image))
+    assert stopping.phase is Phase.STOPPING
+    back = lifecycle.apply(stopping, lifecycle.ProcessEnded(143, "killed"), later(WITHIN_MS + 5))
+    assert (back.phase, back.image, back.outcome) == (Phase.SUSPENDED, image, None)
+    receipt = back.receipts[-1]
+    assert (receipt.by, receipt.lost_ms) == ("owner", back.lost_ms) and back.lost_ms > 0
+    assert not back.stranded and not back.saves_failed
+
+
+def test_what_has_no_image_starts_anew_however_often_it_has_started() -> None:
+    stopping = stopped(borrower(attempts=lifecycle.ATTEMPTS_MAX, epoch=Generation(99)))
+    back = lifecycle.apply(stopping, lifecycle.ProcessEnded(0, ""), later(WITHIN_MS + 5))
+    assert back.phase is Phase.PENDING
+
+
+@pytest.mark.parametrize(
+    "waits",
+    [
+        replace(owner(), tier=Tier.STANDARD),  # no reservation covers it
+        owner(want=Want.SUSPEND),
+        owner(ready=False),
+        owner(phase_since=later(1)),
+    ],
+    ids=["uncovered", "unwanted", "unready", "waits for less"],
+)
+def test_nobody_is_ended_but_for_who_waits_for_what_is_reserved(waits: Work) -> None:
+    assert ended(pool(borrower(), waits), later(WITHIN_MS)) == []
+    assert ended(pool(borrower(), owner()), later(WITHIN_MS)) == ["b"]
+
+
+def test_another_for_whom_it_was_asked_since_has_its_own_time() -> None:
+    work = borrower()
+    other = Receipt(later(3_000), WorkId("other"), "room", 1)
+    assert (
+        ended(pool(replace(work, receipts=(*work.receipts, other)), owner()), later(WITHIN_MS))
+        == []
+    )
+
+
+def test_what_was_asked_more_often_than_is_remembered_is_overdue_from_when_the_other_waits() -> (
+    None
+):
+    work = borrower()
+    row = tuple(Receipt(later(50_000), WorkId("owner"), "room", 1) for _ in range(RECEIPTS_KEPT))
+    waits = owner(phase_since=later(100))
+    assert ended(pool(replace(work, receipts=row), waits), later(WITHIN_MS + 99)) == []
+    assert ended(pool(replace(work, receipts=row), waits), later(WITHIN_MS + 100)) == ["b"]
