@@ -25,6 +25,10 @@ class GpuMeter(Protocol):
         """What of these can be seen. Blocking, short."""
         ...
 
+    def holders(self, gpus: Sequence[str]) -> Mapping[str, frozenset[int] | None]:
+        """The holders alone. Who computed is still told by the next `read`, to whoever calls it."""
+        ...
+
 
 class NvidiaMeter:
     """NVIDIA GPUs. The driver's samples are averages over up to a second."""
@@ -34,23 +38,31 @@ class NvidiaMeter:
 
     def read(self, gpus: Sequence[str]) -> Mapping[str, Use]:
         """See GpuMeter.read."""
+        return self._look(gpus, users=True)
+
+    def holders(self, gpus: Sequence[str]) -> Mapping[str, frozenset[int] | None]:
+        """See GpuMeter.holders."""
+        return {gpu: use.holders for gpu, use in self._look(gpus, users=False).items()}
+
+    def _look(self, gpus: Sequence[str], users: bool) -> dict[str, Use]:
         nvml: Any = importlib.import_module("pynvml")
         try:
             nvml.nvmlInit()
         except nvml.NVMLError:
             return {}
         try:
-            return {gpu: self._use(nvml, gpu) for gpu in gpus}
+            return {gpu: self._use(nvml, gpu, users) for gpu in gpus}
         finally:
             nvml.nvmlShutdown()
 
-    def _use(self, nvml: Any, gpu: str) -> Use:
+    def _use(self, nvml: Any, gpu: str, users: bool) -> Use:
         try:
             handle = nvml.nvmlDeviceGetHandleByUUID(gpu)
             found = nvml.nvmlDeviceGetComputeRunningProcesses(handle)
         except nvml.NVMLError:
             return Use()
-        return Use(frozenset(int(p.pid) for p in found), self._users(nvml, handle, gpu))
+        held = frozenset(int(p.pid) for p in found)
+        return Use(held, self._users(nvml, handle, gpu) if users else None)
 
     def _users(self, nvml: Any, handle: Any, gpu: str) -> frozenset[int] | None:
         since = self._sampled_us.get(gpu, 0)

@@ -36,10 +36,11 @@ from onefleet.core.device_turns import (
     Where,
 )
 from onefleet.core.turns import Run, RunFailed, Running, Yield, Yielded, YieldFailed
-from onefleet.domain.errors import OnefleetError
+from onefleet.domain.errors import NotFound, OnefleetError
 from onefleet.domain.fleet import CheckpointMode, Device
 from onefleet.domain.ids import DeviceId, Instant, Millis
 from onefleet.drivers import process_tree
+from onefleet.drivers.base import Driver
 
 log = structlog.get_logger()
 
@@ -119,12 +120,14 @@ class GpuTurnTaker(Taker[Event[WorkerKey], Effect[WorkerKey]]):
             await asyncio.sleep(MEASURE_S)
 
     async def measure(self) -> None:
-        """Look at who uses the GPUs that are shared."""
+        """Look at who uses the GPUs that are shared; also while nobody takes turns there, or what
+        was used then would be told of the first turn after."""
         places = [sharer.place for sharer in self._sharers]
-        keys = [s.worker for s in self._sharers if s.at_hand and places.count(s.place) > 1]
+        keys = [s.worker for s in self._sharers if places.count(s.place) > 1]
         if not keys:
             return
-        uses = await self._read(keys)
+        shared = dict.fromkeys(gpu for key in keys for gpu in self._gpus.get(key, ()))
+        uses = await asyncio.to_thread(self._meter.read, list(shared))
         trees = {key: await self._tree(key) for key in keys}
         for key in keys:
             if (gpus := self._gpus.get(key)) is not None:
@@ -133,10 +136,6 @@ class GpuTurnTaker(Taker[Event[WorkerKey], Effect[WorkerKey]]):
                 holds = any(_may_be(use.holders, trees[key], strangers) for use in seen)
                 used = any(_may_be(use.users, trees[key], strangers) for use in seen)
                 self._feed(Metered(key, holds, used))
-
-    async def _read(self, keys: Sequence[WorkerKey]) -> Mapping[str, Use]:
-        gpus = dict.fromkeys(gpu for key in keys for gpu in self._gpus.get(key, ()))
-        return await asyncio.to_thread(self._meter.read, list(gpus))
 
     async def _tree(self, key: WorkerKey) -> frozenset[int]:
         try:
@@ -179,11 +178,12 @@ class GpuTurnTaker(Taker[Event[WorkerKey], Effect[WorkerKey]]):
         """Who is not known to use nothing may use its GPUs."""
         if await self._workers.is_off(key):
             return Where.OFF
-        uses = await self._read([key])
+        gpus = self._gpus.get(key, ())
+        found = await asyncio.to_thread(self._meter.holders, list(gpus))
         trees = {sharer.worker: await self._tree(sharer.worker) for sharer in self._sharers}
         tree, strangers = trees.get(key, frozenset()), _others(key, trees)
-        holders = [uses.get(gpu, Use()).holders for gpu in self._gpus.get(key, ())]
-        return Where.ON if any(_may_be(h, tree, strangers) for h in holders) else Where.NOWHERE
+        holds = any(_may_be(found.get(gpu), tree, strangers) for gpu in gpus)
+        return Where.ON if holds else Where.NOWHERE
 
 
 class CrewGpus:
@@ -203,19 +203,25 @@ class CrewGpus:
 
     async def off(self, key: WorkerKey) -> None:
         """See GpuWorkers.off."""
-        await self._crew.driver(key).off(self._crew.folder(key))
+        await self._driver(key).off(self._crew.folder(key))
 
     async def on(self, key: WorkerKey, gpus: Sequence[str]) -> None:
         """See GpuWorkers.on."""
-        await self._crew.driver(key).on(self._crew.folder(key), gpus)
+        await self._driver(key).on(self._crew.folder(key), gpus)
 
     async def is_off(self, key: WorkerKey) -> bool:
         """See GpuWorkers.is_off."""
-        return await self._crew.driver(key).is_off(self._crew.folder(key))
+        return await self._driver(key).is_off(self._crew.folder(key))
 
     async def root(self, key: WorkerKey) -> int | None:
         """See GpuWorkers.root."""
-        return (await self._crew.driver(key).status(self._crew.folder(key))).pid
+        return (await self._driver(key).status(self._crew.folder(key))).pid
+
+    def _driver(self, key: WorkerKey) -> Driver:
+        """Raises NotFound for a worker that is over: it may have ended since it was looked at."""
+        if self._crew.record(key) is None:
+            raise NotFound(f"there is no worker {self._crew.folder(key).name}")
+        return self._crew.driver(key)
 
 
 def _others(key: WorkerKey, trees: Mapping[WorkerKey, frozenset[int]]) -> frozenset[int]:

@@ -274,7 +274,7 @@ class Worker:
             self.settling, self.not_before = True, Instant(now + RETRY_MS)
             return
         kind = HoldKind.SAVE if self.hold is None else self.hold.kind
-        self.hold, self.tries = None, 0
+        self.hold, self.tries, self.reason = None, 0, ""
         if not act.commit and kind is not HoldKind.RESTORE:
             self.images = tuple(i for i in self.images if i != act.image)
         match kind:
@@ -384,6 +384,8 @@ class Worker:
             self.settling, self.observed = True, _MOVING[found.state]
         else:
             self._settle(found.state)
+            if self.alive:
+                self.reason = ""  # of something that is over
 
     def _settle(self, state: WorkerState) -> None:
         """Its state is known again."""

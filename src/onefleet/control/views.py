@@ -22,6 +22,7 @@ from onefleet.domain.serving import Deployment, Model, Replica
 from onefleet.domain.tenancy import ApiKey, Reservation, Tenant
 from onefleet.domain.work import Phase, Want, Work
 from onefleet.store.base import State
+from onefleet.wire.agent import Observed
 from onefleet.wire.api import (
     DeploymentView,
     DeviceView,
@@ -215,7 +216,12 @@ def job_view(job: Job, scene: Scene) -> JobView:
         command=job.command,
         want=work.want,
         phase=work.phase,
-        reason=scene.told(work.reason or _blocked(work, scene) or turns_text(work, scene)),
+        reason=scene.told(
+            work.reason
+            or _blocked(work, scene)
+            or hindered_text(work, scene)
+            or turns_text(work, scene)
+        ),
         node=_node_of(work),
         devices=_devices_of(work),
         devices_min=work.demand.least,
@@ -255,6 +261,20 @@ def _turns_of(work: Work, scene: Scene) -> int:
         return 0
     reports = [scene.sightings.worker(work, rank) for rank in range(work.demand.workers)]
     return max((r.turns for r in reports if r is not None and r.epoch == work.epoch), default=0)
+
+
+def hindered_text(work: Work, scene: Scene) -> str:
+    """What keeps a job that runs from what its node was told to do with it, and tries again: a move
+    to other devices, or onto its own after it stood still. Empty: nothing."""
+    if work.phase is not Phase.RUNNING:
+        return ""
+    for rank in range(work.demand.workers):
+        report = scene.sightings.worker(work, rank)
+        if report is None or report.epoch != work.epoch or not report.reason:
+            continue
+        if report.observed in (Observed.RUNNING, Observed.FROZEN):
+            return f"rank {rank}: {report.reason}" if work.demand.workers > 1 else report.reason
+    return ""
 
 
 def turns_text(work: Work, scene: Scene) -> str:

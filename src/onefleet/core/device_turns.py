@@ -48,11 +48,13 @@ WorkerT = TypeVar("WorkerT", bound=Hashable)
 @dataclass(frozen=True, slots=True)
 class DeviceTurnRules:
     """turns: of the turns themselves; a slice is long against starting what makes the calls.
-    rest_ms: how long a place stays open.
+    rest_ms: how long a place stays open. unable_ms: for how long, at least, a worker is tried to be
+    put on before it is given up: others, whom nobody here knows of, may make room.
     """
 
     turns: turns.TurnRules = field(default_factory=lambda: turns.TurnRules(slice_ms=1_000))
     rest_ms: int = 600_000
+    unable_ms: int = 10_000
 
 
 class Where(StrEnum):
@@ -142,7 +144,8 @@ _Answer = Yielded[WorkerT] | YieldFailed[WorkerT] | Running[WorkerT] | RunFailed
 class _Member(Generic[WorkerT]):
     """where: None while it is not known; last: where it was when it was. asked: what is unanswered.
     moved_at: when it came on or went off, or somebody tried, as far as that is known. failures:
-    of switches, in a row. not_before: when it may be asked again where it is.
+    of switches, in a row, the first of them failed_at. given_up: that was told. not_before: when it
+    may be asked again where it is.
     """
 
     sharer: Sharer[WorkerT]
@@ -151,6 +154,8 @@ class _Member(Generic[WorkerT]):
     asked: _Ask[WorkerT] | None = None
     moved_at: Instant = EPOCH
     failures: int = 0
+    failed_at: Instant = EPOCH
+    given_up: bool = False
     not_before: Instant = EPOCH
 
     @property
@@ -320,13 +325,14 @@ class DeviceTurns(Generic[WorkerT]):
         member.last, member.moved_at = member.where, now
         told: list[Effect[WorkerT]] = []
         if isinstance(event, YieldFailed | RunFailed):
+            member.failed_at = now if member.failures == 0 else member.failed_at
             member.failures += 1
             if place.turns is None:
                 place.not_before = Instant(now + self._rules.turns.retry_ms)
-            if member.failures == self._rules.turns.failures_max:
+            if member.failures >= self._rules.turns.failures_max:
                 told = self._stuck(place, member, event.why, now)
         else:
-            member.failures = 0
+            member.failures, member.given_up = 0, False
         return told + self._tell(place, event, now)
 
     def _stuck(
@@ -337,7 +343,11 @@ class DeviceTurns(Generic[WorkerT]):
             place.rest()
             place.open_until = Instant(now + self._rules.rest_ms)
             place.fast = member.sharer.worker
+            member.failures = 0  # after that it is tried as often again
             return []
+        if member.given_up or now - member.failed_at < self._rules.unable_ms:
+            return []
+        member.given_up = True
         beside = place.fast if place.open_until > EPOCH else None
         return [Unable(member.sharer.worker, why, beside)]
 

@@ -27,7 +27,7 @@ from onefleet.domain.errors import (
 from onefleet.domain.gang import GangPlace
 from onefleet.drivers import clocks, criu_commands, image, linux, process_tree, pstree
 from onefleet.drivers.cell import JOB, OWN, ROOT_PID, Cell
-from onefleet.drivers.device_checkpoint import DeviceStateUnknown
+from onefleet.drivers.device_checkpoint import DeviceStateUnknown, NoRoom
 from onefleet.drivers.device_cut import LockRules
 from onefleet.drivers.freezer import Freezer
 from onefleet.drivers.held_devices import HeldDevices
@@ -401,7 +401,11 @@ class CellWorker:
         """End `stand_still`, on these devices, or its own where none are named; one that takes
         turns stays off them. Raises OnefleetError when it cannot be put on them, and then it stands
         still as before, DeviceStateUnknown."""
-        self.devices.thaw(gpus, lambda: self.freezer.thaw(self.processes))
+        try:
+            self.devices.thaw(gpus, lambda: self.freezer.thaw(self.processes))
+        except NoRoom:
+            self.freezer.freeze(self.processes)
+            raise
 
     def undo(self) -> None:
         """End a restored worker that has not been resumed: nothing has happened."""

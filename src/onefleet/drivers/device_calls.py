@@ -115,6 +115,7 @@ def node() -> dict[str, Any]:
                         "product": pynvml.nvmlDeviceGetName(handle),
                         "free_bytes": int(pynvml.nvmlDeviceGetMemoryInfo(handle).free),
                         "used_bytes": int(pynvml.nvmlDeviceGetMemoryInfo(handle).used),
+                        "holders": _holders(pynvml, handle),
                     }
                     for handle in handles
                 ],
@@ -123,6 +124,16 @@ def node() -> dict[str, Any]:
             pynvml.nvmlShutdown()
     except pynvml.NVMLError as error:
         raise Unsupported("the GPUs cannot be read", why=str(error)) from error
+
+
+def _holders(pynvml: Any, handle: Any) -> list[tuple[int, int]]:
+    """Processes with memory on it, by their ids on the machine, and how many bytes of it; nothing
+    where the driver does not count them."""
+    try:
+        found = pynvml.nvmlDeviceGetComputeRunningProcesses(handle)
+    except pynvml.NVMLError:
+        return []
+    return [(int(p.pid), int(p.usedGpuMemory)) for p in found if p.usedGpuMemory is not None]
 
 
 def serve(

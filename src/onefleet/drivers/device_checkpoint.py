@@ -52,6 +52,10 @@ class DeviceError(Exception):
         self.text = text
 
 
+class NoRoom(UpstreamFailed):
+    """The devices have too little memory for a worker that is off them, and it stays so."""
+
+
 class DeviceStateUnknown(UpstreamFailed):
     """Nobody knows what is true of a worker's state on its devices: it cannot be let go on."""
 

@@ -8,6 +8,10 @@ processes of a worker together, in steps:
 
 Whatever fails on the way off is undone in reverse: then the worker runs as if nothing had been,
 and is told why (REFUSED). When undoing fails, too, the worker cannot be trusted any more (UNKNOWN).
+Where there is too little memory on a device for all of them, and nothing else went wrong, those
+that came on are taken off again: nothing is lost (OFF). Whether such a process can be put back
+later is up to the driver: https://github.com/NVIDIA/cuda-checkpoint/issues/44 is of one that
+refuses it for good.
 
 All are locked before the first is checkpointed, and at the same time: the work of one may wait
 for that of another (a collective), and would never be done if the other were held. If that
@@ -102,7 +106,8 @@ class PutBack:
     locked: those of them that are known to be locked and no more. They are let go before anybody
     is asked anything: a process that shares device memory with a locked one does not answer.
     strict: the processes were just made from an image, so each has to be CHECKPOINTED. A process
-    that has ended meanwhile is left out.
+    that has ended meanwhile is left out. Where all were off, and there is too little memory for
+    them, all are off again.
     """
 
     def __init__(
@@ -121,6 +126,8 @@ class PutBack:
             self._allowed |= {DeviceState.LOCKED, DeviceState.RUNNING}
         self._asked: Ask | None = None
         self._was: dict[int, DeviceState] | None = None  # when they were looked at first
+        self._full = ""  # whom there is too little memory for
+        self._left = False  # those that came on all the same were told to go
 
     def begin(self) -> Step:
         if self._locked:
@@ -132,8 +139,16 @@ class PutBack:
         asked = self._asked
         assert asked is not None and sorted(answers) == sorted(asked.pids)
         self._pids = _living(self._pids, answers)
-        if failed := _first_error(answers):
-            return End(Outcome.UNKNOWN, tuple(self._pids), f"{asked.verb} failed on {failed}")
+        failed = _first_error(answers)
+        if asked.verb is Verb.RESTORE and self._lacks_memory(answers):
+            self._full = f"restore failed on {failed}"
+            return self._ask(Verb.STATE, self._pids)
+        if failed:
+            before = f"{self._full}; then " if self._full else ""
+            why = f"{before}{asked.verb} failed on {failed}"
+            return End(Outcome.UNKNOWN, tuple(self._pids), why)
+        if self._full:
+            return self._leave_again(asked.verb, _states(answers))
         match asked.verb:
             case Verb.STATE if self._was is None:
                 return self._look(_states(answers))
@@ -151,6 +166,27 @@ class PutBack:
                 return End(Outcome.UNKNOWN, tuple(self._pids), f"process {pid} is {state}")
         saved = [pid for pid in self._pids if states[pid] is DeviceState.CHECKPOINTED]
         return self._ask(Verb.RESTORE, saved) if saved else self._unlock()
+
+    def _lacks_memory(self, answers: Answers) -> bool:
+        """Whether that is all that went wrong, of processes that all were off."""
+        kinds = {a.error for a in answers.values()} - {None, DeviceErrorKind.GONE}
+        assert self._was is not None
+        were = {self._was[pid] for pid in self._pids}
+        return kinds == {DeviceErrorKind.OUT_OF_MEMORY} and were == {DeviceState.CHECKPOINTED}
+
+    def _leave_again(self, asked: Verb, states: Mapping[int, DeviceState]) -> Step:
+        """Take those off that came on; then see that all are off."""
+        if asked is Verb.CHECKPOINT:
+            return self._ask(Verb.STATE, self._pids)
+        on = [pid for pid, state in states.items() if state is DeviceState.LOCKED]
+        if on and not self._left:
+            self._left = True
+            return self._ask(Verb.CHECKPOINT, on)
+        for pid, state in states.items():
+            if state is not DeviceState.CHECKPOINTED:
+                why = f"{self._full}; process {pid} is {state}"
+                return End(Outcome.UNKNOWN, tuple(self._pids), why)
+        return End(Outcome.OFF, tuple(self._pids), self._full)
 
     def _unlock(self) -> Step:
         assert self._was is not None

@@ -13,13 +13,13 @@ import os
 import select
 import signal
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NoReturn
 
 from onefleet.domain.errors import Conflict, OnefleetError, Unsupported, UpstreamFailed
-from onefleet.drivers import linux
+from onefleet.drivers import linux, process_tree
 from onefleet.drivers.cell import Cell
-from onefleet.drivers.device_checkpoint import DeviceErrorKind, DeviceStateUnknown
+from onefleet.drivers.device_checkpoint import DeviceErrorKind, DeviceStateUnknown, NoRoom
 from onefleet.drivers.device_cut import (
     Answer,
     Answers,
@@ -38,6 +38,7 @@ from onefleet.drivers.launch import close_all_but
 #: How long the process that makes the calls may take beyond the limit of what it was asked.
 _MARGIN_S = 15.0
 CANNOT = "the state of the worker's GPUs cannot be saved"
+_WHO = "see who else is on it: nvidia-smi"
 _HINT = "onefleet doctor says what can be saved of GPUs here"
 
 
@@ -48,6 +49,11 @@ class Node:
         self.driver = str(said["driver"])
         self.products: dict[str, str] = {g["name"]: g["product"] for g in said["gpus"]}
         self.free: dict[str, int] = {g["name"]: int(g["free_bytes"]) for g in said["gpus"]}
+        #: By process, as the machine numbers it, where the driver tells.
+        self.holders: dict[str, dict[int, int]] = {
+            g["name"]: {int(pid): int(size) for pid, size in g.get("holders", ())}
+            for g in said["gpus"]
+        }
         self.used: dict[str, int] = {g["name"]: int(g["used_bytes"]) for g in said["gpus"]}
 
 
@@ -74,6 +80,7 @@ class HeldDevices:
         self._command = list(command)
         self._rules = rules
         self._takes_turns = takes_turns
+        self._lacked = ""  # why it could not be put on, the last time
 
     @property
     def is_off(self) -> bool:
@@ -102,7 +109,7 @@ class HeldDevices:
         self.taken = {
             "pids": list(end.pids),
             "gpus": self._gpus,
-            "bytes": _freed(before, after, self._gpus),
+            "bytes": self._needed(before, after),
             "products": list(before.products.items()),
             "driver": before.driver,
         }
@@ -123,15 +130,29 @@ class HeldDevices:
         with _Calls(self._cell, self._command) as calls:
             before = calls.node()
             end = self._off(calls, members)
-            freed = _freed(before, calls.node(), self._gpus) if end.pids else [0] * len(self._gpus)
-        sizes = [a + b for a, b in zip(taken["bytes"], freed, strict=True)]
+            more = self._needed(before, calls.node()) if end.pids else [0] * len(self._gpus)
+        sizes = [a + b for a, b in zip(taken["bytes"], more, strict=True)]
         self.taken = {**taken, "pids": [*taken["pids"], *end.pids], "bytes": sizes}
 
+    def _needed(self, before: Node, after: Node) -> list[int]:
+        """Bytes of each device that it needs to come back."""
+        return needed(before, after, self._gpus, process_tree.tree(self._cell.init))
+
     def put_back(self) -> None:
-        """Where it was just taken off. Raises DeviceStateUnknown when that fails."""
-        if self.taken is not None:
-            with _Calls(self._cell, self._command) as calls:
+        """Where it was just taken off. One that takes turns stays off where others have the room
+        now, or nobody can tell: its turn comes. Raises DeviceStateUnknown when that fails."""
+        if self.taken is None:
+            return
+        with _Calls(self._cell, self._command) as calls:
+            try:
+                if self._takes_turns:
+                    _check_room(calls.node(), self._gpus, self.taken["bytes"])
                 self._back(calls, PutBack(self.taken["pids"]))
+            except DeviceStateUnknown:
+                raise
+            except OnefleetError as error:
+                if not self._takes_turns:
+                    raise _unknown(error.why) from error
 
     def leave(self, towards: Sequence[str], ran: bool) -> None:
         """Take it off. towards: devices on which it is to go; whether it can is found out now.
@@ -156,10 +177,10 @@ class HeldDevices:
     def put_on(self, gpus: Sequence[str] = (), thaw: Callable[[], None] = lambda: None) -> None:
         """On these devices, or its own where none are named; others may have used them meanwhile.
 
-        thaw: lets processes run that stand still; called once there is room for them. Raises
-        OnefleetError, and leaves it off, when there is not: a process for which there was too
-        little memory once can, with most drivers, never be put back. Raises Conflict for one that
-        is on others or has nothing to be moved, DeviceStateUnknown when nobody knows where it is.
+        thaw: lets processes run that stand still; called once there is room for them: a process
+        for which there was too little once can be refused by the driver for good. Raises NoRoom,
+        and leaves it off; Conflict for one that is on others or has nothing to be moved;
+        DeviceStateUnknown when nobody knows where it is.
         """
         there = list(gpus) or self._gpus
         if self.taken is None or not self.taken["pids"]:
@@ -177,9 +198,12 @@ class HeldDevices:
 
     def _back(self, calls: _Calls, machine: PutBack) -> None:
         end = calls.carry_out(machine)
+        if end.outcome is Outcome.OFF:
+            self._lacked = f"; before, there was too little memory for it: {end.why}"
+            raise NoRoom("the worker does not fit on its GPUs", why=end.why, hint=_WHO)
         if end.outcome is not Outcome.BACK:
-            raise _unknown(end.why)
-        self.taken = None
+            raise _unknown(end.why + self._lacked)
+        self.taken, self._lacked = None, ""
 
     def _check_way(self, gpus: Sequence[str]) -> None:
         """Whether it can be put on these devices, in the place of its own. Raises Unsupported,
@@ -340,9 +364,16 @@ def check(node: Node, gpus: Sequence[str]) -> None:
         raise Unsupported(CANNOT, why=why, hint=_HINT)
 
 
-def _freed(before: Node, after: Node, gpus: Sequence[str]) -> list[int]:
-    """Bytes of each that became free."""
-    return [max(after.free[gpu] - before.free[gpu], 0) for gpu in gpus]
+def needed(before: Node, after: Node, gpus: Sequence[str], mine: Collection[int]) -> list[int]:
+    """Bytes of each GPU that these processes had and gave up, where the driver counts by process;
+    else what became free, of which others may have taken some, or given up more, at that time."""
+
+    def held(node: Node, gpu: str) -> int:
+        return sum(size for pid, size in node.holders[gpu].items() if pid in mine)
+
+    freed = (max(after.free[gpu] - before.free[gpu], 0) for gpu in gpus)
+    own = (held(before, gpu) - held(after, gpu) for gpu in gpus)
+    return [mine_ if mine_ > 0 else all_ for mine_, all_ in zip(own, freed, strict=True)]
 
 
 def _moves(node: Node, taken: Mapping[str, Any], gpus: Sequence[str]) -> dict[str, str]:
@@ -357,10 +388,10 @@ def _moves(node: Node, taken: Mapping[str, Any], gpus: Sequence[str]) -> dict[st
 def _check_room(node: Node, gpus: Sequence[str], needed: Sequence[int]) -> None:
     for name, size in zip(gpus, needed, strict=True):
         if node.free[name] < size:
-            raise UpstreamFailed(
+            raise NoRoom(
                 f"the worker does not fit on GPU {name}",
                 why=f"it needs {size} bytes, and {node.free[name]} are free",
-                hint="see who else is on it: nvidia-smi",
+                hint=_WHO,
             )
 
 

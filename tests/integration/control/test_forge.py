@@ -118,6 +118,13 @@ def test_a_gang_that_is_packed_onto_a_gpu_says_whether_its_workers_take_turns(
         "its workers share GPUs without taking turns, for they cannot be taken off: "
         "its driver is too old"
     )
+    key = next(key for key in node.workers if key[1] == 1)
+    why = "the worker does not fit on GPU 0: it needs 2 bytes, and 1 are free"
+    node.workers[key] = msgspec.structs.replace(node.workers[key], reason=why)
+    assert told(CheckpointMode.CRIU, "", 0, 0).reason == f"rank 1: {why}"
+    assert api.get(f"/api/v1/why/{job.id}", WhyView).summary.endswith(f", and rank 1: {why}")
+    node.workers[key] = msgspec.structs.replace(node.workers[key], reason="")
+    assert told(CheckpointMode.CRIU, "", 0, 0).reason == "", "it is there now"
 
 
 def test_an_array_is_submitted_whole_and_others_wait_for_all_of_it(control: Control) -> None:

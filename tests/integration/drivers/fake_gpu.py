@@ -95,6 +95,11 @@ class Gpus:
                     "product": name.partition("-")[0],
                     "free_bytes": size - self.used(name),
                     "used_bytes": self.used(name),
+                    "holders": [
+                        (self.pids[who], held)
+                        for who, (gpu, held) in self.held.items()
+                        if gpu == name
+                    ],
                 }
                 for name, size in self.sizes.items()
             ]
@@ -174,6 +179,11 @@ class Meter:
         with contextlib.closing(line):
             said = line.ask(op="uses")
         return {gpu: Use(*map(frozenset, said[gpu])) for gpu in gpus}
+
+    def holders(self, gpus: Sequence[str]) -> Any:
+        with contextlib.closing(Line(f"{self._folder}/{NODE}")) as line:
+            found = {gpu["name"]: gpu["holders"] for gpu in line.ask(op="node")["gpus"]}
+        return {gpu: frozenset(pid for pid, _ in found[gpu]) for gpu in gpus}
 
 
 # --- a job ---------------------------------------------------------------------------------------

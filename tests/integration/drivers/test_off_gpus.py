@@ -228,3 +228,61 @@ def test_without_a_cell_nobody_is_taken_off(local: Bench) -> None:
         run(local.driver.off(local.folder))
     assert not asyncio.run(local.driver.is_off(local.folder))
     run(local.driver.stop(local.folder, 0))
+
+
+def test_for_whom_the_driver_finds_too_little_memory_stays_off_until_there_is_some(
+    gpus: GpuBench,
+) -> None:
+    """There was room when it was looked for, and none any more when it was needed."""
+    started(gpus, FAULTS="restore=out_of_memory,,out_of_memory")
+    run(gpus.driver.off(gpus.folder))
+    with pytest.raises(UpstreamFailed, match="does not fit on its GPUs") as refused:
+        run(gpus.driver.on(gpus.folder))
+    assert refused.value.why == "restore failed on process 100: restore: out_of_memory"
+    runs_on(gpus)
+    run(gpus.driver.on(gpus.folder))
+    goes_on(gpus)
+    # So it is where a save finds that others have taken its room.
+    run(gpus.driver.save(gpus.folder, gpus.image(), leave_running=True))
+    runs_on(gpus)
+    run(gpus.driver.on(gpus.folder))
+    goes_on(gpus)
+    run(gpus.driver.stop(gpus.folder, 0))
+
+
+def test_who_takes_no_turns_stands_still_until_there_is_memory(gpus: GpuBench) -> None:
+    driver, folder = gpus.driver, gpus.folder
+    run(driver.start(gpus.job(A, FAULTS="restore=out_of_memory")))
+    gpus.goes_on()
+    run(driver.freeze(folder))
+    with pytest.raises(UpstreamFailed, match="does not fit on its GPUs"):
+        run(driver.thaw(folder))
+    assert state(gpus) is WorkerState.FROZEN
+    gpus.stands_still()
+    (gpus.work / "asked").touch()
+    gpus.stands_still()
+    assert not (gpus.work / "answered").exists(), "none of it runs"
+    run(driver.thaw(folder))
+    goes_on(gpus)
+    run(driver.stop(folder, 0))
+
+
+def test_whom_the_driver_refuses_for_good_after_that_is_ended_with_both_reasons(
+    gpus: GpuBench,
+) -> None:
+    started(gpus, FAULTS="restore=out_of_memory,other")
+    run(gpus.driver.off(gpus.folder))
+    for what in ("does not fit", "left between its GPUs and its own memory"):
+        with pytest.raises(UpstreamFailed, match=what):
+            run(gpus.driver.on(gpus.folder))
+    status = asyncio.run(gpus.driver.status(gpus.folder))
+    assert (status.state, status.exit_code) == (WorkerState.ENDED, None)
+    assert "restore: other; before, there was too little memory for it: " in status.reason
+
+
+def test_others_on_its_gpu_do_not_count_as_what_it_needs(gpus: GpuBench) -> None:
+    started(gpus, size=8 * MIB)
+    with contextlib.closing(gpus.hog(A)):
+        run(gpus.driver.off(gpus.folder))
+        run(gpus.driver.save(gpus.folder, gpus.image()))
+    assert gpus.manifest()["devices"]["bytes"] == [8 * MIB]

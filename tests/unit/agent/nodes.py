@@ -161,6 +161,9 @@ class DiskDriver(FakeDriver):
                 found.setdefault(gpu, set()).add(self._workers[folder].pid or 0)
         return {gpu: Use(frozenset(pids), frozenset(pids)) for gpu, pids in found.items()}
 
+    def holders(self, gpus: Sequence[str]) -> dict[str, frozenset[int] | None]:
+        return {gpu: use.holders for gpu, use in self.read(gpus).items()}
+
     def is_alive(self, folder: Path) -> bool:
         return self._lives(folder)
 

@@ -13,13 +13,15 @@ from tests import fake_cuda
 from onefleet.agent.gpu_meter import NvidiaMeter, Use
 
 FIRST, SECOND, NONE = (f"GPU-0000000{n}-0000-0000-0000-000000000000" for n in (1, 2, 9))
-#: Prints what is read twice, the second GPU's being busy at last.
+#: Prints who is there, and what is read twice, the second GPU's being busy at last.
 READS = f"""
 import os
 from onefleet.agent.gpu_meter import NvidiaMeter
 meter = NvidiaMeter()
 def show(gpu, use):
     print(gpu[11], *(None if found is None else sorted(found) for found in use), flush=True)
+held = meter.holders([{FIRST!r}, {SECOND!r}, {NONE!r}])
+print(*(None if found is None else sorted(found) for found in held.values()), flush=True)
 for busy in range(2):
     if busy:
         from ctypes import CDLL
@@ -43,6 +45,7 @@ def test_holders_and_users_are_told_by_process_where_that_is_counted(library: Pa
         check=True,
     )
     assert said.stdout.splitlines() == [
+        "[11, 12, 13] [21] None",  # of which the next look hears nothing less
         "1 [11, 12, 13] [11, 12]",
         "2 [21] []",  # it was not used at all
         "9 None None",

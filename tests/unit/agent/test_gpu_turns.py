@@ -95,6 +95,7 @@ class Node:
         self.idle: set[WorkerKey] = set()  # whose process computes nothing
         self.unfit: list[tuple[WorkerKey, str]] = []
         self.metered = True
+        self.reads = 0
         self.deaths = 0
         self.tasks: set[asyncio.Task[None]] = set()
         monkeypatch.setattr(gpu_turns.process_tree, "tree", lambda pid: [pid])
@@ -154,12 +155,19 @@ class Node:
             self.boot()
 
     def read(self, gpus: Sequence[str]) -> Mapping[str, Use]:
+        self.reads += 1
+        return self._seen()
+
+    def _seen(self) -> Mapping[str, Use]:
         if not self.metered:
             return {}
         on = [w for w in self.workers if self.is_on(w.key.rank)]
         pids = {w.key: self._pid(w.key) for w in on}
         busy = frozenset(pid for key, pid in pids.items() if key not in self.idle)
         return {"GPU-0": Use(frozenset(pids.values()), busy)}
+
+    def holders(self, gpus: Sequence[str]) -> Mapping[str, frozenset[int] | None]:
+        return {gpu: use.holders for gpu, use in self._seen().items()}
 
     def _pid(self, key: WorkerKey) -> int:
         pid = self.driver._workers[self.crew.folder(key)].pid
@@ -305,6 +313,8 @@ def test_who_cannot_be_put_on_again_is_unfit(node: Node) -> None:
     async def story(node: Node) -> None:
         await node.start(1)
         node.driver.full = node.crew.folder(node.workers[1].key)
+        await node.go(8_000)
+        assert node.unfit == [], "others may make room"
         await node.go(6_000)
         ((key, why),) = node.unfit
         assert (key.rank, why) == (
@@ -313,6 +323,45 @@ def test_who_cannot_be_put_on_again_is_unfit(node: Node) -> None:
             "none is free",
         )
         assert node.on == [0], "the other goes on meanwhile"
+
+    play(node, story)
+
+
+def test_who_finds_no_room_for_a_while_comes_on_later(node: Node) -> None:
+    async def story(node: Node) -> None:
+        await node.start(1)
+        node.driver.full = node.crew.folder(node.workers[1].key)
+        await node.go(8_000)
+        node.driver.full = None
+        await node.go(8_000)
+        assert node.unfit == [] and node.driver.counts[node.crew.folder(node.workers[1].key)] > 0
+
+    play(node, story)
+
+
+def test_where_it_is_is_found_without_a_word_of_who_computed(node: Node) -> None:
+    """Else the look at who computes would miss what was used until then."""
+
+    async def story(node: Node) -> None:
+        await node.start(1)
+        node.metered = False
+        before = node.reads
+        node.taker.see([node.workers[0], replace(node.workers[1], settling=True)])
+        node.taker.see(node.workers)
+        await node.settle()
+        assert (node.reads, node.taker.takers(node.workers[1].key)) == (before, 2)
+
+    play(node, story)
+
+
+def test_who_computed_during_a_rest_is_not_told_of_the_turn_after_it(node: Node) -> None:
+    async def story(node: Node) -> None:
+        await node.start(1)
+        await node.go(400)
+        node.taker.see([replace(worker, settling=True) for worker in node.workers])
+        before = node.reads
+        await node.go(1_000)
+        assert node.reads == before + 5, "what was seen is thrown away"
 
     play(node, story)
 

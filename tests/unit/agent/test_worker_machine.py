@@ -316,6 +316,13 @@ def test_what_was_adopted_runs_on() -> None:
     assert bench.orders(order(RUN)) == []
 
 
+def test_what_once_went_wrong_is_not_told_of_what_was_adopted_and_runs() -> None:
+    bench = Bench()
+    bench.event(adopted(WorkerState.RUNNING, reason="the last save failed"))
+    worker = bench.machine.get(JOB)
+    assert worker is not None and worker.reason == ""
+
+
 def test_what_was_adopted_amid_a_save_is_waited_for() -> None:
     bench = Bench()
     bench.event(adopted(WorkerState.SAVING, image=ImageId("i1")))

@@ -139,6 +139,7 @@ def test_the_node_is_described_by_its_management_library(caller: Caller) -> None
                 "product": "NVIDIA H100",
                 "free_bytes": (80 - n) << 30,
                 "used_bytes": n << 30,
+                "holders": [[n * 10 + i, 1 << 20] for i in ((1, 2, 3) if n == 1 else (1,))],
             }
             for n in (1, 2)
         ],

@@ -223,7 +223,7 @@ def test_whatever_fails_on_the_way_back_the_end_is_true(processes: int) -> None:
             end = carry_out(PutBack(list(pids), strict=strict), node)
             seen.add(end.outcome)
             _is_true(end, node)
-    assert seen == {Outcome.BACK, Outcome.UNKNOWN}
+    assert seen == {Outcome.OFF, Outcome.BACK, Outcome.UNKNOWN}
 
 
 @pytest.mark.parametrize("processes", [1, 2, 3])
@@ -260,3 +260,38 @@ def _is_true(end: End, node: FakeDevices) -> None:
     if end.outcome is Outcome.REFUSED:
         assert end.why
         assert all(node.work(pid) for pid in node.processes)
+
+
+@pytest.mark.parametrize("forgives", [True, False])
+def test_who_finds_too_little_memory_is_off_again_and_nothing_is_lost(forgives: bool) -> None:
+    """One of two comes on, the other does not: both are off, and tried again when there is room."""
+    node = FakeDevices({"gpu0": 8 * SIZE, "gpu1": 8 * SIZE}, forgives)
+    for pid in (10, 11):
+        node.processes[pid] = FakeProcess((f"gpu{pid - 10}",), SIZE, number=pid)
+    carry_out(TakeOff([10, 11], RULES), node)
+    node.processes[99] = FakeProcess(("gpu1",), 8 * SIZE)
+    asked = list[Ask | Pause]()
+    end = carry_out(PutBack([10, 11]), node, asked)
+    assert end == End(Outcome.OFF, (10, 11), "restore failed on process 11: out of memory")
+    assert verbs(asked) == ["state", "restore", "state", "checkpoint", "state"]
+    assert [node.processes[pid].kept for pid in (10, 11)] == [10, 11]
+    del node.processes[99]
+    end = carry_out(PutBack([10, 11]), node)
+    assert end.outcome is (Outcome.BACK if forgives else Outcome.UNKNOWN)
+    assert (end.why == "") is forgives
+    if forgives:
+        assert [node.work(pid) for pid in (10, 11)] == [True, True]
+
+
+def test_what_is_not_all_off_again_is_not_said_to_be() -> None:
+    for verb, fault in itertools.product((Verb.STATE, Verb.CHECKPOINT), faults(Verb.CHECKPOINT)):
+        node = a_node(2)
+        carry_out(TakeOff([10, 11], RULES), node)
+        node.processes[99] = FakeProcess(("gpu1",), 8 * SIZE)
+        nth = 1 if verb is Verb.STATE else 0
+        node.processes[10].faults[verb] = _at(nth, fault)
+        end = carry_out(PutBack([10, 11]), node)
+        del node.processes[99]
+        assert end.outcome in (Outcome.OFF, Outcome.UNKNOWN)
+        assert "out of memory" in end.why
+        _is_true(end, node)

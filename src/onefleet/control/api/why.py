@@ -67,13 +67,13 @@ async def _why_job(
     work = state.works[job.id]
     told = explain(work, blockers)
     scene = call.pool.scene(state, call.caller)
-    turns = views.turns_text(work, scene)
+    notes = (views.hindered_text(work, scene), views.turns_text(work, scene))
     found = await _forecast(call, state, work, scene)
     return WhyView(
         id=job.id,
         name=job.name,
         phase=work.phase,
-        summary=scene.told(told.summary) + (f", and {turns}" if turns else ""),
+        summary=scene.told(", and ".join([told.summary, *filter(None, notes)])),
         blockers=tuple(_blocker_view(b, scene) for b in told.blockers),
         history=await _history(call, state, (job.id,)),
         forecast=None if found is None else _forecast_view(found, scene),
