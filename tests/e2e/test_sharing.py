@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import concurrent.futures
 import os
+import sys
 
 import pytest
 
-from tests.e2e.harness import Pool, until
+from tests.e2e.harness import JOB, STEPS, Pool, until
 
 pytestmark = pytest.mark.e2e
 
@@ -143,3 +144,38 @@ def test_a_file_that_lies_about_itself_is_refused(serving: Pool) -> None:
     done = serving.attempt("model", "add", str(lie))
     assert done.returncode == 2
     assert done.stderr.startswith("error: ")
+
+
+#: Has a child that it traces, so that nobody else can: no save can be made of it from outside.
+TRACED = """
+import ctypes, os, runpy, sys, time
+if os.fork() == 0:
+    ctypes.CDLL(None).ptrace(0, 0, 0, 0)
+    while os.getppid() != 1: time.sleep(0.05)
+    os._exit(0)
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+os._exit(0)
+"""
+
+
+@pytest.mark.criu
+def test_a_reservation_has_its_cores_in_time_from_a_job_that_cannot_be_saved(
+    up: Pool, undisturbed: str
+) -> None:
+    up.run("reservation", "create", "default", str(DEVICES), "--within", "4")
+    finish = up.folder.parent / "finish-stuck"
+    command = (sys.executable, "-c", TRACED, str(JOB), str(STEPS), str(finish))
+    all_of_it = ("--devices", str(DEVICES))
+    stuck = up.run("run", "--tier", "basic", "--name", "stuck", *all_of_it, "--", *command)
+    until("it prints", lambda: up.printed(stuck))
+    urgent = up.submit("--tier", "premium", name="urgent", devices=str(DEVICES))
+    until("a save of it fails", lambda: "not saved" in up.job(stuck)["reason"])
+    assert up.finished(urgent)["outcome"] == "succeeded"
+    ended = up.finished(stuck)
+    assert (ended["outcome"], ended["attempts"]) == ("succeeded", 2)
+    assert up.digest(stuck) == undisturbed
+    receipts = up.json("receipts", stuck)
+    assert all(receipt["by"] == urgent for receipt in receipts)
+    assert receipts[-1]["lost_ms"] == ended["lost_ms"] > 0
+    assert "could not be saved in time" in receipts[-1]["reason"]
