@@ -19,6 +19,7 @@ import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from itertools import islice
 from pathlib import Path
+from typing import IO
 
 import xxhash
 
@@ -53,9 +54,7 @@ class ChunkStore:
         """The right to change it, waited for. A recipe that is to live lies in its place before
         this ends. Raises OSError.
         """
-        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with open(self.folder / _LOCK, "a", encoding="ascii") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with self._lock():
             for left in self.folder.glob(f"*{packs.PARTIAL}"):
                 left.unlink(missing_ok=True)
             writer = StoreWriter(self.folder)
@@ -63,6 +62,18 @@ class ChunkStore:
                 yield writer
             finally:
                 writer.close()
+
+    def _lock(self) -> IO[str]:
+        """The lock, held. Who waits for it may find the store removed as a whole, and a new one."""
+        path = self.folder / _LOCK
+        while True:
+            self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            with contextlib.suppress(FileNotFoundError), contextlib.ExitStack() as stack:
+                lock = stack.enter_context(open(path, "a", encoding="ascii"))
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                if os.path.samestat(os.fstat(lock.fileno()), path.stat()):
+                    stack.pop_all()
+                    return lock
 
     @property
     def size_bytes(self) -> int:

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import json
 import os
 import random
+import shutil
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import IO
 
 import pytest
 
@@ -414,3 +419,25 @@ def test_what_is_missing_is_named_once_and_in_order(tmp_path: Path, store: Chunk
     assert store.missing(digests) == digests[1:]
     fold(store, make(tmp_path / "1", a=pages(2, 4)))
     assert store.missing([*digests, digests[5]]) == [digests[1], digests[3], digests[5]]
+
+
+def test_who_waited_for_a_store_that_was_removed_writes_to_a_new_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, waits, target = ChunkStore(tmp_path / "store"), threading.Event(), tmp_path / "image"
+    make(target, pages=pages(1, 2))
+    flock = fcntl.flock
+
+    def told(lock: IO[str], how: int) -> None:
+        waits.set()
+        flock(lock, how)
+
+    with ThreadPoolExecutor(1) as pool, store.writing():
+        monkeypatch.setattr(fcntl, "flock", told)
+        folded = pool.submit(fold, store, target)
+        assert waits.wait(60)
+        shutil.rmtree(store.folder)
+    folded.result(60)
+    with store.opened(target / recipe.NAME) as (_, packs):
+        assert len(packs) == 1
+    assert (store.folder / "lock").exists()
