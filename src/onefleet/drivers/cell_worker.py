@@ -159,9 +159,9 @@ class CellWorker:
 
         memory: a folder in memory for the files, if they are to lie there.
         at_once: make the image durable while the worker stands still, not at `let_go`. limit_s: a
-        dump that takes longer is broken off. The worker
-        runs on when this raises, unless it is CriuKilled, DeviceStateUnknown or TimedOut: then its
-        state cannot be trusted. Raises Conflict when the cell holds processes outside the tree.
+        dump that takes longer is broken off. The worker runs on when this raises, unless it is
+        CriuKilled, DeviceStateUnknown or TimedOut: then its state cannot be trusted. Raises
+        Conflict when the cell holds processes outside the tree.
         """
         if strangers := self.cell.strangers():
             raise Conflict(

@@ -76,6 +76,11 @@ def test_it_has_its_time_from_when_it_was_first_asked() -> None:
     assert roster.next_due() == later(WITHIN_MS), "nothing else has to happen for it"
 
 
+def test_why_says_when_it_is_ended() -> None:
+    told = planned(pool(borrower(), owner()), now=later(3_000)).blockers[WorkId("owner")]
+    assert "could not be saved; tried again, and ended without in 57.0 s" in told[0].text
+
+
 def test_it_goes_on_from_its_last_image_and_the_receipt_has_what_that_cost() -> None:
     image = suspended(a_job("b"), "n1").image
     stopping = stopped(borrower(image=image))
