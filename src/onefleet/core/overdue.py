@@ -52,9 +52,11 @@ def back_by(
     waiting = None if creditor is None else works.get(creditor)
     if waiting is None or waiting.phase not in (Phase.PENDING, Phase.SUSPENDED):
         return None
-    left_ms = within_ms(waiting, reservations, tenants, now)
-    if left_ms is None or waiting.want is not Want.RUN or not waiting.ready:
+    if waiting.want is not Want.RUN or not waiting.ready:
         return None
+    left_ms = within_ms(waiting, reservations, tenants, now)
+    if left_ms is None or work.receipts[-1].at < waiting.phase_since:
+        return None  # it was asked before this, and not again
     row = list(takewhile(lambda receipt: receipt.by == creditor, reversed(work.receipts)))
     asked_at = row[-1].at if len(row) < RECEIPTS_KEPT else Instant(0)
     return Instant(max(asked_at, waiting.phase_since) + left_ms)

@@ -113,6 +113,12 @@ def test_nobody_is_ended_but_for_who_waits_for_what_is_reserved(waits: Work) -> 
     assert ended(pool(borrower(), owner()), later(WITHIN_MS)) == ["b"]
 
 
+def test_what_was_not_asked_since_the_other_waits_is_let_be() -> None:
+    for since_ms, names in ((3_000, []), (1_000, ["b"])):
+        waits = owner(phase_since=later(since_ms))
+        assert ended(pool(borrower(), waits), later(2 * WITHIN_MS)) == names
+
+
 def test_another_for_whom_it_was_asked_since_has_its_own_time() -> None:
     work = borrower()
     other = Receipt(later(3_000), WorkId("other"), "room", 1)
