@@ -378,7 +378,7 @@ class _Checker:
             return
         if work.kind is not WorkKind.REPLICA:
             due, index = None, self.index
-            if owes(work) == decision.for_work and self._ranks()[decision.for_work] == RESERVED:
+            if owes(work) == decision.for_work and self._ranks().get(decision.for_work) == RESERVED:
                 reservations, now = index.reservations.values(), self.plan.planned_at
                 due = back_by(work, self.works, reservations, index.tenants, now)
             if due is None or due > self.plan.planned_at:

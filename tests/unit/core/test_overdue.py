@@ -23,9 +23,10 @@ from onefleet.core import lifecycle
 from onefleet.core.index import Index
 from onefleet.core.lifecycle import RECEIPTS_KEPT
 from onefleet.core.plan import Stop
+from onefleet.core.plan_check import check_plan
 from onefleet.core.policy import DEFAULT_POLICY
 from onefleet.core.snapshot import Snapshot
-from onefleet.domain.ids import Generation, Instant, TenantId, WorkId
+from onefleet.domain.ids import Generation, Instant, NodeId, TenantId, WorkId
 from onefleet.domain.tiers import Tier
 from onefleet.domain.work import Phase, Receipt, Want, Work
 
@@ -74,6 +75,51 @@ def test_it_has_its_time_from_when_it_was_first_asked() -> None:
     assert decided(plan) == ["stop b: could not be saved in time, and owner has its devices now"]
     roster = Index.of(snapshot, DEFAULT_POLICY, later(3_000)).roster
     assert roster.next_due() == later(WITHIN_MS), "nothing else has to happen for it"
+
+
+def test_nothing_is_ended_beyond_what_is_needed() -> None:
+    first = borrower()
+    second = replace(first, id=WorkId("c"), placement=placed(a_job("c"), ("n1", "1")).placement)
+    two, known = replace(NODE, devices=a_node("n1", 2).devices), pool().reservations.values()
+    snapshot = a_snapshot([two], [first, second, owner()], reservations=known)
+    at = later(WITHIN_MS)
+    plan = planned(snapshot, now=at)
+    assert [d.work_id for d in plan.decisions] == ["b"]
+    assert ended(after(snapshot, plan, at), later(WITHIN_MS + 500)) == []  # it is leaving
+    free = planned(a_snapshot([two], [first, owner()], reservations=known), now=at)
+    assert decided(free) == ["start owner on n1/cpu1"]
+    wide = replace(owner(), demand=a_job("w", 2).demand)
+    for devices, names in ((2, ["b", "c"]), (1, [])):
+        node, works = replace(two, devices=two.devices[:devices]), [first, second][:devices]
+        reserved = [replace(r, devices=2) for r in known]
+        assert ended(a_snapshot([node], [*works, wide], reservations=reserved), at) == names
+
+
+def test_what_is_ended_and_what_else_has_to_leave_go_together() -> None:
+    two, (known,) = replace(NODE, devices=a_node("n1", 2).devices), pool().reservations.values()
+    sound, wide = placed(a_job("s"), ("n1", "1")), replace(owner(), demand=a_job("w", 2).demand)
+    for tier, names in ((Tier.BASIC, ["b", "s"]), (Tier.PREMIUM, [])):
+        works = [borrower(), replace(sound, tier=tier, suspendable=tier is Tier.BASIC), wide]
+        snapshot = a_snapshot([two], works, reservations=[replace(known, devices=2)])
+        assert [d.work_id for d in planned(snapshot, now=later(WITHIN_MS)).decisions] == names
+
+
+def test_who_is_promised_its_tier_in_the_same_pass_ranks_by_that() -> None:
+    unpromised = a_job("p", 1, Tier.PREMIUM, tenant_id=TenantId("y"), promised=False)
+    lent = replace(unpromised, id=WorkId("v"), submitted_at=Instant(5))
+    other, known = replace(NODE, id=NodeId("n2"), devices=a_node("n2", 1).devices), pool()
+    works = [borrower(), owner(), placed(lent, ("n2", "0")), unpromised]
+    snapshot = a_snapshot([NODE, other], works, reservations=known.reservations.values())
+    decisions = planned(snapshot, now=later(WITHIN_MS)).decisions
+    assert [d.work_id for d in decisions] == ["p", "b", "v"]  # promised, ended, suspended for p
+
+
+def test_a_plan_that_ends_something_for_what_has_ended_is_refused() -> None:
+    snapshot, at = pool(borrower(), owner()), later(WITHIN_MS)
+    plan = planned(snapshot, now=at)
+    over = lifecycle.apply(owner(), lifecycle.StopOrdered("cancelled"), at)
+    stale = replace(snapshot, works={**snapshot.works, over.id: over})
+    assert check_plan(stale, plan) == ["b is stopped for owner, but is not overdue"]
 
 
 def test_why_says_when_it_is_ended() -> None:
