@@ -8,15 +8,15 @@ node does not lose what was saved on it.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import chain
 
 from onefleet.core import lifecycle
 from onefleet.core.ordering import covered, is_claimant
-from onefleet.core.overdue import within_ms
+from onefleet.core.overdue import asked_at, within_ms
 from onefleet.core.promise import holds
 from onefleet.domain.fleet import Node, NodeState
-from onefleet.domain.ids import ImageId, NodeId, WorkId
+from onefleet.domain.ids import ImageId, Instant, NodeId, WorkId
 from onefleet.domain.jobs import Job
 from onefleet.domain.serving import Deployment, Model
 from onefleet.domain.work import Image, Phase, Want, Work, WorkKind
@@ -38,6 +38,8 @@ LEASE_MS = 30_000
 #: Between asking a process to end and killing it.
 JOB_GRACE_MS = 10_000
 REPLICA_GRACE_MS = 5_000
+#: What a save has at least, however long others were tried before it.
+LIMIT_MS_LEAST = 1_000
 #: Nodes that each worker's image shall lie on.
 COPIES = 2
 #: A replica that needs less than this part of a node's memory leaves images their place in it.
@@ -84,6 +86,7 @@ class Orders:
         self._state = state
         self._secret = secret
         self._orders: dict[NodeId, list[Order]] = {}
+        self._covers: dict[Instant, Mapping[WorkId, None]] = {}
         self._reachable = [n for n in state.nodes.values() if n.address and _is_there(n)]
         for work in state.works.values():
             verb = _VERBS.get(work.phase)
@@ -160,16 +163,28 @@ class Orders:
 
     def _limit_ms(self, work: Work) -> int:
         """How long its save may take, where a reservation calls in what it has."""
-        creditor = work.receipts[-1].by if work.receipts else None
-        waiting = None if creditor is None else self._state.works.get(creditor)
-        if waiting is None or not is_claimant(waiting):
-            return 0
         state, ordered_at = self._state, work.phase_since
-        open_ = [r for r in state.reservations.values() if holds(r, ordered_at)]
-        claimants = [w for w in state.works.values() if is_claimant(w)] if open_ else []
-        if waiting.id not in covered(open_, claimants, state.tenants):
+        last = work.receipts[-1] if work.receipts else None
+        if last is None or last.by is None or last.at != ordered_at:  # not what it is saved for
             return 0
-        return within_ms(waiting, open_, state.tenants, ordered_at) or 0
+        waiting = state.works.get(last.by)
+        if waiting is None or waiting.phase_since > ordered_at:  # it does not wait any more
+            return 0
+        if waiting.id not in self._covered(ordered_at):
+            return 0
+        allowed_ms = within_ms(waiting, state.reservations.values(), state.tenants, ordered_at) or 0
+        left_ms = asked_at(work, waiting) + allowed_ms - ordered_at
+        return max(left_ms, LIMIT_MS_LEAST)
+
+    def _covered(self, at: Instant) -> Mapping[WorkId, None]:
+        """The works that reservations cover which are open then. Many are asked at one time."""
+        found = self._covers.get(at)
+        if found is None:
+            open_ = [r for r in self._state.reservations.values() if holds(r, at)]
+            claimants = [w for w in self._state.works.values() if is_claimant(w)] if open_ else []
+            found = dict.fromkeys(covered(open_, claimants, self._state.tenants))
+            self._covers[at] = found
+        return found
 
     def _gang(self, work: Work, rank: int) -> GangSpec:
         """Two agents of one address are on one machine, and so is a gang that lies on both."""

@@ -8,7 +8,6 @@ could be made of by then is ended, and goes on from its last image.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from itertools import takewhile
 
 from onefleet.core.lifecycle import RECEIPTS_KEPT
 from onefleet.core.promise import holds, lineage
@@ -21,7 +20,9 @@ def owes(work: Work) -> WorkId | None:
     """The work for which it was last to be saved, and could not be."""
     if work.phase is not Phase.RUNNING or not work.saves_failed or not work.receipts:
         return None
-    return work.receipts[-1].by
+    last = work.receipts[-1]
+    was_saved = work.image is not None and work.image.saved_at >= last.at
+    return None if was_saved else last.by
 
 
 def within_ms(
@@ -46,7 +47,7 @@ def back_by(
     """By when it has to give back what it owes to work that waits; None: to none that may call it
     in.
 
-    The time runs from when it was first asked, in a row, for this work, and from when that waits.
+    The time runs from when it was first asked for this work, since that waits.
     """
     creditor = owes(work)
     waiting = None if creditor is None else works.get(creditor)
@@ -57,6 +58,15 @@ def back_by(
     left_ms = within_ms(waiting, reservations, tenants, now)
     if left_ms is None or work.receipts[-1].at < waiting.phase_since:
         return None  # it was asked before this, and not again
-    row = list(takewhile(lambda receipt: receipt.by == creditor, reversed(work.receipts)))
-    asked_at = row[-1].at if len(row) < RECEIPTS_KEPT else Instant(0)
-    return Instant(max(asked_at, waiting.phase_since) + left_ms)
+    return Instant(asked_at(work, waiting) + left_ms)
+
+
+def asked_at(work: Work, waiting: Work) -> Instant:
+    """When it was first asked to leave for the work that waits, as long as that has.
+
+    Others may have asked in between. Where more was asked than is remembered: since that waits.
+    """
+    receipts = [receipt for receipt in work.receipts if receipt.at >= waiting.phase_since]
+    if len(receipts) == RECEIPTS_KEPT:
+        return waiting.phase_since
+    return min(receipt.at for receipt in receipts if receipt.by == waiting.id)

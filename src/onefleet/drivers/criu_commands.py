@@ -173,6 +173,11 @@ class Criu:
         raise TimedOut(f"criu did not finish within {limit_s:g} s", why="it was killed at its work")
 
 
+def allowed_s(limit_ms: int) -> float:
+    """How long a dump may take. Never longer than whoever ordered it waits for an answer."""
+    return min(limit_ms / 1000, LIMIT_S) if limit_ms else LIMIT_S
+
+
 def begin_dump(
     cell: Cell, criu: list[str], own: str, partial: str, leave_running: bool, frozen: str
 ) -> Criu:

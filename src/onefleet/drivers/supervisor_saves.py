@@ -91,7 +91,7 @@ class Saves:
             if isinstance(worker, CellWorker):
                 at_once = self._holds or not leaves
                 memory = command.get("memory")  # an older agent does not say
-                limit_s = limit_ms / 1000 if limit_ms else criu_commands.LIMIT_S
+                limit_s = criu_commands.allowed_s(limit_ms)
                 worker.dump(target, memory, self._daemon.cpu_before_ms, leaves, at_once, limit_s)
                 self._settle(target, worker.manifest, leaves)
             else:

@@ -13,7 +13,7 @@ from tests.unit.control.states import NOW, a_state, by_id
 from onefleet.control.orders import LEASE_MS, Orders
 from onefleet.core import lifecycle
 from onefleet.domain.fleet import Node, NodeState
-from onefleet.domain.ids import ImageId, NodeId, TenantId, WorkId
+from onefleet.domain.ids import ImageId, Instant, NodeId, TenantId, WorkId
 from onefleet.domain.tiers import Tier
 from onefleet.domain.work import Image, Want, Work
 from onefleet.wire.agent import GangSpec, Order, OrderVerb
@@ -71,6 +71,26 @@ def test_a_save_for_which_a_reservation_calls_has_only_its_time() -> None:
     assert limits() == limits(replace(owner, tier=Tier.BASIC)) == [0]
     assert limits(owner, devices=0) == limits(owner, tenant_id=TenantId("b")) == [0]
     assert limits(owner, ends_at=NOW) == [0]
+    assert limits(replace(owner, phase_since=Instant(NOW + 1))) == [0]
+
+
+@pytest.mark.parametrize(("after_ms", "left_ms"), [(0, 7_000), (5_000, 2_000), (9_000, 1_000)])
+def test_a_save_that_is_tried_again_has_what_is_left_of_that_time(
+    after_ms: int, left_ms: int
+) -> None:
+    asked, again = lifecycle.SaveOrdered("room", WorkId("owner")), Instant(NOW + after_ms)
+    failed = lifecycle.apply(
+        lifecycle.apply(RUNNING, asked, NOW), lifecycle.SaveFailed("disk full"), NOW
+    )
+    called = lifecycle.apply(failed, asked, again)
+    wanted = lifecycle.apply(failed, lifecycle.WantChanged(Want.SUSPEND), again)
+    by_owner = lifecycle.apply(wanted, lifecycle.SaveOrdered("asked"), Instant(again + 1))
+    owner = replace(a_job("owner", 1, Tier.PREMIUM), tenant_id=TenantId("a"))
+    reserved = replace(a_reservation("a", 1), within_ms=7_000)
+    for work, limit_ms in ((called, left_ms), (by_owner, 0)):
+        state = replace(a_state(work, owner), reservations={reserved.id: reserved})
+        (order,) = Orders(state).of(NodeId("n1")).orders
+        assert order.limit_ms == limit_ms
 
 
 def test_an_element_of_an_array_is_told_its_number() -> None:

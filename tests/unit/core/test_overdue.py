@@ -22,7 +22,7 @@ from tests.fleets import (
 from onefleet.core import lifecycle
 from onefleet.core.index import Index
 from onefleet.core.lifecycle import RECEIPTS_KEPT
-from onefleet.core.plan import Stop
+from onefleet.core.plan import Fence, Plan, Stop
 from onefleet.core.plan_check import check_plan
 from onefleet.core.policy import DEFAULT_POLICY
 from onefleet.core.snapshot import Snapshot
@@ -63,6 +63,10 @@ def stopped(work: Work) -> Work:
     return after(snapshot, planned(snapshot, now=now), now).works[work.id]
 
 
+def named(plan: Plan) -> list[str]:
+    return [d.work_id for d in plan.decisions if not isinstance(d, Fence)]
+
+
 def ended(snapshot: Snapshot, at: Instant) -> list[str]:
     decisions = planned(snapshot, now=at).decisions
     return [d.work_id for d in decisions if isinstance(d, Stop)]
@@ -84,7 +88,7 @@ def test_nothing_is_ended_beyond_what_is_needed() -> None:
     snapshot = a_snapshot([two], [first, second, owner()], reservations=known)
     at = later(WITHIN_MS)
     plan = planned(snapshot, now=at)
-    assert [d.work_id for d in plan.decisions] == ["b"]
+    assert named(plan) == ["b"]
     assert ended(after(snapshot, plan, at), later(WITHIN_MS + 500)) == []  # it is leaving
     free = planned(a_snapshot([two], [first, owner()], reservations=known), now=at)
     assert decided(free) == ["start owner on n1/cpu1"]
@@ -101,7 +105,7 @@ def test_what_is_ended_and_what_else_has_to_leave_go_together() -> None:
     for tier, names in ((Tier.BASIC, ["b", "s"]), (Tier.PREMIUM, [])):
         works = [borrower(), replace(sound, tier=tier, suspendable=tier is Tier.BASIC), wide]
         snapshot = a_snapshot([two], works, reservations=[replace(known, devices=2)])
-        assert [d.work_id for d in planned(snapshot, now=later(WITHIN_MS)).decisions] == names
+        assert named(planned(snapshot, now=later(WITHIN_MS))) == names
 
 
 def test_who_is_promised_its_tier_in_the_same_pass_ranks_by_that() -> None:
@@ -110,8 +114,8 @@ def test_who_is_promised_its_tier_in_the_same_pass_ranks_by_that() -> None:
     other, known = replace(NODE, id=NodeId("n2"), devices=a_node("n2", 1).devices), pool()
     works = [borrower(), owner(), placed(lent, ("n2", "0")), unpromised]
     snapshot = a_snapshot([NODE, other], works, reservations=known.reservations.values())
-    decisions = planned(snapshot, now=later(WITHIN_MS)).decisions
-    assert [d.work_id for d in decisions] == ["p", "b", "v"]  # promised, ended, suspended for p
+    plan = planned(snapshot, now=later(WITHIN_MS))
+    assert named(plan) == ["p", "b", "v"]  # promised, ended, suspended for p
 
 
 def test_a_plan_that_ends_something_for_what_has_ended_is_refused() -> None:
@@ -165,13 +169,23 @@ def test_what_was_not_asked_since_the_other_waits_is_let_be() -> None:
         assert ended(pool(borrower(), waits), later(2 * WITHIN_MS)) == names
 
 
-def test_another_for_whom_it_was_asked_since_has_its_own_time() -> None:
-    work = borrower()
-    other = Receipt(later(3_000), WorkId("other"), "room", 1)
-    assert (
-        ended(pool(replace(work, receipts=(*work.receipts, other)), owner()), later(WITHIN_MS))
-        == []
-    )
+def test_who_was_asked_for_others_in_between_has_no_more_time_for_each() -> None:
+    work, other = borrower(), replace(owner(), id=WorkId("other"))
+    between = Receipt(later(1_000), other.id, "room", 1)
+    turns = replace(work, receipts=(work.receipts[0], between, work.receipts[1]))
+    assert ended(pool(turns, owner()), later(WITHIN_MS)) == ["b"]
+    asked_last = replace(work, receipts=(*work.receipts, replace(between, at=later(3_000))))
+    snapshot = pool(asked_last, replace(other, submitted_at=Instant(-1)))
+    assert ended(snapshot, later(WITHIN_MS + 2_999)) == []
+    assert ended(snapshot, later(WITHIN_MS + 3_000)) == ["b"]
+
+
+def test_what_was_saved_since_it_was_asked_owes_nothing() -> None:
+    image = suspended(a_job("b"), "n1").image
+    assert image is not None
+    for saved_at, names in ((later(2_000), []), (later(1_999), ["b"])):
+        work = borrower(image=replace(image, saved_at=saved_at))  # a copy as it ran failed since
+        assert ended(pool(work, owner()), later(WITHIN_MS)) == names
 
 
 def test_what_was_asked_more_often_than_is_remembered_is_overdue_from_when_the_other_waits() -> (
