@@ -252,8 +252,10 @@ def _after(work: Work, event: Event, now: Instant) -> Work:  # one arm an event
         case SaveFailed(reason):
             return _save_failed(work, event, now)
         case StopOrdered(reason, by):
-            if work.phase.is_placed:
-                return _enter(_receipt(work, now, by, reason), Phase.STOPPING, now, reason)
+            if work.phase.is_placed:  # what gives way already goes on doing so for whom it does
+                keeps = by is None and _has_given_way(work)
+                noted = work if keeps else _receipt(work, now, by, reason)
+                return _enter(noted, Phase.STOPPING, now, reason)
             return _end(work, now, Outcome.CANCELLED, None, reason)
         case ProcessEnded(exit_code, reason):
             return _process_ended(work, exit_code, reason, now)
@@ -368,6 +370,12 @@ def _has_given_way(work: Work) -> bool:
     return leaving and _is_open(work.receipts) and work.receipts[-1].by is not None
 
 
+def _is_called_in(work: Work) -> bool:
+    """Whether it was running, and is ended for others: its end says nothing of itself."""
+    stopping = work.phase is Phase.STOPPING and _has_given_way(work)
+    return stopping and work.receipts[-1].at == work.phase_since
+
+
 def _back(receipts: tuple[Receipt, ...], now: Instant) -> tuple[Receipt, ...]:
     if not _is_open(receipts):
         return receipts
@@ -445,7 +453,7 @@ def _process_ended(work: Work, exit_code: int | None, reason: str, now: Instant)
     stopping = work.phase is Phase.STOPPING
     if work.want is Want.STOP and stopping:
         return _end(work, now, Outcome.CANCELLED, exit_code, work.reason)
-    if work.kind is WorkKind.JOB and stopping and _has_given_way(work):
+    if work.kind is WorkKind.JOB and _is_called_in(work):
         return _lost(work, now, work.reason)
     if work.kind is WorkKind.REPLICA and stopping:  # asked to make room: no failure of its own
         return _enter(work, Phase.PENDING, now, work.reason)
@@ -482,7 +490,7 @@ def _restore_failed(work: Work, reason: str, now: Instant) -> Work:
 def _fall_back(work: Work, now: Instant, reason: str, tries_max: int) -> Work:
     """Back to the newest image that is not used up, else to a fresh attempt, else the end."""
     ended = _enter(work, Phase.SUSPENDED, now, reason)  # adds up ran_ms
-    failures = ended.failures + 1
+    failures = ended.failures + (0 if _is_called_in(work) else 1)
     image, image_before = work.image, work.image_before
     if failures >= tries_max:
         image, image_before, failures = image_before, None, 0

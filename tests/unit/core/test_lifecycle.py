@@ -325,3 +325,23 @@ def test_a_resize_changes_the_devices_and_nothing_else() -> None:
     assert resized.phase_since == work.phase_since
     with pytest.raises(IllegalTransition):
         apply(work, Resized(tuple(replace(s, devices=()) for s in wide)), later(1))
+
+
+@pytest.mark.parametrize("exit_code", [None, 1])
+def test_a_gang_whose_save_is_broken_off_has_given_way_all_the_same(exit_code: int | None) -> None:
+    gang = placed(a_job("g", workers=2), ("n1", "0"), ("n2", "0"))
+    saving = apply(gang, SaveOrdered("makes room", WorkId("hot")), later(1_000))
+    stopping = apply(saving, StopOrdered("a rank was not saved in time"), later(2_000))
+    ended = apply(stopping, ProcessEnded(exit_code, "not saved in time"), later(3_000))
+    (receipt,) = ended.receipts
+    assert (receipt.by, receipt.lost_ms, ended.stranded) == ("hot", ended.lost_ms, False)
+    assert ended.phase is (Phase.PENDING if exit_code is None else Phase.ENDED)
+
+
+def test_what_is_ended_for_others_is_no_failure_of_its_image() -> None:
+    image, last = suspended(a_job("j"), "n1").image, lifecycle.LOSSES_MAX - 1
+    work = replace(placed(a_job("j"), ("n1", "0")), image=image, failures=last)
+    called = apply(work, StopOrdered("could not be saved", WorkId("owner")), later(1_000))
+    back = apply(called, ProcessEnded(143, ""), later(2_000))
+    assert (back.phase, back.image, back.failures) == (Phase.SUSPENDED, image, last)
+    assert apply(work, Lost("node n1 is lost"), later(1_000)).image is None
