@@ -81,6 +81,22 @@ def test_it_has_its_time_from_when_it_was_first_asked() -> None:
     assert roster.next_due() == later(WITHIN_MS), "nothing else has to happen for it"
 
 
+def test_when_it_is_overdue_changes_with_the_reservation() -> None:
+    snapshot = pool(borrower(), owner())
+    (known,) = snapshot.reservations.values()
+    index = Index.of(replace(snapshot, reservations={}), DEFAULT_POLICY, later(3_000))
+    for within_ms in (WITHIN_MS, 7_000, 2 * WITHIN_MS):
+        index.put(replace(known, within_ms=within_ms))
+        index.settle()
+        assert index.roster.next_due() == later(within_ms)
+    opening = replace(known, starts_at=later(5_000))
+    index.put(opening)
+    index.settle()
+    index.advance(later(5_000), {})
+    index.settle()
+    assert index.roster.next_due() == later(WITHIN_MS)
+
+
 def test_nothing_is_ended_beyond_what_is_needed() -> None:
     first = borrower()
     second = replace(first, id=WorkId("c"), placement=placed(a_job("c"), ("n1", "1")).placement)

@@ -219,6 +219,9 @@ class Roster:
             work = self.works.get(work_id)
             if work is not None and self.ranks.get(work_id) not in (None, self._rank(work)):
                 self.refresh(work_id)
+            for owing in self.debts.of(work_id):
+                if self._entries[owing.id].due != self._due(owing):
+                    self.refresh(owing.id)
 
     def _rank(self, work: Work) -> int:
         return rank_of(work, self.coverage.covers(work.id), self.now, self._policy)
