@@ -5,10 +5,11 @@ from __future__ import annotations
 import concurrent.futures
 import os
 import sys
+from pathlib import Path
 
 import pytest
 
-from tests.e2e.harness import JOB, STEPS, Pool, until
+from tests.e2e.harness import JOB, STEPS, Pool, pool, until
 
 pytestmark = pytest.mark.e2e
 
@@ -161,8 +162,13 @@ os._exit(0)
 
 @pytest.mark.criu
 def test_a_reservation_has_its_cores_in_time_from_a_job_that_cannot_be_saved(
-    up: Pool, undisturbed: str
+    tmp_path: Path, undisturbed: str
 ) -> None:
+    with pool(tmp_path / "data") as up:
+        _is_called_in(up, undisturbed)
+
+
+def _is_called_in(up: Pool, undisturbed: str) -> None:
     up.run("reservation", "create", "default", str(DEVICES), "--within", "4")
     finish = up.folder.parent / "finish-stuck"
     command = (sys.executable, "-c", TRACED, str(JOB), str(STEPS), str(finish))

@@ -1,12 +1,13 @@
 """Where work fits: the rules of placement, over the index.
 
-A gang lies on one node where it can, the fullest one that takes it (best fit); else on as few
-nodes as possible. Of several classes of devices it gets the one on which it is fastest; of those
-where it is nearly as fast, the one that is least sought-after (`index/asked.py`). A share goes to
-the device, of all nodes, where what it leaves loses the least of its worth to what else is asked
-for. Work with an image goes home, rank by rank, or where a copy of it lies; elsewhere when it may
-(`index/homes.py`) and home will not be free soon. What is free is taken; what is leaving can only
-be waited for, and is kept then, so that nothing later in the queue takes it.
+A gang lies on one node where it can, the fullest one that takes it (best fit); else in one zone
+where it can, and on as few nodes as possible. Of several classes of devices it gets the one on
+which it is fastest; of those where it is nearly as fast, the one that is least sought-after
+(`index/asked.py`). A share goes to the device, of all nodes, where what it leaves loses the least
+of its worth to what else is asked for. Work with an image goes home, rank by rank, or where a copy
+of it lies; elsewhere when it may (`index/homes.py`) and home will not be free soon. What is free is
+taken; what is leaving can only be waited for, and is kept then, so that nothing later in the queue
+takes it.
 """
 
 from __future__ import annotations
@@ -119,10 +120,26 @@ class Capacity:
         measure: int,
         shy: Shy | None = None,
     ) -> Nodes | None:
-        """On as few nodes as possible, by a measure of `index/room.py`; those of the first shelves
-        first."""
+        """In one zone if that takes it, and on as few nodes as possible, by a measure of
+        `index/room.py`; those of the first shelves first."""
         if demand.workers == 1:
             return None
+        zones = sorted({shelf.zone for part in shelves for shelf in part})
+        near = [
+            [[shelf for shelf in part if shelf.zone == zone] for part in shelves] for zone in zones
+        ]
+        ways = (self._over(demand, part, measure, shy) for part in (near if len(zones) > 1 else ()))
+        found = min((way for way in ways if way), key=lambda way: len(set(way)), default=None)
+        return found or self._over(demand, shelves, measure, shy)
+
+    def _over(
+        self,
+        demand: Demand,
+        shelves: Sequence[Sequence[Shelf]],
+        measure: int,
+        shy: Shy | None,
+    ) -> Nodes | None:
+        """On as few nodes as possible, in whichever zones."""
         ranks: list[NodeId] = []
         least = demand.devices_min if demand.milli == WHOLE else 0
         for _, nodes in chain.from_iterable(falling(part, measure, least) for part in shelves):

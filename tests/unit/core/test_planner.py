@@ -23,7 +23,7 @@ from tests.fleets import (
 )
 
 from onefleet.core import lifecycle
-from onefleet.core.plan import DropImage, Fence, Gate, Lose, Plan, Stop, Suspend
+from onefleet.core.plan import DropImage, Fence, Gate, Lose, Place, Plan, Stop, Suspend
 from onefleet.core.policy import Policy
 from onefleet.core.snapshot import Snapshot
 from onefleet.domain.fleet import CheckpointMode, DeviceKind, NodeState
@@ -71,6 +71,25 @@ def test_a_gang_lies_on_one_node_or_on_few_and_never_in_part() -> None:
     plan = planned(a_snapshot(nodes, [whole]))
     assert not plan.decisions
     assert texts(plan, "whole")[0].startswith("feasibility: cannot run on this fleet: needs 5 x 2")
+
+
+def test_a_gang_lies_in_one_zone_where_it_can_though_that_takes_more_nodes() -> None:
+    sizes = {"a1": 4, "a2": 2, "a3": 2, "b1": 3, "b2": 1, "c1": 4}
+    nodes = [a_node(name, size, zone=name[0]) for name, size in sizes.items()]
+
+    def lies(workers: int) -> set[str]:
+        plan = planned(a_snapshot(nodes, [a_job("g", 1, workers=workers)]))
+        (place,) = [d for d in plan.decisions if isinstance(d, Place)]
+        return {slot.node_id for slot in place.placement}
+
+    assert lies(4) == {"a1"}, "on one node where it can"
+    assert lies(6) == {"a1", "a2"}, "and on the fewest"
+    assert lies(8) == {"a1", "a2", "a3"}, "two nodes would take it, of two zones"
+    assert len(lies(9)) == 3, "no zone takes it"
+    held = planned(
+        a_snapshot(nodes, [placed(a_job("h", 2), ("a1", "0 1")), a_job("g", 1, workers=5)])
+    )
+    assert {d.split("/")[0] for d in places(held)["g"]} == {"a1", "a2", "a3"}
 
 
 def test_elastic_work_takes_what_nobody_waits_for() -> None:
