@@ -144,7 +144,7 @@ class Saves:
                 self._refused(error)
                 return
             refused = {"ok": False, "error": told(error)}
-            self._over(refused, state="ended", exit_code=more["exit_code"], reason=line(error))
+            self._over(refused, state="ended", exit_code=None, reason=line(error))
         else:
             self._settle(asked.target, manifest, asked.leave_running)
 

@@ -13,7 +13,7 @@ import time
 
 import pytest
 
-from onefleet.domain.errors import InvalidRequest
+from onefleet.domain.errors import InvalidRequest, OnefleetError
 from onefleet.drivers import process_tree
 from onefleet.drivers.base import WorkerState
 from onefleet.drivers.supervised import SupervisedDriver
@@ -408,6 +408,31 @@ def test_a_cooperative_save_tells_what_the_program_did_not_save(
         local.wait_lines(2)
         again = await local.driver.save(local.folder, local.image("second"))
         assert low_ms <= again.lost_ms <= high_ms
+
+    asyncio.run(scenario())
+
+
+def test_a_program_that_saved_itself_in_vain_has_not_succeeded(local: Bench) -> None:
+    source = """
+        import os, signal, sys, time
+        def save(number, _):
+            os.rename(sys.argv[1], sys.argv[1] + ".gone")
+            open(sys.argv[1], "w").close()  # nothing can be kept there any more
+            sys.exit(0)
+        signal.signal(signal.SIGTERM, save)
+        print("up", flush=True)
+        while True: time.sleep(0.01)
+    """
+
+    async def scenario() -> None:
+        images = local.root / "images"
+        images.mkdir()
+        await local.driver.start(local.spec(source, str(images)))
+        local.wait_lines(1)
+        with pytest.raises(OnefleetError):
+            await local.driver.save(local.folder, images / "1")
+        status = await local.driver.status(local.folder)
+        assert (status.state, status.exit_code) == (WorkerState.ENDED, None), status
 
     asyncio.run(scenario())
 
