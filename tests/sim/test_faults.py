@@ -103,38 +103,32 @@ def test_a_save_that_fails_leaves_the_job_running() -> None:
     assert report.tiers["basic"].lost_ms == report.tiers["standard"].lost_ms == 0
 
 
-def test_nobody_is_suspended_again_and_again_beside_a_job_that_cannot_be_saved() -> None:
-    job = {"tier": "basic", "count": 2, "run_s": [1_700, 1_700], "submit_s": [0, 0]}
+def beside_one_that_cannot_be_saved(run_s: int, reserved: int) -> Report:
+    """Two jobs, of which no save works of one, and a gang of a team that needs both of their
+    devices, and has so many reserved."""
+    job = {"tier": "basic", "count": 2, "run_s": [run_s, run_s], "submit_s": [0, 0]}
     gang = {"tenant": "team", "tier": "premium", "workers": 2, "run_s": [5, 5]}
-    report = sound(
+    return sound(
         simulate(
             scenario(
                 fleet={"nodes": 2, "devices": 1},
-                tenants=[{"id": "team"}],
+                tenants=[{"id": "team", "reserved": reserved}],
                 jobs=[{**job, "name": "j"}, {**gang, "name": "g", "submit_s": [100, 100]}],
                 deployments=[],
                 faults=[{"kind": "save_fails", "at_s": 0, "for_s": 1_500, "node": 1}],
             )
         )
     )
+
+
+def test_nobody_is_suspended_again_and_again_beside_a_job_that_cannot_be_saved() -> None:
+    report = beside_one_that_cannot_be_saved(1_700, reserved=0)
     assert report.tiers["premium"].queue.max_ms > 1_300_000  # it had to wait
     assert 2 <= report.tiers["basic"].suspends <= 3  # both for the gang, and one in vain before
 
 
 def test_a_reservation_has_its_devices_in_time_even_from_a_job_that_cannot_be_saved() -> None:
-    job = {"tier": "basic", "count": 2, "run_s": [600, 600], "submit_s": [0, 0]}
-    gang = {"tenant": "team", "tier": "premium", "workers": 2, "run_s": [5, 5]}
-    report = sound(
-        simulate(
-            scenario(
-                fleet={"nodes": 2, "devices": 1},
-                tenants=[{"id": "team", "reserved": 2}],
-                jobs=[{**job, "name": "j"}, {**gang, "name": "g", "submit_s": [100, 100]}],
-                deployments=[],
-                faults=[{"kind": "save_fails", "at_s": 0, "for_s": 1_500, "node": 1}],
-            )
-        )
-    )
+    report = beside_one_that_cannot_be_saved(600, reserved=2)
     waited_ms = report.tiers["premium"].queue.max_ms
     assert WITHIN_MS <= waited_ms < WITHIN_MS + 10_000
     assert 300_000 < report.tiers["basic"].lost_ms < 500_000  # of one of two, which has no image

@@ -16,7 +16,7 @@ from onefleet.core.index import LEAVING, NOW, Home, Index, Room, missing_image
 from onefleet.core.index.homes import roams_at
 from onefleet.core.index.spares import infeasible, told
 from onefleet.core.lifecycle import ATTEMPTS_MAX, progress_ms
-from onefleet.core.ordering import RESERVED, is_saved_from_outside
+from onefleet.core.ordering import is_saved_from_outside
 from onefleet.core.plan import Blocker, Gate
 from onefleet.core.policy import Policy
 from onefleet.core.snapshot import Snapshot
@@ -322,9 +322,8 @@ class Blockers:
 
     def _what_then(self, work: Work) -> str:
         """What becomes of work that could not be saved."""
-        roster = self._unkept.roster
-        due, creditor = roster.debts.back_by(work), roster.debts.owing.get(work.id)
-        if due is None or creditor is None or roster.ranks.get(creditor) != RESERVED:
+        due = self._unkept.roster.debts.called_in_at(work)
+        if due is None:
             return "tried again later"
         return f"tried again, and ended without in {_seconds(max(due - self._now, 0))}"
 

@@ -125,10 +125,11 @@ class Capacity:
         if demand.workers == 1:
             return None
         zones = sorted({shelf.zone for part in shelves for shelf in part})
-        near = [
-            [[shelf for shelf in part if shelf.zone == zone] for part in shelves] for zone in zones
-        ]
-        ways = (self._over(demand, part, measure, shy) for part in (near if len(zones) > 1 else ()))
+        near = (
+            [[shelf for shelf in part if shelf.zone == zone] for part in shelves]
+            for zone in (zones if len(zones) > 1 else ())
+        )
+        ways = (self._over(demand, parts, measure, shy) for parts in near)
         found = min((way for way in ways if way), key=lambda way: len(set(way)), default=None)
         return found or self._over(demand, shelves, measure, shy)
 

@@ -82,7 +82,7 @@ class _World:
         works = dict(self.snapshot.works)
         for work in apply_plan(self.snapshot, plan, now):
             before = self.snapshot.works[work.id]
-            if before.phase is Phase.RUNNING and _has_given_way(work):
+            if before.phase is Phase.RUNNING and lifecycle.has_given_way(work):
                 self.moved.setdefault(work.id, now)
             works[work.id] = _obey(work, now)
             self.index.put(works[work.id])
@@ -246,12 +246,6 @@ def _that_matter(decisions: Sequence[Decision]) -> tuple[Decision, ...]:
 
 def _runs(work: Work) -> bool:
     return work.kind is WorkKind.JOB and work.phase is Phase.RUNNING
-
-
-def _has_given_way(work: Work) -> bool:
-    """Whether others have what it had; not so where it moved for what is to come."""
-    gave_way = bool(work.receipts) and work.receipts[-1].by is not None
-    return work.phase is not Phase.RUNNING and gave_way
 
 
 def _obey(work: Work, now: Instant) -> Work:

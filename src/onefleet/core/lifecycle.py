@@ -93,6 +93,7 @@ __all__ = [
     "apply",
     "backoff_ms",
     "check",
+    "has_given_way",
     "image_id",
     "making_id",
     "progress_ms",
@@ -253,7 +254,7 @@ def _after(work: Work, event: Event, now: Instant) -> Work:  # one arm an event
             return _save_failed(work, event, now)
         case StopOrdered(reason, by):
             if work.phase.is_placed:  # what gives way already goes on doing so for whom it does
-                keeps = by is None and _has_given_way(work)
+                keeps = by is None and has_given_way(work)
                 noted = work if keeps else _receipt(work, now, by, reason)
                 return _enter(noted, Phase.STOPPING, now, reason)
             return _end(work, now, Outcome.CANCELLED, None, reason)
@@ -364,7 +365,7 @@ def _is_open(receipts: tuple[Receipt, ...]) -> bool:
     return bool(receipts) and receipts[-1].back_at is None
 
 
-def _has_given_way(work: Work) -> bool:
+def has_given_way(work: Work) -> bool:
     """Whether others have its place already, or will."""
     leaving = work.phase in (Phase.SAVING, Phase.FROZEN, Phase.STOPPING)
     return leaving and _is_open(work.receipts) and work.receipts[-1].by is not None
@@ -372,7 +373,7 @@ def _has_given_way(work: Work) -> bool:
 
 def _is_called_in(work: Work) -> bool:
     """Whether it was running, and is ended for others: its end says nothing of itself."""
-    stopping = work.phase is Phase.STOPPING and _has_given_way(work)
+    stopping = work.phase is Phase.STOPPING and has_given_way(work)
     return stopping and work.receipts[-1].at == work.phase_since
 
 
@@ -470,7 +471,7 @@ def _process_ended(work: Work, exit_code: int | None, reason: str, now: Instant)
 
 def _lost(work: Work, now: Instant, reason: str) -> Work:
     epoch = Generation(work.epoch + 1)  # late reports of it are void
-    work = replace(work, epoch=epoch, stranded=not _has_given_way(work))
+    work = replace(work, epoch=epoch, stranded=not has_given_way(work))
     if work.want is Want.STOP:
         return _end(work, now, Outcome.CANCELLED, None, reason)
     if work.kind is WorkKind.REPLICA:
@@ -510,7 +511,7 @@ def _fall_back(work: Work, now: Instant, reason: str, tries_max: int) -> Work:
     )
     if image is not None:
         return back
-    if work.attempts >= ATTEMPTS_MAX and not _has_given_way(work):
+    if work.attempts >= ATTEMPTS_MAX and not has_given_way(work):
         return _end(
             back, now, Outcome.FAILED, None, f"gave up after {work.attempts} starts: {told}"
         )

@@ -68,6 +68,21 @@ def waits(machine: WorkerMachine) -> bool:
     return worker is not None and worker.observed is Observed.STARTING and not worker.alive
 
 
+def adopted(
+    state: WorkerState = WorkerState.RUNNING, binding: tuple[DeviceId, ...] = ()
+) -> Adopted:
+    """What an earlier agent left of it."""
+    return Adopted(
+        OLD,
+        is_job=True,
+        epoch=Generation(1),
+        grace_ms=1,
+        state=state,
+        devices=(DEVICE,),
+        binding=binding,
+    )
+
+
 def test_a_start_waits_until_the_one_before_is_gone() -> None:
     machine = WorkerMachine()
     (start,) = ordered(machine, 1, OLD)
@@ -81,15 +96,7 @@ def test_a_start_waits_until_the_one_before_is_gone() -> None:
 
 def test_what_an_earlier_agent_started_keeps_its_devices_too() -> None:
     machine = WorkerMachine()
-    adopted = Adopted(
-        OLD,
-        is_job=True,
-        epoch=Generation(1),
-        grace_ms=1,
-        state=WorkerState.RUNNING,
-        devices=(DEVICE,),
-    )
-    acts(machine, adopted)
+    acts(machine, adopted())
     (stop,) = ordered(machine, 1, NEW)
     assert stop.key == OLD and waits(machine)
     started = acts(machine, Done(OLD, Verb.STOP, exit_code=143))
@@ -115,16 +122,7 @@ def test_what_an_earlier_agent_sent_to_a_device_keeps_it_until_it_is_known_not_t
     None
 ):
     machine = WorkerMachine()
-    adopted = Adopted(
-        OLD,
-        is_job=True,
-        epoch=Generation(1),
-        grace_ms=1,
-        state=WorkerState.RUNNING,
-        devices=(DEVICE,),
-        binding=(ELSEWHERE,),
-    )
-    acts(machine, adopted)
+    acts(machine, adopted(binding=(ELSEWHERE,)))
     assert ordered(machine, 1, OLD, NEW, new=ELSEWHERE) == [Pin(OLD, (DEVICE,))]
     assert waits(machine)
     (start,) = acts(machine, Done(OLD, Verb.PIN))
@@ -133,15 +131,7 @@ def test_what_an_earlier_agent_sent_to_a_device_keeps_it_until_it_is_known_not_t
 
 def test_what_an_earlier_agent_may_have_thawed_keeps_its_device_until_it_is_frozen() -> None:
     machine = WorkerMachine()
-    adopted = Adopted(
-        OLD,
-        is_job=True,
-        epoch=Generation(1),
-        grace_ms=1,
-        state=WorkerState.FROZEN,
-        devices=(DEVICE,),
-    )
-    acts(machine, adopted)
+    acts(machine, adopted(WorkerState.FROZEN))
     assert ordered(machine, 1, OLD, NEW, verb=OrderVerb.FREEZE) == [Freeze(OLD)]
     assert waits(machine)
     (start,) = acts(machine, Done(OLD, Verb.FREEZE))

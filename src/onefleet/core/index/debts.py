@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from onefleet.core.ordering import RESERVED
 from onefleet.core.overdue import back_by, owes
 from onefleet.domain.ids import Instant, ReservationId, TenantId, WorkId
 from onefleet.domain.tenancy import Reservation, Tenant
@@ -11,7 +12,7 @@ from onefleet.domain.work import Phase, Work
 
 
 class Debts:
-    """works, tenants, reservations: as they are by now.
+    """works, ranks, tenants, reservations: as they are by now.
 
     owing: what could not be saved, and for whom. doubted: what is being saved, and could not be
     when that was last tried.
@@ -20,10 +21,12 @@ class Debts:
     def __init__(
         self,
         works: Mapping[WorkId, Work],
+        ranks: Mapping[WorkId, int],
         tenants: Mapping[TenantId, Tenant],
         reservations: Mapping[ReservationId, Reservation],
     ) -> None:
         self._works = works
+        self._ranks = ranks
         self._tenants = tenants
         self._reservations = reservations
         self._now = Instant(0)
@@ -62,3 +65,8 @@ class Debts:
         """By when it has to give back what it owes (`overdue.py`)."""
         reservations = self._reservations.values()
         return back_by(work, self._works, reservations, self._tenants, self._now)
+
+    def called_in_at(self, work: Work) -> Instant | None:
+        """The same, if a reservation covers what it owes that to."""
+        covered = self._ranks.get(self.owing.get(work.id, WorkId(""))) == RESERVED
+        return self.back_by(work) if covered else None

@@ -108,7 +108,7 @@ class Roster:
         self.errands = Errands(policy, self.works, fleet.nodes)
         self._entries: dict[WorkId, _Entry] = {}
         self.coverage = Coverage(self.works, tenants, reservations)
-        self.debts = Debts(self.works, tenants, reservations)
+        self.debts = Debts(self.works, self.ranks, tenants, reservations)
         self._timers: list[tuple[Instant, WorkId]] = []
         self._rises: list[tuple[Instant, WorkId]] = []
 

@@ -27,13 +27,11 @@ def call_in(this: Scratch) -> None:
 
 def _overdue(this: Scratch) -> dict[WorkId, list[tuple[Instant, WorkId]]]:
     """What may be ended by now, for whom: the longest overdue first."""
-    roster = this.index.roster
+    debts = this.index.roster.debts
     found: dict[WorkId, list[tuple[Instant, WorkId]]] = {}
-    for work_id, creditor in sorted(roster.debts.owing.items()):
-        due = roster.debts.back_by(this.works[work_id])
-        if due is None or due > this.now or work_id in this.touched:
-            continue
-        if roster.ranks.get(creditor) == RESERVED:
+    for work_id, creditor in sorted(debts.owing.items()):
+        due = debts.called_in_at(this.works[work_id])
+        if due is not None and due <= this.now and work_id not in this.touched:
             found.setdefault(creditor, []).append((due, work_id))
     return {creditor: sorted(found[creditor]) for creditor in sorted(found)}
 
