@@ -165,23 +165,19 @@ def test_a_reservation_has_its_cores_in_time_from_a_job_that_cannot_be_saved(
     tmp_path: Path, undisturbed: str
 ) -> None:
     with pool(tmp_path / "data") as up:
-        _is_called_in(up, undisturbed)
-
-
-def _is_called_in(up: Pool, undisturbed: str) -> None:
-    up.run("reservation", "create", "default", str(DEVICES), "--within", "4")
-    finish = up.folder.parent / "finish-stuck"
-    command = (sys.executable, "-c", TRACED, str(JOB), str(STEPS), str(finish))
-    all_of_it = ("--devices", str(DEVICES))
-    stuck = up.run("run", "--tier", "basic", "--name", "stuck", *all_of_it, "--", *command)
-    until("it prints", lambda: up.printed(stuck))
-    urgent = up.submit("--tier", "premium", name="urgent", devices=str(DEVICES))
-    until("a save of it fails", lambda: "not saved" in up.job(stuck)["reason"])
-    assert up.finished(urgent)["outcome"] == "succeeded"
-    ended = up.finished(stuck)
-    assert (ended["outcome"], ended["attempts"]) == ("succeeded", 2)
-    assert up.digest(stuck) == undisturbed
-    receipts = up.json("receipts", stuck)
-    assert all(receipt["by"] == urgent for receipt in receipts)
-    assert receipts[-1]["lost_ms"] == ended["lost_ms"] > 0
-    assert "could not be saved in time" in receipts[-1]["reason"]
+        up.run("reservation", "create", "default", str(DEVICES), "--within", "4")
+        finish = up.folder.parent / "finish-stuck"
+        command = (sys.executable, "-c", TRACED, str(JOB), str(STEPS), str(finish))
+        all_of_it = ("--devices", str(DEVICES))
+        stuck = up.run("run", "--tier", "basic", "--name", "stuck", *all_of_it, "--", *command)
+        until("it prints", lambda: up.printed(stuck))
+        urgent = up.submit("--tier", "premium", name="urgent", devices=str(DEVICES))
+        until("a save of it fails", lambda: "not saved" in up.job(stuck)["reason"])
+        assert up.finished(urgent)["outcome"] == "succeeded"
+        ended = up.finished(stuck)
+        assert (ended["outcome"], ended["attempts"]) == ("succeeded", 2)
+        assert up.digest(stuck) == undisturbed
+        receipts = up.json("receipts", stuck)
+        assert all(receipt["by"] == urgent for receipt in receipts)
+        assert receipts[-1]["lost_ms"] == ended["lost_ms"] > 0
+        assert "could not be saved in time" in receipts[-1]["reason"]

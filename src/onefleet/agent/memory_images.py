@@ -19,6 +19,7 @@ from onefleet.agent import records
 from onefleet.agent.devices import memory_bytes
 from onefleet.domain.layout import Layout
 from onefleet.drivers import image as images
+from onefleet.registry.blobs import folder_bytes
 
 #: A file system in memory; everybody may write there.
 SHM = Path("/dev/shm")  # noqa: S108
@@ -47,7 +48,7 @@ def room_bytes(layout: Layout, shm: Path = SHM) -> int:
 
 def used_bytes(layout: Layout, shm: Path = SHM) -> int:
     """What all of them take."""
-    return sum(file.stat().st_size for file in root(layout, shm).rglob("*") if file.is_file())
+    return folder_bytes(root(layout, shm))
 
 
 def place(layout: Layout, worker: str, image: str, memory: int, shm: Path = SHM) -> Path | None:

@@ -13,7 +13,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from onefleet.domain.errors import Conflict, StorageFull
@@ -46,6 +46,16 @@ def ensure_room(folder: Path, needed: int, what: str) -> None:
             why=f"{_mb(RESERVE_BYTES)} stay reserved for the pool's own records",
             hint="free space there, or start the pool with another --data-dir",
         )
+
+
+def folder_bytes(folder: Path) -> int:
+    """Bytes of the files in it, at any depth, while somebody may remove some, folders included."""
+    total = 0
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            with suppress(FileNotFoundError):
+                total += os.lstat(os.path.join(parent, name)).st_size
+    return total
 
 
 @contextmanager

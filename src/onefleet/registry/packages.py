@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from onefleet.domain.errors import Unreachable, Unsupported, UpstreamFailed
-from onefleet.registry.blobs import CHUNK_BYTES, Progress
+from onefleet.registry.blobs import CHUNK_BYTES, Progress, folder_bytes
 
 #: How often the size of a growing download is looked at.
 _POLL_S = 0.1
@@ -89,7 +89,7 @@ def _found(package: Package, folder: Path) -> Path | None:
 async def _fetch(package: Package, folder: Path, done: int, total: int, progress: Progress) -> None:
     scratch = folder / "scratch"
     scratch.mkdir(parents=True, exist_ok=True)
-    before = _size(folder)
+    before = folder_bytes(folder)
     process = await asyncio.create_subprocess_exec(
         *_command(package, folder, scratch),
         stdin=asyncio.subprocess.DEVNULL,
@@ -100,7 +100,7 @@ async def _fetch(package: Package, folder: Path, done: int, total: int, progress
     try:
         while not reading.done():
             await asyncio.wait([reading], timeout=_POLL_S)
-            grown = min(_size(folder) - before, package.size_bytes)
+            grown = min(folder_bytes(folder) - before, package.size_bytes)
             progress(done + max(0, grown), total)
         _, complaint = reading.result()
     finally:
@@ -139,11 +139,3 @@ def _command(package: Package, folder: Path, scratch: Path) -> list[str]:
     tool = [uv, "tool", "run", "--quiet", "--python", sys.executable, "pip", "download"]
     options = ["--no-deps", "--only-binary=:all:", "--quiet", "--dest", str(folder)]
     return [*scratched, *tool, *options, package.requirement]
-
-
-def _size(folder: Path) -> int:
-    total = 0
-    for path in folder.rglob("*"):
-        with contextlib.suppress(FileNotFoundError):
-            total += path.stat().st_size
-    return total
