@@ -7,6 +7,8 @@ Queue: from arrival to the first start. Slowdown: bounded at 10 s. Wasted: devic
 progress that lasted. † marks policies that know durations: yardsticks, and nothing for a pool.
 
 The second table has tiers: each job is premium with a chance of 20 %, by the seed, and basic else.
+Wasted for premium: what saves, restores and lost progress of basic jobs cost that made room for
+premium ones; the rest is for turns among jobs of one tier.
 
     python -m benchmarks.philly --trace .../philly_jobs_82k.csv.gz --seeds 3 --report
     python -m benchmarks.philly --jobs 5000 --devices 64     on an imitation, without a trace
@@ -62,6 +64,7 @@ class Found:
     suspends: int
     wasted_h: float
     wasted_part: float
+    ceded_part: float
     premium_queue_s: float
     premium_kept: float
     basic_jct_s: float
@@ -93,6 +96,7 @@ def _found(outcome: Outcome, least: Bounds) -> Found:
         suspends=outcome.suspends + outcome.kills,
         wasted_h=outcome.wasted_device_hours,
         wasted_part=outcome.wasted_part,
+        ceded_part=outcome.ceded_part,
         premium_queue_s=premium.mean_queue_s,
         premium_kept=premium.kept_promises(),
         basic_jct_s=basic.mean_jct_s,
@@ -149,7 +153,7 @@ POLICY_HEADERS = (
 )  # fmt: skip
 TIER_HEADERS = (
     "policy", "premium queue, s", "premium promises kept", "basic mean JCT, s",
-    "suspends or kills", "wasted device-h", "wasted",
+    "suspends or kills", "wasted device-h", "wasted", "wasted for premium",
 )  # fmt: skip
 
 
@@ -180,6 +184,7 @@ def tiers_table(options: Namespace, named: Sequence[Named]) -> str:
                     f"{runs[0].suspends:,}",
                     tables.spread([f.wasted_h for f in runs], "{:,.0f}"),
                     f"{runs[0].wasted_part:.2%}",
+                    f"{runs[0].ceded_part:.3%}",
                 ]
             )
         parts.append(f"## Tiers at {devices} devices\n\n" + tables.markdown(TIER_HEADERS, rows))

@@ -119,12 +119,20 @@ def test_premium_suspends_the_youngest_of_a_lower_tier():
     assert outcome.started == [0, 10, 20]
     assert outcome.ended == [100, 72, 25]  # 10 ms, out at 20, back at 25, restored at 32, 40 ms
     assert (outcome.suspends, outcome.kills, outcome.lost, outcome.wasted) == (1, 0, 0, 7)
+    assert outcome.ceded == 7
 
 
 def test_killing_loses_what_was_done():
     outcome = simulate(TIERED, flat(3, restore_ms=7), TIERS_KILL)
     assert outcome.ended == [100, 75, 25]  # from the start again at 25, with nothing to restore
     assert (outcome.suspends, outcome.kills, outcome.lost, outcome.wasted) == (0, 1, 10, 10)
+    assert outcome.ceded == 10
+
+
+def test_what_makes_room_inside_a_tier_cedes_nothing():
+    jobs = jobs_of([(0, 1, 9_000_000), (1, 1, 9_000_000)])
+    outcome = simulate(jobs, flat(1, restore_ms=7), LAS)
+    assert outcome.suspends > 0 and outcome.wasted > 0 and outcome.ceded == 0
 
 
 def test_promises_are_counted_by_tier():

@@ -7,10 +7,10 @@ borrowed it.
 
 Inside a rank goes first what has had the least device time, on a scale of powers (its level);
 so short work ends soon though nobody knows what is short. It may take devices from a job of its
-rank that is on a higher level. On one level the department, and then the team, goes first that has
-used the least by its weight, and of its works the one submitted first; who is far under its part
-goes before all others of the rank (`shares.py`, `index/lines.py`). After 2D-LAS (Gu et al.,
-"Tiresias", NSDI 2019), with thresholds that grow fourfold.
+rank that is on more than twice as high a level. On one level the department, and then the team,
+goes first that has used the least by its weight, and of its works the one submitted first; who is
+far under its part goes before all others of the rank (`shares.py`, `index/lines.py`). After 2D-LAS
+(Gu et al., "Tiresias", NSDI 2019), with thresholds that grow fourfold.
 """
 
 from __future__ import annotations
@@ -105,6 +105,15 @@ def loss_device_ms(work: Work, nodes: Iterable[Node | None], policy: Policy) -> 
     once_ms = policy.save_fixed_ms + state_bytes // max(policy.save_bytes_per_ms, 1)
     may_lose = 0 if is_saved_from_outside(nodes) else MAY_LOSE_MS
     return (2 * once_ms + may_lose) * devices_held(work)
+
+
+def gives_way_from(level: int) -> int:
+    """The level from which on works of a rank give way to one of it that is on this level.
+
+    It is more than twice as high, so that what is short soon has its turn, and what is long does
+    not push aside what is hardly longer. What goes before all levels takes its turn from any.
+    """
+    return 2 * level + 1 if level >= 0 else level + 1
 
 
 def gives_way(work: Work, nodes: Iterable[Node | None]) -> bool:

@@ -15,7 +15,7 @@ from onefleet.core.feasibility import accepts
 from onefleet.core.index import Index
 from onefleet.core.index.lines import Under
 from onefleet.core.ledger import bucket_of
-from onefleet.core.ordering import RESERVED, can_be_resized, gives_way
+from onefleet.core.ordering import RESERVED, can_be_resized, gives_way, gives_way_from
 from onefleet.core.overdue import back_by, owes
 from onefleet.core.plan import (
     Checkpoint,
@@ -416,7 +416,8 @@ class _Checker:
             yield f"{victim.id} makes room for {for_work}, which ranks behind it"
         elif self._ranks()[victim.id] == self._ranks()[for_work]:
             level_of = self.index.roster.level_of
-            has_more = level_of(victim.id) > level_of(waiting.id)
+            above = gives_way_from(level_of(waiting.id))
+            has_more = level_of(victim.id) >= above
             claims = waiting.tenant_id in self._under(waiting).claiming
             is_sheltered = victim.tenant_id in self._under(waiting).sheltered
             may = has_more or not is_sheltered if claims else has_more and not is_sheltered

@@ -30,42 +30,41 @@ NODES_COMPARED = 64
 
 class Rights(NamedTuple):
     """What waiting work may take of its own rank, if it takes its `turns` there by now: the devices
-    of works above its level, but not of `sheltered` tenants; or, if it `claims` its tenant's part,
-    those of works on any level that are not starved, and of sheltered tenants those of works above
-    its own."""
+    of works from the level `above` on, but not of `sheltered` tenants; or, if it `claims` its
+    tenant's part, those of works on any level that are not starved, and of sheltered tenants those
+    of works that are so high."""
 
     turns: bool
+    above: int
     claims: bool
     sheltered: Collection[TenantId]
 
-    def take(self, tenant_id: TenantId, level: int, own: int) -> bool:
-        """Whether they are to a work of its rank, of this tenant and on this level. own: its own
-        level."""
-        above = level > own
+    def take(self, tenant_id: TenantId, level: int) -> bool:
+        """Whether they are to a work of its rank, of this tenant and on this level."""
+        above = level >= self.above
         if self.claims:
             return above or (tenant_id not in self.sheltered and level != STARVED)
         return above and tenant_id not in self.sheltered
 
 
-ANY = Rights(turns=True, claims=True, sheltered=())
+NONE = Rights(turns=False, above=0, claims=False, sheltered=())
 
 
 class Able(NamedTuple):
     """Who may have to make room: works of ranks from `lowest` on; of the waiting work's own rank
-    those that its level and its rights permit, or all (None)."""
+    those that its rights permit, or all (None)."""
 
     lowest: int
     rank: int
-    level: int | None
-    rights: Rights
+    rights: Rights | None
 
     def of(self, victims: list[Victim]) -> list[Victim]:
         """Those of them, which are in the order in which they go."""
-        if self.level is None or self.lowest > self.rank:
+        if self.rights is None or self.lowest > self.rank:
             return victims[: bisect_left(victims, (1 - self.lowest,))]
         lower, above = (
             bisect_left(victims, (-self.rank,)),
-            bisect_left(victims, (-self.rank, -self.level)),
+            bisect_left(victims, (-self.rank, 1 - self.rights.above)),
         )
         if self.rights.claims:
             beside = victims[above : bisect_left(victims, (1 - self.rank,))]
@@ -101,12 +100,11 @@ class Victims:
         """
         demand = work.demand
         self._index.settle_rooms()
-        level = self._index.roster.level_of(work.id)
         spares = self._index.fleet.spares.are_for(work)
         shares_rank = rights.turns and rank > RESERVED  # nobody gives way inside a reservation
         last = rank if shares_rank else rank + 1
         for lowest in range(BASIC, last - 1, -1):  # lowest tiers alone, if that suffices
-            able = Able(lowest, rank, level, rights)
+            able = Able(lowest, rank, rights)
             found: list[Victim] = []
             for nodes in () if home is None else (home.nodes, *home.copies):
                 found = found or self._there(demand, nodes, able, spares)
@@ -129,7 +127,7 @@ class Victims:
             return None
         movers = [
             victim
-            for victim in self._candidates(work.demand, tuple(places), Able(rank, rank, None, ANY))
+            for victim in self._candidates(work.demand, tuple(places), Able(rank, rank, None))
             if victim.work.kind is WorkKind.REPLICA
             and self._capacity.fit(victim.work.demand, None, lambda r: r.node.id in places)
         ]
@@ -212,10 +210,10 @@ class Victims:
 
     def _candidates(self, demand: Demand, nodes: tuple[NodeId, ...], able: Able) -> list[Victim]:
         """Whoever may be moved on these nodes, in the order in which they go."""
-        scope = Scope(demand.kind, nodes, able.rank, able.level is not None)
+        scope = Scope(demand.kind, nodes, able.rank, able.rights is not None)
         movable = self._index.roster.movable.of(scope)
         found = able.of(movable)
-        if not able.rights.claims:
+        if able.rights is None or not able.rights.claims:
             return found
 
         def excess(victim: Victim) -> int:

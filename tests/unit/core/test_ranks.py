@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import pytest
 from tests.fleets import (
     NOW,
     a_job,
@@ -18,7 +19,17 @@ from tests.fleets import (
 )
 
 from onefleet.core import lifecycle
-from onefleet.core.ordering import BASIC, BEHIND, PROMISED, RESERVED, STANDARD
+from onefleet.core.ordering import (
+    BASIC,
+    BEHIND,
+    PROMISED,
+    RESERVED,
+    STANDARD,
+    STARVED,
+    STRANDED,
+    URGENT,
+    gives_way_from,
+)
 from onefleet.core.plan import Place, Suspend
 from onefleet.core.planner import Index
 from onefleet.core.policy import Policy
@@ -200,7 +211,7 @@ def basic(name: str, at: Instant = NOON, **changes: object) -> Work:
     return a_job(name, tier=Tier.BASIC, submitted_at=at, phase_since=at, **changes)
 
 
-def test_a_job_that_has_had_twice_as_much_makes_room_for_one_of_its_rank() -> None:
+def test_a_job_makes_room_for_one_of_its_rank_that_has_had_much_less() -> None:
     running = placed(basic("r"), ("n1", "0"), at=NOON)
     snapshot = a_snapshot([lasting_node()], [running, basic("w")])
     assert not planned(snapshot, POLICY, Instant(NOON + 9 * MINUTE)).decisions
@@ -209,8 +220,18 @@ def test_a_job_that_has_had_twice_as_much_makes_room_for_one_of_its_rank() -> No
     assert decision.reason == "makes room for w (basic), which has had less device time"
     had_too = replace(basic("w"), served_ms=15 * MINUTE)
     snapshot = a_snapshot([lasting_node()], [running, had_too])
-    assert not planned(snapshot, POLICY, Instant(NOON + 19 * MINUTE)).decisions
-    assert planned(snapshot, POLICY, Instant(NOON + 20 * MINUTE)).decisions
+    assert not planned(snapshot, POLICY, Instant(NOON + 39 * MINUTE)).decisions
+    assert planned(snapshot, POLICY, Instant(NOON + 40 * MINUTE)).decisions
+
+
+@pytest.mark.parametrize(
+    ("level", "above"),
+    [(0, 1), (1, 3), (2, 5), (6, 13), (STARVED, 0), (URGENT, -1), (STRANDED, -2)],
+)
+def test_the_longer_a_job_has_run_the_more_must_those_have_had_that_give_way_to_it(
+    level: int, above: int
+) -> None:
+    assert gives_way_from(level) == above
 
 
 def test_a_turn_is_taken_once_what_waits_has_waited_and_a_tier_gives_way_at_once() -> None:

@@ -36,7 +36,6 @@ class Sight(NamedTuple):
     they end, or it may take their devices, until then."""
 
     rank: int
-    level: int
     until: Instant
     rights: Rights
 
@@ -65,7 +64,7 @@ class Heads:
         self.set(opened=False)
         if not self._is_there_any(work, rank):
             return False
-        firm = self._target(work, self._sight(work, rank, rights)) if rights else ()
+        firm = self._target(work, self._sight(rank, rights)) if rights else ()
         target = firm or self._target(work, None)
         kept = self._capacity.keep(work.demand, target, rank) if target else []
         self._firm += [one for one in kept if firm or not self._is_given_back(one[0])]
@@ -96,10 +95,9 @@ class Heads:
 
     # --- where it will fit -------------------------------------------------------------------
 
-    def _sight(self, work: Work, rank: int, rights: Rights) -> Sight:
+    def _sight(self, rank: int, rights: Rights) -> Sight:
         """What the head of a rank waits for without letting others pass."""
-        level = self._this.index.roster.level_of(work.id)
-        return Sight(rank, level, Instant(self._this.now + self._this.policy.level_ms), rights)
+        return Sight(rank, Instant(self._this.now + self._this.policy.level_ms), rights)
 
     def _target(self, work: Work, sight: Sight | None) -> Nodes:
         """The node of each worker where it will fit when the jobs there have ended; if that is to
@@ -190,14 +188,14 @@ class Heads:
         return ends_at <= sight.until
 
     def _gives_way(self, work: Work, sight: Sight) -> bool:
-        """Whether its devices may be taken, now or when it gets above the head's level in sight."""
+        """Whether its devices may be taken, now or once it is on so high a level, in sight."""
         nodes, roster = self._this.index.fleet.nodes, self._this.index.roster
-        level, above = roster.level_of(work.id), max(sight.level + 1, 1)
-        taken = sight.rights.take(work.tenant_id, level, sight.level)
+        level, above = roster.level_of(work.id), max(sight.rights.above, 1)
+        taken = sight.rights.take(work.tenant_id, level)
         if not taken:
             if level >= above or roster.rises_at(work.id) > sight.until:
                 return False
-            if not sight.rights.take(work.tenant_id, above, sight.level):
+            if not sight.rights.take(work.tenant_id, above):
                 return False
         if not gives_way(work, (nodes.get(slot.node_id) for slot in work.placement)):
             return False

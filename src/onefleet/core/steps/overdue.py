@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from onefleet.core.ordering import RESERVED
 from onefleet.core.plan import Stop, applied
-from onefleet.core.preemption import Rights
+from onefleet.core.preemption import NONE
 from onefleet.core.scratch import Scratch
 from onefleet.domain.ids import Instant, WorkId
 from onefleet.domain.work import Work
@@ -55,7 +55,7 @@ def _enough(this: Scratch, waiting: Work, overdue: Sequence[WorkId]) -> list[Sto
             reason = f"could not be saved in time, and {waiting.id} has its devices now"
             stops.append(Stop(work.id, reason, waiting.id))
             index.put(applied(work, stops[-1], this.now))
-    if this.victims.choose(waiting, RESERVED, home, Rights(False, False, ())):
+    if this.victims.choose(waiting, RESERVED, home, NONE):
         return stops
     for work in before:
         index.put(work)

@@ -17,7 +17,7 @@ from onefleet.core.deadlines import is_urgent
 from onefleet.core.guarantees import Guarantees
 from onefleet.core.index import Home, Room
 from onefleet.core.index.lines import Queue
-from onefleet.core.ordering import RANK_NAMES, STARVED, TIERS, URGENT
+from onefleet.core.ordering import RANK_NAMES, STARVED, TIERS, URGENT, gives_way_from
 from onefleet.core.plan import Freeze, Place, Resize, Stop, Suspend
 from onefleet.core.preemption import Rights
 from onefleet.core.scratch import Scratch
@@ -258,9 +258,10 @@ class Placing:
 
     def _rights(self, work: Work, queue: Queue) -> Rights:
         """What the work that the queue just gave may take of its own rank."""
-        starved = self.this.index.roster.level_of(work.id) == STARVED
-        sheltered = () if starved else queue.under.sheltered
-        return Rights(self._is_late(work), queue.claims, sheltered)
+        level = self.this.index.roster.level_of(work.id)
+        above = gives_way_from(level)
+        sheltered = () if level == STARVED else queue.under.sheltered
+        return Rights(self._is_late(work), above, queue.claims, sheltered)
 
     def _is_late(self, work: Work) -> bool:
         """Whether it has waited for its patience, or has none as its deadline is near."""

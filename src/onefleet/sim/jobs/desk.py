@@ -82,6 +82,7 @@ class Desk:
         self.rose: list[int] = []
         self.leaving = 0  # devices of jobs that are being saved
         self.acts: list[tuple[Act, JobView]] = []
+        self.ceding: dict[int, None] = {}  # of these acts, who makes room for a higher tier
         self.wakes: list[int] = []
         self._room = room
         self._save_ms = save_ms
@@ -116,9 +117,12 @@ class Desk:
         self.running[job.number] = job
         self.acts.append((Act.START, job))
 
-    def suspend(self, job: JobView) -> None:
-        """Save a running job. Its devices are free at once, or after the time that a save takes."""
-        self._leave(job)
+    def suspend(self, job: JobView, whom: JobView | None = None) -> None:
+        """Save a running job. Its devices are free at once, or after the time that a save takes.
+
+        whom: it makes room for; only for the tables.
+        """
+        self._leave(job, whom)
         self.acts.append((Act.SUSPEND, job))
         if self._save_ms:
             job.phase = Phase.SAVING
@@ -126,9 +130,9 @@ class Desk:
         else:
             self._free(job, Phase.SUSPENDED)
 
-    def kill(self, job: JobView) -> None:
+    def kill(self, job: JobView, whom: JobView | None = None) -> None:
         """End a running job's processes; it waits again, with what its last image holds."""
-        self._leave(job)
+        self._leave(job, whom)
         self.acts.append((Act.KILL, job))
         self._free(job, Phase.PENDING)
 
@@ -138,7 +142,9 @@ class Desk:
             raise InternalError(f"a policy wants to be woken at {at}, and it is {self.now}")
         self.wakes.append(at)
 
-    def _leave(self, job: JobView) -> None:
+    def _leave(self, job: JobView, whom: JobView | None) -> None:
+        if whom is not None and whom.tier.rank < job.tier.rank:
+            self.ceding[job.number] = None
         if self.running.pop(job.number, None) is None:
             raise InternalError(f"{job} was taken off its devices, and holds none")
         if job.phase is Phase.RUNNING and self.now > job.since:

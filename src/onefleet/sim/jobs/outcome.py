@@ -19,9 +19,10 @@ PROMISES = {Tier.PREMIUM: 0.95, Tier.STANDARD: 0.70, Tier.BASIC: 0.0}
 class Outcome:
     """jobs: those looked at. started, ended: by their number. held: device-milliseconds held by
     jobs; wasted: the part that made no progress that lasted. lost: the part of wasted that was
-    progress. decisions: starts, suspends and kills; moments: how often the policy was asked;
-    policy_cpu_ns: the CPU time that its answers took, 0 unless
-    that was to be measured."""
+    progress. ceded: what it cost to make room for higher tiers, of saves, restores and lost
+    progress; 0 where nobody says for whom. decisions: starts, suspends and kills; moments: how
+    often the policy was asked; policy_cpu_ns: the CPU time that its answers took, 0 unless that was
+    to be measured."""
 
     policy: str
     jobs: Sequence[Job]
@@ -36,6 +37,7 @@ class Outcome:
     decisions: int
     moments: int
     policy_cpu_ns: int
+    ceded: int = 0
 
     def of(self, tier: Tier) -> Outcome:
         """Only the jobs of a tier; sums over all jobs stay as they are."""
@@ -79,6 +81,11 @@ class Outcome:
     def wasted_part(self) -> float:
         """Of the device time that was held."""
         return self.wasted / max(self.held, 1)
+
+    @property
+    def ceded_part(self) -> float:
+        """Of the device time that was held."""
+        return self.ceded / max(self.held, 1)
 
     def kept_promises(self) -> float:
         """The part of the jobs whose device fraction is what their tier promises."""

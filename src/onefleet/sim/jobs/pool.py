@@ -21,7 +21,7 @@ from typing import assert_never
 from onefleet.core import lifecycle
 from onefleet.core.index import Record
 from onefleet.core.ledger import forgetting
-from onefleet.core.ordering import level_of, rises_of
+from onefleet.core.ordering import gives_way_from, level_of, rises_of
 from onefleet.core.plan import (
     Checkpoint,
     Decision,
@@ -161,15 +161,19 @@ class Pool:
             case Place():
                 self._place(decision, view, work, desk)
             case Suspend() | Move():
-                desk.suspend(view)
+                desk.suspend(view, self._whom(decision))
                 self._put(view, work if self._rules.price.save_ms else _saved(work, now))
             case Stop() | Lose():
-                desk.kill(view)
+                desk.kill(view, self._whom(decision) if isinstance(decision, Stop) else None)
                 self._put(view, lifecycle.apply(work, lifecycle.Lost("made room"), now))
             case Ready() | DropImage() | GivePromise():
                 self._put(view, work)
             case _:
                 assert_never(decision)
+
+    def _whom(self, decision: Suspend | Move | Stop) -> JobView | None:
+        """The job that has the devices thereby."""
+        return None if decision.for_work is None else self._views.get(decision.for_work)
 
     def _place(self, decision: Place, view: JobView, work: Work, desk: Desk) -> None:
         now = Instant(desk.now)
@@ -206,7 +210,7 @@ class Pool:
         due, lowest = roster.next_due(), roster.lines.lowest_level()
         if due is not None:
             yield due
-        rises = self._rises.get(lowest + 1, []) if lowest is not None else []
+        rises = [] if lowest is None else self._rises.get(gives_way_from(lowest), [])
         while rises:
             at, number, epoch = rises[0]
             work = self._works.get(number)

@@ -150,7 +150,7 @@ class _World:
         self.clock: Callable[[], int] = _no_clock
         self.unfinished = len(jobs)
         self.wakes = 0  # to come
-        self.held = self.wasted = self.lost = 0
+        self.held = self.wasted = self.lost = self.ceded = 0
         self.failures = self.decisions = self.moments = self.policy_cpu_ns = 0
 
     def run(self) -> None:
@@ -193,6 +193,7 @@ class _World:
             held=self.held,
             wasted=self.wasted,
             lost=self.lost,
+            ceded=self.ceded,
             suspends=sum(run.suspends for run in self.runs),
             kills=sum(run.kills for run in self.runs),
             failures=self.failures,
@@ -220,6 +221,7 @@ class _World:
             heapq.heappush(self.heap, (at, _WAKE, 0, 0))
             self.wakes += 1
         desk.acts.clear()
+        desk.ceding.clear()
         desk.wakes.clear()
         desk.arrived.clear()
         desk.returned.clear()
@@ -245,17 +247,25 @@ class _World:
     def _suspend(self, run: _Run, now: int) -> None:
         """Freeze it. What it holds is free once it is saved."""
         self._freeze(run, now, keep=True)
+        price = self.rules.price
         run.saved = True
         run.suspends += 1
         run.view.suspends = run.suspends
-        if self.rules.price.save_ms:
-            at = now + self.rules.price.save_ms
+        if run.job.number in self.desk.ceding:
+            self.ceded += (price.save_ms + price.restore_ms) * run.job.devices
+        if price.save_ms:
+            at = now + price.save_ms
             heapq.heappush(self.heap, (at, _SAVED, run.job.number, run.epoch))
         else:
             self._let_go(run, now)
 
     def _kill(self, run: _Run, now: int) -> None:
+        lost = self.lost
         self._freeze(run, now, keep=False)
+        if run.job.number in self.desk.ceding:
+            price = self.rules.price
+            again_ms = price.restore_ms if run.saved else price.start_ms
+            self.ceded += self.lost - lost + again_ms * run.job.devices
         run.kills += 1
         run.view.kills = run.kills
         self._let_go(run, now)

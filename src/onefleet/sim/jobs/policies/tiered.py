@@ -144,9 +144,9 @@ class Tiered:
             missing -= victim.devices
             self._gone(victim, lower)
             if self._taking is Taking.KILL:
-                desk.kill(victim)
+                desk.kill(victim, job)
             else:
-                desk.suspend(victim)
+                desk.suspend(victim, job)
             if victim.number in desk.waiting:
                 self._wait(victim)
         return desk.fits(job.devices)
