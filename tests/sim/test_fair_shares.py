@@ -44,3 +44,16 @@ def test_long_jobs_are_not_starved_by_short_ones(weights: dict[str, int], part: 
     found = had(weights)
     assert sum(found.values()) > 0.97
     assert 0.8 * part / 3 < found["long"] < part
+
+
+def test_many_jobs_of_a_tenant_that_had_nothing_start_at_one_moment() -> None:
+    """One that has waited has room made for it, and they go before it, one after another."""
+    held = [("a", 0, 20 * HOUR)] * 100 + [("b", 0, 20 * HOUR)] * 80
+    burst = [("c", HOUR + MINUTE // 2, HOUR)] * 70
+    rows = [
+        Job(number, TenantId(tenant), Tier.BASIC, 1, at, ms)
+        for number, (tenant, at, ms) in enumerate([*held, ("b", HOUR, HOUR), *burst])
+    ]
+    outcome = simulate(rows, Rules(Fleet.flat(len(held))), ONEFLEET)
+    assert max(outcome.started) <= HOUR + MINUTE
+    assert outcome.suspends == len(burst) + 1

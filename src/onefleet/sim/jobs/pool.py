@@ -59,7 +59,8 @@ from onefleet.domain.work import Demand, Image, Phase, Terms, Want, Work, WorkKi
 from onefleet.sim.jobs.desk import Desk, JobView
 from onefleet.sim.jobs.job import Rules
 
-#: Passes at one moment before it is a defect that they do not come to rest.
+#: Passes at one moment, besides one for each job that waits and may start in it, before it is a
+#: defect that they do not come to rest.
 PASSES_MAX = 50
 #: Levels above its own that a job may get to in one run.
 LEVELS_NOTED = 12
@@ -99,7 +100,8 @@ class Pool:
         now = Instant(desk.now)
         self._take_news(desk, now)
         self._index.advance(now, {})
-        for _ in range(PASSES_MAX):
+        most = PASSES_MAX + len(desk.waiting)
+        for _ in range(most):
             decided = plan(self._snapshot, self._policy, now, self._rng, self._index)
             after = {work.id: work for work in decided.works}
             for decision in decided.decisions:
@@ -108,7 +110,7 @@ class Pool:
                 break
         else:
             told = ", ".join(describe(decision) for decision in decided.decisions)
-            raise InternalError(f"{PASSES_MAX} passes at {now} did not come to rest: {told}")
+            raise InternalError(f"{most} passes at {now} did not come to rest: {told}")
         self._sleep(desk)
 
     # --- the desk's news --------------------------------------------------------------------------
