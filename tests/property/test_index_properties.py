@@ -71,6 +71,7 @@ def facts(index: Index) -> dict[str, Any]:
         "aside": {key: (shelf.by, shelf.shared) for key, shelf in fleet.aside.everything().items()},
         "awaited": fleet.awaited,
         "stranded": roster.stranded,
+        "nominees": roster.nominees.waiting,
         "ready": roster.errands.to_ready,
         "promise": roster.errands.to_promise,
         "checkpoint": roster.errands.to_checkpoint,

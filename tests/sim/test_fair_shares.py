@@ -46,8 +46,8 @@ def test_long_jobs_are_not_starved_by_short_ones(weights: dict[str, int], part: 
     assert 0.8 * part / 3 < found["long"] < part
 
 
-def test_many_jobs_of_a_tenant_that_had_nothing_start_at_one_moment() -> None:
-    """One that has waited has room made for it, and they go before it, one after another."""
+def test_room_made_for_one_is_not_taken_by_those_that_go_before_it() -> None:
+    """Others of its rank, whose tenant had nothing, have to wait for their patience as it did."""
     held = [("a", 0, 20 * HOUR)] * 100 + [("b", 0, 20 * HOUR)] * 80
     burst = [("c", HOUR + MINUTE // 2, HOUR)] * 70
     rows = [
@@ -55,5 +55,6 @@ def test_many_jobs_of_a_tenant_that_had_nothing_start_at_one_moment() -> None:
         for number, (tenant, at, ms) in enumerate([*held, ("b", HOUR, HOUR), *burst])
     ]
     outcome = simulate(rows, Rules(Fleet.flat(len(held))), ONEFLEET)
-    assert max(outcome.started) <= HOUR + MINUTE
+    assert outcome.started[len(held)] == HOUR + MINUTE // 2
+    assert set(outcome.started[len(held) + 1 :]) == {HOUR + MINUTE}
     assert outcome.suspends == len(burst) + 1

@@ -21,6 +21,7 @@ from onefleet.core.index.fleet import Fleet
 from onefleet.core.index.homes import Home, awaits_of, home_of, image_nodes, roams_at
 from onefleet.core.index.lines import Lines, Place, Shape
 from onefleet.core.index.movable import Movable, Scope, Victim
+from onefleet.core.index.nominees import Nominees
 from onefleet.core.index.room import MEASURES, SOON, Hold, gone
 from onefleet.core.index.usage import DeviceUse
 from onefleet.core.ledger import Use, bucket_of, use_of
@@ -109,6 +110,7 @@ class Roster:
         self._entries: dict[WorkId, _Entry] = {}
         self.coverage = Coverage(self.works, tenants, reservations)
         self.debts = Debts(self.works, self.ranks, tenants, reservations)
+        self.nominees = Nominees(self.works)
         self._timers: list[tuple[Instant, WorkId]] = []
         self._rises: list[tuple[Instant, WorkId]] = []
 
@@ -257,6 +259,7 @@ class Roster:
             self.lines.add(place)
         elif self._fleet.spares.are_for(work) and _waits(work):
             self.stranded[work.id] = None
+        self.nominees.enter(work, in_line=place is not None)
         self.errands.enter(work, self.now)
         due = self._due(work)
         if due != NEVER:
@@ -292,6 +295,7 @@ class Roster:
         self.usage.take_out(entry.use, bucket_of(work), entry.line)
         if entry.place is not None:
             self.lines.remove(entry.place)
+        self.nominees.leave(work)
         self.errands.leave(work)
         if work.kind is WorkKind.REPLICA:
             self._surplus.touch(work.id)

@@ -1,9 +1,10 @@
 """Who gets what: the queue is worked off, rank by rank.
 
 What fits is placed. For what does not, room is made where its rank permits it, and what is free or
-leaving is kept, so that nothing later in the queue takes it. The first of a rank that got nothing
-has devices kept for it (`heads.py`): after its patience at once, before that against lower ranks
-only. What can be suspended may use them meanwhile.
+leaving is kept, so that nothing later in the queue takes it; in the next passes it comes first, so
+that nothing that goes before it takes what others made room for it with. The first of a rank that
+got nothing has devices kept for it (`heads.py`): after its patience at once, before that against
+lower ranks only. What can be suspended may use them meanwhile.
 """
 
 from __future__ import annotations
@@ -123,9 +124,10 @@ class Placing:
                 (claims, turns, gives_back): Hopeless()
                 for claims, turns, gives_back in product((True, False), repeat=3)
             }
+            served = self._serve_nominees(rank)
             for work_id in queue:
                 work = self.this.works[work_id]
-                if self._place_one(work) or self._make_room(work, rank, queue):
+                if work_id in served or self._place_one(work) or self._make_room(work, rank, queue):
                     continue
                 head = heads.setdefault(work.demand.kind, work)
                 if head is work and self._is_late(work):
@@ -144,6 +146,15 @@ class Placing:
         if self.this.index.fleet.spares.wanted:
             told = f"{len(self.this.index.fleet.spares.now)} nodes are kept as spares"
             self.this.report("spares", f"{told}, {self.rescued} works placed on others of them")
+
+    def _serve_nominees(self, rank: int) -> set[WorkId]:
+        """Give those of this rank that others made room for what came free, or keep it for them."""
+        roster, served = self.this.index.roster, set[WorkId]()
+        found = [self.this.works[n] for n in roster.nominees.waiting if roster.ranks[n] == rank]
+        for work in sorted(found, key=lambda work: (work.phase_since, work.id)):
+            if self._place_one(work) or self._keep_soon(work):
+                served.add(work.id)
+        return served
 
     # --- one work ----------------------------------------------------------------------------
 
@@ -190,10 +201,7 @@ class Placing:
         if self.guarantees.shy(work) is not None:
             return True  # it takes what is free and may be taken, and nothing is kept for it
         home, spares = this.index.roster.home_of(work), this.index.fleet.spares.are_for(work)
-        line = self.contended.setdefault(demand.kind, [])
-        ahead = len(line)
-        line.append(work.id)
-        self.waiting[work.id] = Waiting(line, ahead, kept=False, late=queue.late)
+        self._line_up(work, late=queue.late)
         turns = self._is_late(work)
         no_room = self.no_room[queue.claims, turns, _gives_back(work)]
         if no_room.has(demand, home):
@@ -222,10 +230,34 @@ class Placing:
                 return False
             fitting = this.capacity.fit_soon(demand, home, spares=spares)
             assert fitting is not None, "what was chosen did not suffice"
-        this.capacity.keep(demand, fitting)
+        self._keep(work, fitting)
+        return True
+
+    def _keep_soon(self, work: Work) -> bool:
+        """Keep what is free or leaving for it, if that is enough."""
+        if self.guarantees.shy(work) is not None:
+            return False
+        self.heads.set(opened=_gives_back(work))
+        home = self.this.index.roster.home_of(work)
+        spares = self.this.index.fleet.spares.are_for(work)
+        fitting = self.this.capacity.fit_soon(work.demand, home, spares=spares)
+        if fitting is None:
+            return False
+        self._line_up(work, late=False)
+        self._keep(work, fitting)
+        return True
+
+    def _line_up(self, work: Work, *, late: bool) -> None:
+        """It got nothing at once. late: tenants that are under their part go before it."""
+        line = self.contended.setdefault(work.demand.kind, [])
+        self.waiting[work.id] = Waiting(line, len(line), kept=False, late=late)
+        line.append(work.id)
+
+    def _keep(self, work: Work, fitting: Nodes) -> None:
+        """Keep what is free or leaving there for it."""
+        self.this.capacity.keep(work.demand, fitting)
         self.waiting[work.id] = self.waiting[work.id]._replace(kept=True)
         self.shares[work.tier].grant(work)
-        return True
 
     def _defragment(self, work: Work, rank: int, home: Home | None) -> bool:
         """Have jobs moved so that it finds its devices in one piece; one search a pass."""

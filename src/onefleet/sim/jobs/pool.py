@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import heapq
 import random
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import assert_never
@@ -94,6 +95,7 @@ class Pool:
         self._views: dict[WorkId, JobView] = {}
         self._rises: dict[int, list[tuple[Instant, int, int]]] = {}
         self._woken_at = -1
+        self._lates: deque[int] = deque()  # when patience ends that began with news, first first
 
     def decide(self, desk: Desk) -> None:
         """Run passes until there is nothing more to decide now."""
@@ -208,7 +210,10 @@ class Pool:
         that waits, which may go before it then."""
         roster = self._index.roster
         if desk.arrived or desk.returned or desk.ended or desk.acts:
-            yield desk.now + self._policy.patience_ms
+            self._lates.append(desk.now + self._policy.patience_ms)
+        while self._lates and self._lates[0] <= desk.now:
+            self._lates.popleft()
+        yield from tuple(self._lates)[:1]
         due, lowest = roster.next_due(), roster.lines.lowest_level()
         if due is not None:
             yield due
