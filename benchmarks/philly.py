@@ -8,8 +8,7 @@ progress that lasted. † marks policies that know durations: yardsticks, and no
 
 The second table has tiers: each job is premium with a chance of 20 %, by the seed, and basic else.
 Wasted for premium: what saves, restores and lost progress of basic jobs cost that made room for
-premium ones, at full price even where a restore was broken off, so that it can come out above what
-was wasted in all; what else is wasted is for turns among jobs of one tier.
+premium ones; what else is wasted is for turns among jobs of one tier.
 
     python -m benchmarks.philly --trace .../philly_jobs_82k.csv.gz --seeds 3 --report
     python -m benchmarks.philly --jobs 5000 --devices 64     on an imitation, without a trace

@@ -129,6 +129,14 @@ def test_killing_loses_what_was_done():
     assert outcome.ceded == 10
 
 
+def test_a_restore_that_is_broken_off_costs_the_higher_tier_what_it_took():
+    tiers = (Tier.BASIC, Tier.PREMIUM, Tier.PREMIUM)
+    jobs = jobs_of([(0, 1, 100), (20, 1, 5), (28, 1, 5)], tiers)
+    outcome = simulate(jobs, flat(1, restore_ms=7), TIERS_SUSPEND)
+    assert outcome.ended == [120, 25, 33]  # back at 25 for 3 ms, at 33 for 7
+    assert (outcome.suspends, outcome.wasted, outcome.ceded) == (2, 10, 10)
+
+
 def test_what_makes_room_inside_a_tier_cedes_nothing():
     jobs = jobs_of([(0, 1, 9_000_000), (1, 1, 9_000_000)])
     outcome = simulate(jobs, flat(1, restore_ms=7), LAS)

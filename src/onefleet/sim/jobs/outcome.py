@@ -20,8 +20,7 @@ class Outcome:
     """jobs: those looked at. started, ended: by their number. held: device-milliseconds held by
     jobs; wasted: the part that made no progress that lasted. lost: the part of wasted that was
     progress. ceded: what it cost to make room for higher tiers, of saves, restores and lost
-    progress, at full price even where a restore was broken off; 0 where nobody says for whom.
-    decisions: starts, suspends and kills; moments: how
+    progress; 0 where nobody says for whom. decisions: starts, suspends and kills; moments: how
     often the policy was asked; policy_cpu_ns: the CPU time that its answers took, 0 unless that was
     to be measured."""
 

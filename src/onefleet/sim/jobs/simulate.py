@@ -62,13 +62,14 @@ class _Run:
 
     progress: what it had when it was given its devices, or has while it holds none. fallback: what
     is left if the save that is under way fails. since: from when on it makes progress. held_from:
-    from when on it holds devices, and where. saved: there is something to restore it from. What a
-    view says too is kept here as well, because a policy could write to its views.
+    from when on it holds devices, and where. saved: there is something to restore it from. cedes:
+    it left for a higher tier. makes_up_until: until then it gets back to where it was before that.
+    What a view says too is kept here as well, because a policy could write to its views.
     """
 
     __slots__ = (
-        "broken", "end", "epoch", "fallback", "held_from", "job", "kills", "progress", "saved",
-        "since", "started", "suspends", "view", "where",
+        "broken", "cedes", "end", "epoch", "fallback", "held_from", "job", "kills",
+        "makes_up_until", "progress", "saved", "since", "started", "suspends", "view", "where",
     )  # fmt: skip
 
     def __init__(self, job: Job, view: JobView) -> None:
@@ -80,7 +81,8 @@ class _Run:
         self.held_from = _NEVER
         self.where: Where = ()
         self.epoch = 0
-        self.saved = False
+        self.saved = self.cedes = False
+        self.makes_up_until = 0
         self.broken = False  # a node of it has failed, and nobody has noticed yet
         self.started = self.end = -1
         self.suspends = self.kills = 0
@@ -237,6 +239,8 @@ class _World:
             run.started = view.started = now
         run.held_from, run.where = now, view.where
         run.since = view.since = now + (price.restore_ms if run.saved else price.start_ms)
+        run.makes_up_until = run.since if run.cedes else now
+        run.cedes = False
         run.epoch += 1
         end = run.since + wall_for(run.job.duration_ms - run.progress, self.rules.checkpoints)
         heapq.heappush(self.heap, (end, _END, view.number, run.epoch))
@@ -251,8 +255,8 @@ class _World:
         run.saved = True
         run.suspends += 1
         run.view.suspends = run.suspends
-        if run.job.number in self.desk.ceding:
-            self.ceded += (price.save_ms + price.restore_ms) * run.job.devices
+        if self._cedes(run):
+            self.ceded += price.save_ms * run.job.devices
         if price.save_ms:
             at = now + price.save_ms
             heapq.heappush(self.heap, (at, _SAVED, run.job.number, run.epoch))
@@ -262,13 +266,16 @@ class _World:
     def _kill(self, run: _Run, now: int) -> None:
         lost = self.lost
         self._freeze(run, now, keep=False)
-        if run.job.number in self.desk.ceding:
-            price = self.rules.price
-            again_ms = price.restore_ms if run.saved else price.start_ms
-            self.ceded += self.lost - lost + again_ms * run.job.devices
+        if self._cedes(run):
+            self.ceded += self.lost - lost
         run.kills += 1
         run.view.kills = run.kills
         self._let_go(run, now)
+
+    def _cedes(self, run: _Run) -> bool:
+        """Whether it leaves now for a higher tier."""
+        run.cedes = run.job.number in self.desk.ceding
+        return run.cedes
 
     # --- what happens by itself -------------------------------------------------------------------
 
@@ -366,6 +373,8 @@ class _World:
         held = (now - run.held_from) * run.job.devices
         self.held += held
         self.wasted += held
+        made_up = min(now, run.makes_up_until) - run.held_from
+        self.ceded += max(made_up, 0) * run.job.devices
         run.broken = False
         if self.lying:
             for node, _ in run.where:
