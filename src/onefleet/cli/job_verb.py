@@ -39,11 +39,15 @@ _REACHED: dict[str, tuple[str, Reached]] = {
         "saved",
         lambda before, now: now.phase == "ended" or now.saved_at != before.saved_at,
     ),
-    "migrate": (
-        "running where it moved",
-        lambda before, now: now.phase == "ended" or (now.phase == "running" and not now.moving_to),
-    ),
+    "migrate": ("running where it moved", lambda before, now: _moved(now)),
 }
+
+
+def _moved(now: JobView) -> bool:
+    """Whether it is there. What its owner does not want to run goes there once that is so."""
+    if now.want in ("suspend", "freeze"):
+        return now.phase in ("suspended", "frozen", "pending", "ended")
+    return now.phase == "ended" or (now.phase == "running" and not now.moving_to)
 
 
 def waits(command: Command) -> Command:

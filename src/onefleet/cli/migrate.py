@@ -15,5 +15,8 @@ from onefleet.wire.api import MigrateJob
 @waits
 @acting
 def migrate(act: Acting, jobs: tuple[str, ...], to: str, wait_s: float | None) -> None:
-    """Move a job to another node: it is saved here and goes on there, where it stood."""
+    """Move a job to another node: it is saved here and goes on there, where it stood.
+
+    One that you suspended or froze goes on there when you resume it.
+    """
     job_verb(act, jobs, "migrate", wait_s, MigrateJob(node=to))

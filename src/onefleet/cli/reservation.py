@@ -7,7 +7,7 @@ import click
 from onefleet.cli.kinds import RESERVATION
 from onefleet.cli.options import KINDS, Acting, Reading, acting, confirm, reading
 from onefleet.cli.times import Length, Moment
-from onefleet.domain.tenancy import WITHIN_MS
+from onefleet.domain.tenancy import WITHIN_MS, WITHIN_MS_LEAST, WITHIN_MS_MOST
 from onefleet.wire.api import NewReservation, Page, ReservationView
 from onefleet.wire.client import segment
 
@@ -26,7 +26,7 @@ def reservation() -> None:
 @click.option("--until", type=Moment(), help="When its window closes. Default: never.")
 @click.option(
     "--within",
-    type=Length(),
+    type=Length(WITHIN_MS_LEAST, WITHIN_MS_MOST),
     default=f"{WITHIN_MS // 60_000}m",
     show_default=True,
     help="How soon what is lent is back. What cannot be saved by then is ended, and goes on from "

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from onefleet.domain.quantities import parse_duration, parse_size
+from onefleet.domain.quantities import duration, parse_duration, parse_size
 from onefleet.domain.work import WHOLE
 
 
@@ -32,7 +32,17 @@ class Length(Parsed):
     """`90s`, `40m`, `2h`, `3d`, or seconds; in milliseconds."""
 
     name = "TIME"
-    parse = staticmethod(parse_duration)
+
+    def __init__(self, least_ms: int = 0, most_ms: int | None = None) -> None:
+        self._least_ms, self._most_ms = least_ms, most_ms
+
+    def parse(self, text: str) -> int:
+        """Raises ValueError where it is not within the limits, too."""
+        ms = parse_duration(text)
+        if self._most_ms is not None and not self._least_ms <= ms <= self._most_ms:
+            limits = f"{duration(self._least_ms)} and {duration(self._most_ms)}"
+            raise ValueError(f"{text!r} is not between {limits}")
+        return ms
 
 
 class Moment(click.ParamType[int]):

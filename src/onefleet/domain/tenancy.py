@@ -54,8 +54,9 @@ class Tenant:
     generation: Generation = NO_GENERATION
 
 
-#: How soon what is lent is back, where nobody has said otherwise.
+#: How soon what is lent is back, where nobody has said otherwise; what can be said.
 WITHIN_MS = 300_000
+WITHIN_MS_LEAST, WITHIN_MS_MOST = 1_000, 86_400_000
 
 
 @dataclass(frozen=True, slots=True)

@@ -134,6 +134,7 @@ def test_debug_adds_the_traceback(fake, cli):
         ("scale", "2"),
         ("suspend",),
         ("reservation", "create", "x", "0"),
+        ("reservation", "create", "x", "1", "--within", "2d"),
         ("run", "--env", "novalue", "--", "true"),
         ("run", "--", "echo", os.fsdecode(b"\xff\xfe")),
     ],
@@ -338,6 +339,25 @@ def test_a_wait_that_takes_too_long_is_exit_124(fake, cli):
     code, _, err = cli("suspend", "job-1", "--wait", "--timeout", "0")
     assert code == 124
     assert "train to be suspended; it is running" in err
+
+
+@pytest.mark.parametrize(
+    ("want", "phase", "moving_to", "code"),
+    [
+        ("run", "running", (), 0),
+        ("run", "running", ("n2",), 124),
+        ("run", "suspended", ("n2",), 124),  # it will run there once there is room
+        ("suspend", "suspended", ("n2",), 0),  # it goes on there when it is resumed
+        ("suspend", "saving", ("n2",), 124),
+        ("freeze", "frozen", ("n2",), 0),
+        ("run", "ended", (), 0),
+    ],
+)
+def test_a_move_is_waited_for_where_it_can_happen(fake, cli, want, phase, moving_to, code):
+    job = fake.views["/api/v1/jobs/job-1"]
+    view = msgspec.structs.replace(job, want=want, phase=phase, moving_to=moving_to)
+    fake.views["/api/v1/jobs/job-1"] = fake.made["/api/v1/jobs/job-1/migrate"] = view
+    assert cli("migrate", "job-1", "--to", "n2", "--wait", "--timeout", "0")[0] == code
 
 
 def test_a_job_that_takes_too_long_keeps_none_that_is_there_from_being_told(fake, cli):

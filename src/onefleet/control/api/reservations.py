@@ -11,14 +11,13 @@ from onefleet.core.promise import holds, moments, reserved_load, unmet
 from onefleet.domain.errors import Infeasible, InvalidRequest, NotFound, QuotaExceeded
 from onefleet.domain.fleet import DeviceKind
 from onefleet.domain.ids import Instant, ReservationId, TenantId
-from onefleet.domain.tenancy import Reservation
+from onefleet.domain.tenancy import WITHIN_MS_LEAST, WITHIN_MS_MOST, Reservation
 from onefleet.domain.work import WHOLE
 from onefleet.store.base import Commit, Delete, Note, Put, State
 from onefleet.wire.api import NewReservation, Page, ReservationView
 
 RESERVED_MAX = 100_000
 RESERVATIONS_MAX = 10_000
-WITHIN_MS_LEAST, WITHIN_MS_MOST = 1_000, 86_400_000
 
 
 async def create_reservation(call: Call) -> ReservationView:
