@@ -118,7 +118,7 @@ def all_reached(
             found = wait_until(
                 functools.partial(get_job, pool, job.id),
                 functools.partial(reached, job),
-                lambda now: f"{now.name} to be {what}; it is {now.phase}: {now.reason}",
+                lambda now: f"{now.name} to be {what}; {_where(now)}",
                 wait_s,
                 hint=f"onefleet why {job.id}",
                 since=began,
@@ -130,6 +130,10 @@ def all_reached(
         else:
             done.append(found)
     return done, late
+
+
+def _where(job: JobView) -> str:
+    return f"it is {job.phase}: {job.reason}" if job.reason else f"it is {job.phase}"
 
 
 def _ask(

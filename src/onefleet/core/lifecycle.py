@@ -447,7 +447,10 @@ def _checkpointed(work: Work, event: Checkpointed, image: Image) -> Work:
         raise _illegal(work, event, f"the image is not of {work.demand.workers} workers")
     ran_ms = progress_ms(work) + max(making.ordered_at - work.phase_since, 0)
     newest = replace(image, ran_ms=ran_ms)
-    return replace(work, image=newest, image_before=work.image, making=None, saves_failed=0)
+    told = ""  # what had been told was of a save that failed before
+    return replace(
+        work, image=newest, image_before=work.image, making=None, saves_failed=0, reason=told
+    )
 
 
 def _process_ended(work: Work, exit_code: int | None, reason: str, now: Instant) -> Work:

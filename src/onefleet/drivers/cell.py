@@ -22,7 +22,7 @@ import contextlib
 import os
 import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NoReturn
 
 from onefleet.domain.gang import GangPlace, hostname
@@ -35,6 +35,9 @@ JOB = "/job"
 OWN = "/.onefleet"
 #: The process id of a worker's root inside its cell: far from those that criu uses.
 ROOT_PID = 100
+
+#: Parents of what is in a cell and not the worker's: its first process, and any outside of it.
+_NOT_THE_WORKERS = (1, 0)
 
 _SHM = "/dev/shm"  # noqa: S108  (the cell's own, made here)
 _ASSEMBLY = "/proc"  # its old contents are not needed in there, and it exists everywhere
@@ -141,27 +144,41 @@ class Cell:
 
     def living(self) -> list[int]:
         """`pids` without zombies."""
-        proc = f"/proc/{self.init}/root/proc"
-        return [p for p in self.pids() if process_tree.stat_fields(p, proc)[:1] not in ([], ["Z"])]
+        return sorted(self._parents())
 
     def strangers(self) -> list[int]:
         """Process ids, as the cell sees them, that do not descend from the worker's root."""
+        return outside(self._parents())
+
+    def _parents(self) -> dict[int, int]:
+        """Of all that lives in the cell but its first process, by process id."""
         proc = f"/proc/{self.init}/root/proc"
-        parents = {p: int(process_tree.stat_fields(p, proc)[1]) for p in self.living()}
-        found: list[int] = []
-        for pid in sorted(parents):
-            ancestor = pid
-            while ancestor != ROOT_PID and ancestor in parents:
-                ancestor = parents[ancestor]
-            if ancestor != ROOT_PID:
-                found.append(pid)
-        return found
+        looked = ((p, process_tree.stat_fields(p, proc)) for p in self.pids())
+        return {p: int(fields[1]) for p, fields in looked if fields[:1] not in ([], ["Z"])}
 
     def destroy(self) -> None:
         """End everything in the cell. Its children of this process are left to be reaped."""
         if not self.ending:
             self.ending = True
             os.kill(self.init, signal.SIGKILL)
+
+
+def outside(parents: Mapping[int, int]) -> list[int]:
+    """Those of a cell's processes that do not descend from the worker's root.
+
+    parents: by process id, as they were read one after the other. A parent that is missing in it
+    has ended meanwhile, as those of busy programs do: its children are the root's by now, which
+    adopts them. Outside the tree are only those that the cell's first process has, and those that
+    came from outside the cell.
+    """
+    found: list[int] = []
+    for pid in sorted(parents):
+        ancestor = pid
+        while ancestor != ROOT_PID and ancestor in parents:
+            ancestor = parents[ancestor]
+        if ancestor in _NOT_THE_WORKERS:
+            found.append(pid)
+    return found
 
 
 def _become_init(

@@ -338,7 +338,7 @@ def test_job_verbs(fake, cli, verb):
 def test_a_wait_that_takes_too_long_is_exit_124(fake, cli):
     code, _, err = cli("suspend", "job-1", "--wait", "--timeout", "0")
     assert code == 124
-    assert "train to be suspended; it is running" in err
+    assert "train to be suspended; it is running\n" in err
 
 
 @pytest.mark.parametrize(

@@ -103,7 +103,9 @@ def test_a_failed_copy_while_it_runs_counts_until_one_is_made() -> None:
     image = suspended(a_job("j"), "n1").image
     assert making.making is not None and image is not None
     made = replace(image, id=making.making.id)
-    assert apply(making, Checkpointed(made), later(5_001)).saves_failed == 0
+    done = apply(making, Checkpointed(made), later(5_001))
+    assert (failed.reason, done.reason) == ("no image was made while it ran: disk full", "")
+    assert done.saves_failed == 0
 
 
 def test_a_failed_restore_is_tried_again_then_falls_back_then_starts_afresh() -> None:
