@@ -43,6 +43,8 @@ _WORK = "work"
 #: Of an output file, what goes along: its end. The rest of a longer one is a hole elsewhere.
 _TAIL_BYTES = 16 << 20
 _OUTPUTS = (STDOUT, STDERR)
+#: What the owner of a folder needs to put something into it.
+_OWNER = 0o700
 #: A list of all files there were, changed or not.
 _NAMES = "names"
 
@@ -130,7 +132,7 @@ class WorkFiles:
                 f"{LIMIT_BYTES} bytes move with an image",
                 hint="restore it there, or have the job write less into its work folder",
             )
-        self._unpack(f"{image}/{ARCHIVE}", int(place["since_ns"]))
+        self._unpack(f"{image}/{ARCHIVE}")
         for name, (first, end) in facts["outputs"].items():
             self._bring_output(image, name, first, end, here)
         return True
@@ -139,31 +141,39 @@ class WorkFiles:
         """Whether the image was made in another folder than this."""
         return bool(facts["place"] != self._place().get("place"))
 
-    def _unpack(self, archive: str, since_ns: int) -> None:
+    def _unpack(self, archive: str) -> None:
         import tarfile
 
         roots = dict(self._roots)
         with tarfile.open(archive) as tar:
             held = tar.extractfile(_NAMES)
             assert held is not None, f"{_NAMES} is a regular file in the archive"
-            self._remove_later(set(json.loads(held.read())), since_ns)
+            self._remove_others(set(json.loads(held.read())))
             # As an attribute: Python before 3.11.4 has no argument for it. Our own, and checked.
             tar.extraction_filter = lambda member, _: member
+            closed = []
             for member in tar:
                 kind, slash, rest = member.name.partition("/")
                 if not slash:
                     continue
                 _clear(roots[kind], rest, member)
                 member.name = rest
+                if member.isdir() and member.mode & _OWNER != _OWNER:
+                    closed.append((f"{roots[kind]}/{rest}", member.mode))
+                    member.mode |= _OWNER
                 tar.extract(member, roots[kind], numeric_owner=True)
+            for path, mode in closed:  # they are filled now
+                os.chmod(path, mode)
 
-    def _remove_later(self, names: set[str], since_ns: int) -> None:
-        """Remove what the worker made here, and had not made then."""
+    def _remove_others(self, names: set[str]) -> None:
+        """Remove what was not there then: it was made later, or is of the code that a new place
+        begins with, and the worker had removed it.
+        """
         for name, path in reversed(list(self._all())):  # what is in a folder before the folder
-            status = os.lstat(path)
-            if name not in names and status.st_ctime_ns >= since_ns:
+            if name not in names:
+                is_folder = stat.S_ISDIR(os.lstat(path).st_mode)
                 with contextlib.suppress(OSError):  # a folder that still holds something else
-                    (os.rmdir if stat.S_ISDIR(status.st_mode) else os.unlink)(path)
+                    (os.rmdir if is_folder else os.unlink)(path)
 
     def _bring_output(self, image: str, name: str, first: int, end: int, here: bool) -> None:
         """Cut an output file to its size then; write it anew where it was never written."""
@@ -214,8 +224,12 @@ def cut(files: Sequence[Sequence[Any]], root: str) -> None:
 
 def _add(tar: tarfile.TarFile, name: str, path: str) -> None:
     member = tar.gettarinfo(path, name)
-    if member.islnk():  # a file with two names is two files elsewhere
-        member.type, member.size = b"0", os.stat(path).st_size
+    if member.islnk():  # a further name of a file that the archive has already
+        kind, _, rest = member.linkname.partition("/")
+        if name.startswith(f"{kind}/"):
+            member.linkname = rest  # from the folder that it is unpacked into
+        else:
+            member.type, member.size = b"0", os.stat(path).st_size
     if not member.isreg():
         tar.addfile(member)
         return
@@ -241,4 +255,6 @@ def _clear(root: str, name: str, member: tarfile.TarInfo) -> None:
 
 
 def _is_one_file(status: os.stat_result) -> bool:
-    return stat.S_ISREG(status.st_mode) and status.st_nlink == 1
+    """Whether it can be written in place; who is not root cannot write to what is read-only."""
+    mode = status.st_mode
+    return stat.S_ISREG(mode) and status.st_nlink == 1 and bool(mode & stat.S_IWUSR)

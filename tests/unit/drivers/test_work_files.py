@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import socket
 import stat
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -59,13 +62,14 @@ def test_what_the_worker_wrote_goes_along_and_its_code_does_not(here: Place, the
     os.utime(here.work / "out" / "model", ns=(10**18, 10**18 + 1000))
     (here.work / "last").symlink_to("out/model")
     os.link(here.work / "out" / "model", here.work / "same")
+    os.link(here.work / "out" / "model", here.folder / "checkpoint" / "best")
     os.mkfifo(here.work / "pipe")
     with socket.socket(socket.AF_UNIX) as door:
         door.bind(str(here.work / "door"))
     (here.folder / "checkpoint" / "n").write_text("7")
     (here.folder / "stdout").write_text("hello\n")
     image = here.image("image")
-    assert image[1]["count"] == 6
+    assert image[1]["count"] == 7
     (there.work / "train.py").write_text("print()  # its own copy")
     assert there.back(image, "a")
     assert (there.work / "out" / "model").read_bytes() == b"weights" * 1000
@@ -73,14 +77,15 @@ def test_what_the_worker_wrote_goes_along_and_its_code_does_not(here: Place, the
     assert stat.S_IMODE(status.st_mode) == 0o640
     assert abs(status.st_mtime_ns - 10**18) < 10_000
     assert os.readlink(there.work / "last") == "out/model"
-    assert (there.work / "same").read_bytes() == b"weights" * 1000
+    assert (there.work / "same").samefile(there.work / "out" / "model")
+    assert (there.folder / "checkpoint" / "best").read_bytes() == b"weights" * 1000
     assert stat.S_ISFIFO((there.work / "pipe").stat().st_mode)
     assert not (there.work / "door").exists()
     assert (there.folder / "checkpoint" / "n").read_text() == "7"
     assert (there.folder / "stdout").read_text() == "hello\n"
     assert "its own copy" in (there.work / "train.py").read_text()
     # From there it moves on with all of it.
-    assert there.image("next")[1]["count"] == 6
+    assert there.image("next")[1]["count"] == 7
 
 
 def test_nothing_is_touched_if_nothing_has_happened_since(here: Place) -> None:
@@ -116,6 +121,59 @@ def test_back_in_time_all_of_it_is_as_it_was(here: Place) -> None:
     assert (here.work / "state" / "n").read_text() == "1"
     assert not (here.root / "n").exists()
     assert sorted(path.name for path in here.work.iterdir()) == ["log", "state", "train.py"]
+
+
+def test_what_the_worker_removed_of_its_code_does_not_come_back(here: Place, there: Place) -> None:
+    (here.work / "train.py").rename(here.work / "done.py")
+    image = here.image("image")
+    there.back(image, "a")
+    assert [path.name for path in there.work.iterdir()] == ["done.py"]
+
+
+def test_names_of_one_file_stay_names_of_one_file(here: Place) -> None:
+    (here.work / "a").write_text("1")
+    os.link(here.work / "a", here.work / "b")
+    image = here.image("image")
+    (here.work / "b").unlink()
+    (here.work / "b").write_text("2")
+    assert here.back(image, "a")
+    (here.work / "a").write_text("3")
+    assert (here.work / "b").read_text() == "3"
+
+
+@contextmanager
+def only_an_owners_rights() -> Iterator[None]:
+    """Root may write anywhere; without these two capabilities only where its files let it."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    header, before = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
+    assert libc.capget(header, before) == 0
+    fewer = (ctypes.c_uint32 * 6)(*before)
+    fewer[0] &= ~0b110  # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH of the effective ones
+    assert libc.capset(header, fewer) == 0
+    try:
+        yield
+    finally:
+        assert libc.capset(header, before) == 0
+
+
+def test_an_ordinary_user_gets_what_is_read_only_back(here: Place, there: Place) -> None:
+    folder, fixed = here.work / "folder", here.work / "fixed"
+    folder.mkdir()
+    (folder / "inner").write_text("1")
+    folder.chmod(0o555)
+    fixed.write_text("1")
+    fixed.chmod(0o444)
+    image = here.image("image")
+    fixed.unlink()
+    fixed.write_text("2")
+    fixed.chmod(0o444)
+    for place in (here, there):
+        with only_an_owners_rights():
+            assert place.back(image, "a")
+        assert (place.work / "fixed").read_text() == "1"
+        assert (place.work / "folder" / "inner").read_text() == "1"
+        modes = [stat.S_IMODE((place.work / name).stat().st_mode) for name in ("fixed", "folder")]
+        assert modes == [0o444, 0o555]
 
 
 def test_a_folder_in_a_files_way_makes_room(here: Place) -> None:
