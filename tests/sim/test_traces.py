@@ -43,6 +43,13 @@ def test_empty_lines_and_windows_line_ends_are_read(form, tmp_path):
     assert len(form.read(path)) == 5
 
 
+def test_a_byte_order_mark_is_left_out(form, tmp_path):
+    lines = form.lines(form.values(5))
+    without = form.read(form.write(tmp_path / f"t{form.suffix}", lines))
+    lines[0] = "\ufeff" + lines[0]
+    assert form.read(form.write(tmp_path / f"t{form.suffix}", lines)) == without
+
+
 def test_a_line_that_is_cut_off_is_named(form, tmp_path):
     lines = form.lines(form.values(20))
     lines[9] = lines[9][: len(lines[9]) // 2].rsplit(",", 1)[0]
@@ -59,8 +66,9 @@ def test_bytes_that_are_no_text_are_named(form, tmp_path):
 
 
 def test_a_file_without_values_is_refused(form, tmp_path):
-    bad(form, tmp_path, form.lines(form.values(1))[:-1])
-    bad(form, tmp_path, [])
+    header = form.lines(form.values(1))[:-1]
+    assert bad(form, tmp_path, header).place == f"t{form.suffix}:{len(header) + 1}"
+    assert bad(form, tmp_path, []).place == f"t{form.suffix}:1"
 
 
 @pytest.mark.parametrize("name", [name for name in IDS if name != "mooncake"])
@@ -72,6 +80,23 @@ def test_a_header_without_a_column_says_which(name, tmp_path):
     error = bad(form, tmp_path, lines)
     assert error.place.endswith(":1")
     assert column in error.why
+
+
+@pytest.mark.parametrize("name", [name for name in IDS if name != "mooncake"])
+def test_a_header_that_names_a_column_twice_says_which(name, tmp_path):
+    form = FORMATS[IDS.index(name)]
+    lines = [f"{line},{line.split(',')[1]}" for line in form.lines(form.values(3))]
+    error = bad(form, tmp_path, lines)
+    assert error.place.endswith(":1")
+    assert f"one column {lines[0].split(',')[1]}" in error.why
+
+
+def test_a_node_that_is_named_twice_is_refused(tmp_path):
+    form = FORMATS[IDS.index("openb nodes")]
+    lines = form.lines(form.values(4))
+    error = bad(form, tmp_path, [*lines, lines[2]])
+    assert error.place == "t.csv.gz:6"
+    assert lines[2].split(",")[0] in error.why
 
 
 def test_columns_may_come_in_any_order(tmp_path):
@@ -101,6 +126,14 @@ def test_compressed_data_that_is_cut_off_is_named(tmp_path):
         with pytest.raises(BadTrace) as raised:
             form.read(tmp_path / name)
         assert raised.value.place.startswith(f"{name}:")
+
+
+def test_compressed_data_by_another_name_says_so(form, tmp_path):
+    lines = form.lines(form.values(3))
+    path = form.write(tmp_path / "t.gz", lines).rename(tmp_path / "t.csv")
+    with pytest.raises(BadTrace, match=r"t\.csv:1") as raised:
+        form.read(path)
+    assert "gzip's data in a file not named .gz" in raised.value.why
 
 
 def test_a_line_without_end_is_refused(tmp_path):
@@ -178,6 +211,35 @@ def test_gavels_archive_names_member_and_line(tmp_path, cell, value):
     with pytest.raises(BadTrace) as raised:
         read_gavel(write_tar(tmp_path / "g.tar.gz", {"ok": lines[:2], "team": lines}))
     assert raised.value.place == "g.tar.gz!seed=0/team.trace:3"
+
+
+def test_an_archive_with_one_byte_changed_is_refused_wherever_it_is(tmp_path):
+    """By a line, by the compressed data's checksum, or by an end that is none."""
+    whole = write_gavel(tmp_path / "whole.tar.gz", imitate.gavel(3, 40, 3)).read_bytes()
+    header = whole.index(b"whole.tar\0") + 10  # of gzip: time and name, which change nothing
+    for at in range(header, len(whole), 61):
+        data = bytearray(whole)
+        data[at] ^= 0x10
+        (tmp_path / "g.tar.gz").write_bytes(data)
+        with pytest.raises(BadTrace) as raised:
+            read_gavel(tmp_path / "g.tar.gz")
+        assert raised.value.place.startswith("g.tar.gz")
+
+
+def test_an_archive_of_which_a_team_is_gone_is_refused(tmp_path):
+    jobs = imitate.gavel(3, 20, 3)
+    packed = write_gavel(tmp_path / "whole.tar.gz", jobs).read_bytes()
+    whole, plain = gzip.decompress(packed), tmp_path / "g.tar"
+    plain.write_bytes(whole)
+    assert len(read_gavel(plain)) == len(jobs)
+    second = whole.index(b"seed=0/", 1)
+    plain.write_bytes(whole[:second] + b"X" + whole[second + 1 :])  # its head is not itself
+    with pytest.raises(BadTrace, match=r"g\.tar:1") as raised:
+        read_gavel(plain)
+    assert f"first {second} bytes" in raised.value.why
+    plain.write_bytes(whole[:second])
+    with pytest.raises(BadTrace, match=r"g\.tar:1"):
+        read_gavel(plain)
 
 
 def test_an_archive_that_is_none_is_refused(tmp_path):

@@ -6,6 +6,7 @@ column gone, a number that is none) comes out as `BadTrace` with the place, and 
 
 from __future__ import annotations
 
+import codecs
 import csv
 import gzip
 import io
@@ -20,6 +21,10 @@ from onefleet.domain.errors import InvalidRequest, NotFound
 #: The longest line, and the largest number, that any reader takes.
 LINE_CHARS_MAX = 1 << 20
 NUMBER_MAX = 10**15
+#: What compressed data begins with.
+GZIP_MAGIC = b"\x1f\x8b"
+#: What decompressing raises on data that was damaged or cut off.
+TORN = (EOFError, zlib.error, gzip.BadGzipFile)
 
 
 class BadTrace(InvalidRequest):
@@ -73,27 +78,36 @@ def unreadable(path: Path, error: OSError) -> InvalidRequest | NotFound:
         return NotFound(
             f"no trace at {path}", why="there is no such file", hint="give the path of the file"
         )
-    return InvalidRequest(f"the trace {path} cannot be read", why=str(error) or repr(error))
+    why = error.strerror or str(error) or repr(error)
+    return InvalidRequest(f"the trace {path} cannot be read", why=why)
 
 
 def numbered(source: IO[bytes] | gzip.GzipFile, file: str) -> Iterator[Line]:
-    """Decode and number the lines of an open file. Raises BadTrace where it stops being text."""
+    """Decode and number the lines of an open file, whose byte order mark is left out.
+
+    Raises BadTrace where it stops being text.
+    """
     number = 0
     while True:
         number += 1
         place = f"{file}:{number}"
         try:
             raw = source.readline(LINE_CHARS_MAX + 1)
-        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        except TORN as error:
             raise BadTrace(place, "compressed data that is whole", str(error)) from error
         if not raw:
             return
         if len(raw) > LINE_CHARS_MAX:
             raise BadTrace(place, f"at most {LINE_CHARS_MAX} bytes in a line", "more")
+        if number == 1:
+            if raw.startswith(GZIP_MAGIC):
+                raise BadTrace(place, "UTF-8 text", "gzip's data in a file not named .gz")
+            raw = raw.removeprefix(codecs.BOM_UTF8)
         try:
             text = raw.decode("utf-8").rstrip("\r\n")
         except UnicodeDecodeError as error:
-            raise BadTrace(place, "UTF-8 text", str(error)) from error
+            found = f"byte 0x{raw[error.start]:02x} after {error.start} bytes of the line"
+            raise BadTrace(place, "UTF-8 text", found) from error
         if text:
             yield Line(file, number, text)
 
@@ -153,6 +167,9 @@ def csv_rows(lines: Iterable[Line], columns: Sequence[str], file: str) -> Iterat
             missing = [column for column in columns if column not in cells]
             if missing:
                 line.bad(f"a header with the columns {', '.join(missing)}")
+            twice = [column for column in columns if cells.count(column) > 1]
+            if twice:
+                line.bad(f"a header with one column {', '.join(twice)}")
             header = cells
             continue
         if len(cells) != len(header):

@@ -65,21 +65,22 @@ class OpenbPod:
 
 def read_openb_nodes(path: Path) -> tuple[OpenbNode, ...]:
     """The nodes in the order of the file."""
-    nodes: list[OpenbNode] = []
+    nodes: dict[str, OpenbNode] = {}
     for row in read_csv(path, NODE_COLUMNS):
         gpus = row.whole("gpu", 0, GPUS_MAX)
         model = row.text("model", empty=True)
         if bool(gpus) != bool(model):
             row.line.bad("a GPU model exactly where there are GPUs", f"{gpus} of {model!r}")
         name = row.text("sn")
-        nodes.append(
-            OpenbNode(name, row.whole("cpu_milli", 1), row.whole("memory_mib", 1), gpus, model)
-        )
-    return _some(tuple(nodes), path)
+        if name in nodes:
+            row.line.bad("a node that no line above names in column sn", name)
+        cpu_milli, memory_mib = row.whole("cpu_milli", 1), row.whole("memory_mib", 1)
+        nodes[name] = OpenbNode(name, cpu_milli, memory_mib, gpus, model)
+    return _some(tuple(nodes.values()), path)
 
 
 def read_openb_pods(path: Path) -> tuple[OpenbPod, ...]:
-    """The pods in the order of the file, which is that of their creation."""
+    """The pods in the order of the file."""
     pods: list[OpenbPod] = []
     for row in read_csv(path, POD_COLUMNS):
         gpus = row.whole("num_gpu", 0, GPUS_MAX)

@@ -7,6 +7,8 @@ virtual cluster, so that its run times depend on the device.
 
 from __future__ import annotations
 
+import gzip
+import io
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,7 +17,16 @@ from pathlib import Path, PurePosixPath
 from typing import IO
 
 from onefleet.domain.ids import Instant, Millis
-from onefleet.sim.traces.lines import BadTrace, Line, Row, numbered, read_csv, unreadable
+from onefleet.sim.traces.lines import (
+    GZIP_MAGIC,
+    TORN,
+    BadTrace,
+    Line,
+    Row,
+    numbered,
+    read_csv,
+    unreadable,
+)
 
 PHILLY_COLUMNS = ("timestamp", "duration", "num_gpus", "gpu_time", "cluster")
 DEVICES_MAX = 100_000
@@ -23,7 +34,7 @@ DEVICES_MAX = 100_000
 GPU_TIME_SLACK_MS = 1_000
 
 _GAVEL_CELLS = ("job type", "command", "step flag", "needs data", "steps", "arrival", "devices")
-_MEMBER_BYTES_MAX = 64 << 20
+_MEMBER_BYTES_MAX, _ARCHIVE_BYTES_MAX = 64 << 20, 256 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +86,9 @@ def read_philly(path: Path) -> tuple[TraceJob, ...]:
 def read_gavel(path: Path) -> tuple[StepJob, ...]:
     """All files of the archive, in the order of arrival; a file's name is its virtual cluster."""
     found: list[StepJob] = []
+    data = _unpacked(path)
     try:
-        with tarfile.open(path) as archive:
+        with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as archive:
             for member in sorted(archive.getmembers(), key=lambda m: m.name):
                 name = PurePosixPath(member.name)
                 if not member.isfile() or name.suffix != ".trace":
@@ -87,14 +99,34 @@ def read_gavel(path: Path) -> tuple[StepJob, ...]:
                 source = archive.extractfile(member)
                 assert source is not None, "a regular file has bytes"
                 found.extend(read_gavel_lines(source, f"{path.name}!{member.name}", name.stem))
-    except (tarfile.TarError, EOFError) as error:
+            rest = data[archive.offset :]
+    except tarfile.TarError as error:
         raise BadTrace(f"{path.name}:1", "a whole tar archive", str(error)) from error
-    except OSError as error:
-        raise unreadable(path, error) from error
+    if not rest or rest.strip(b"\0"):  # tarfile takes a member's head that is damaged for the end
+        where = f"no end of it behind the first {len(data) - len(rest)} bytes"
+        raise BadTrace(f"{path.name}:1", "a whole tar archive", where)
     if not found:
         raise BadTrace(f"{path.name}:1", "a .trace file with a job", "none")
     found.sort(key=lambda job: job.arrived)  # stable: ties stay in the order of the teams
     return tuple(found)
+
+
+def _unpacked(path: Path) -> bytes:
+    """The archive, decompressed to its end, because its checksum is there."""
+    try:
+        with path.open("rb") as raw:
+            packed = raw.read(len(GZIP_MAGIC)) == GZIP_MAGIC
+            raw.seek(0)
+            source = gzip.GzipFile(fileobj=raw) if packed else raw
+            data = source.read(_ARCHIVE_BYTES_MAX + 1)
+    except TORN as error:
+        place = f"{path.name}:1"
+        raise BadTrace(place, "compressed data that is whole", str(error)) from error
+    except OSError as error:
+        raise unreadable(path, error) from error
+    if len(data) > _ARCHIVE_BYTES_MAX:
+        raise BadTrace(f"{path.name}:1", f"at most {_ARCHIVE_BYTES_MAX} bytes in it", "more")
+    return data
 
 
 def read_gavel_lines(source: IO[bytes], file: str, vc: str) -> Iterator[StepJob]:

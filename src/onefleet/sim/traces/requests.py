@@ -115,7 +115,7 @@ def read_mooncake(path: Path) -> tuple[TraceRequest, ...]:
             blocks=tuple(said.hash_ids),
         )
         found.append(_in_order(request, found, line))
-    return _some(found, path)
+    return _some(found, path, 1)
 
 
 def prefix_hits(requests: Iterator[TraceRequest] | tuple[TraceRequest, ...]) -> tuple[int, int]:
@@ -138,9 +138,10 @@ def _in_order(request: TraceRequest, before: list[TraceRequest], line: Line) -> 
     return request
 
 
-def _some(found: list[TraceRequest], path: Path) -> tuple[TraceRequest, ...]:
+def _some(found: list[TraceRequest], path: Path, first: int = 2) -> tuple[TraceRequest, ...]:
+    """All of them. first: the line of the first one, behind a header or not."""
     if not found:
-        raise BadTrace(f"{path.name}:2", "at least one request", "nothing")
+        raise BadTrace(f"{path.name}:{first}", "at least one request", "nothing")
     return tuple(found)
 
 
