@@ -18,7 +18,7 @@ from itertools import chain, islice
 from onefleet.core.feasibility import node_memory
 from onefleet.core.index import NOW, SOON, Home, Index, Kept, Kin, Room, gone, is_in_reach
 from onefleet.core.index.asked import ask_of
-from onefleet.core.index.room import amounts, pick, workers_in_time, workers_on
+from onefleet.core.index.room import Left, amounts, pick, workers_in_time, workers_on
 from onefleet.core.index.shelves import Shelf, falling, rising
 from onefleet.core.ordering import BASIC
 from onefleet.core.packing import MILLI, Worth
@@ -206,6 +206,7 @@ class Capacity:
             first = pick(left.bay, demand, count, leaving)
             rest = pick(left.bay, demand, count - len(first), left.now)
             missing = count - len(first) - len(rest)
+            halves = _halves(left, demand, first, SOON)
             if missing and rank < BASIC:
                 taken = dict.fromkeys((*first, *rest))
                 lower = [
@@ -214,13 +215,21 @@ class Capacity:
                         left.bay.devices, left.rows[gone(rank + 1)], strict=True
                     )
                 ]
-                first += pick(left.bay, demand, missing, lower)
+                behind = pick(left.bay, demand, missing, lower)
+                halves += _halves(left, demand, behind, gone(rank + 1))
+                first += behind
             memory = node_memory(demand) * len(ranks)
             stirring = min(memory, max(room.memory[SOON] - room.memory[NOW], 0))
-            for devices, size, goes in ((first, stirring, True), (rest, memory - stirring, False)):
-                if devices or size:
-                    kept.append((node_id, Kept(tuple(devices), demand.milli, size, goes)))
-                    self.index.keep(*kept[-1])
+            in_part = dict.fromkeys(half.devices[0] for half in halves)
+            first = [device_id for device_id in first if device_id not in in_part]
+            for found in (
+                *halves,
+                Kept(tuple(first), demand.milli, stirring, leaving=True),
+                Kept(tuple(rest), demand.milli, memory - stirring, leaving=False),
+            ):
+                if found.devices or found.memory_bytes:
+                    kept.append((node_id, found))
+                    self.index.keep(node_id, found)
         return kept
 
     # --- how ---------------------------------------------------------------------------------
@@ -307,6 +316,19 @@ class Capacity:
 def out_of_reach(demand: Demand, kin: Kin) -> Shy:
     """The nodes that cannot bring back an image for such devices."""
     return lambda room: not is_in_reach(room, kin, demand.kind)
+
+
+def _halves(left: Left, demand: Demand, devices: Iterable[DeviceId], measure: int) -> list[Kept]:
+    """Of devices that will be free by a measure, and are in part already: either part of what is
+    kept of them. Else others would take the free part meanwhile, and hold the device."""
+    found: list[Kept] = []
+    for device_id in devices:
+        index = left.bay.at[device_id]
+        leaving = min(left.rows[measure][index] - left.now[index], demand.milli)
+        if leaving < demand.milli:
+            found.append(Kept((device_id,), demand.milli - leaving, 0, leaving=False))
+            found.append(Kept((device_id,), leaving, 0, leaving=True))
+    return found
 
 
 def _is_one_share(demand: Demand) -> bool:

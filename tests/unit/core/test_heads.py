@@ -74,6 +74,19 @@ def test_peers_of_the_head_do_not_have_borrowers_leave_for_themselves() -> None:
     assert not planned(snapshot).decisions
 
 
+def test_what_is_kept_stays_the_same_whoever_borrows_it() -> None:
+    """Else who has a borrower leave sees what comes free kept for the head, and lent again."""
+    nodes = [a_node("n1", 2), a_node("n2", 2), a_node("n3", 2)]
+    held = [placed(a_job(f"p{n}", tier=Tier.PREMIUM), (f"n{n}", "0")) for n in (1, 2)]
+    borrower = placed(a_job("b", 2, tier=Tier.BASIC), ("n3", "0 1"))
+    replica = a_replica("r", tier=Tier.STANDARD, submitted_at=NOW, phase_since=NOW)
+    gang = head(workers=2)
+    snapshot = a_snapshot(nodes, [*held, borrower, gang, replica])
+    assert decided(planned(snapshot)) == ["start r on n2/cpu1"]
+    lent = a_snapshot(nodes, [*held, borrower, gang, placed(replica, ("n2", "1")), a_replica("q")])
+    assert not planned(lent).decisions
+
+
 def test_who_ranks_between_takes_them_over() -> None:
     nodes = [a_node("n1", 2)]
     borrower = placed(a_job("b", tier=Tier.BASIC), ("n1", "1"))

@@ -14,7 +14,7 @@ from onefleet.core.policy import Policy
 from onefleet.core.snapshot import Snapshot
 from onefleet.domain.ids import Instant
 from onefleet.domain.tiers import Tier
-from onefleet.domain.work import Terms, Want, Work
+from onefleet.domain.work import Phase, Terms, Want, Work
 
 MINUTE = 60_000
 HOUR = 60 * MINUTE
@@ -108,3 +108,18 @@ def test_what_ended_in_the_moment_in_which_it_was_asked_made_room_too() -> None:
     saving = asked()
     ended = lifecycle.apply(saving.works["r1"], lifecycle.ProcessEnded(0, ""), SOON)
     assert STARTED in told(with_(saving, ended, starved()))
+
+
+def test_the_free_part_of_a_device_that_leaves_for_it_is_nobody_else_s() -> None:
+    half = [
+        replace(basic(f"s{n}", milli=500, served_ms=(n + 1) * HOUR), phase=Phase.PENDING)
+        for n in range(2)
+    ]
+    snapshot = a_snapshot([lasting_node("n1", 1)], half)
+    snapshot = after(snapshot, planned(snapshot, POLICY, NOON), NOON)
+    run = [lifecycle.apply(snapshot.works[work.id], lifecycle.Started(), NOON) for work in half]
+    snapshot = with_(snapshot, *run, basic("w"))
+    both = after(snapshot, planned(snapshot, POLICY, SOON), SOON)
+    one = saved_now(both, "s0", SOON)
+    assert told(one, SOON + 2_000) == []
+    assert told(saved_now(one, "s1", SOON), SOON + 2_000) == ["start w on n1/cpu0"]

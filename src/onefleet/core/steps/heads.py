@@ -64,8 +64,8 @@ class Heads:
         self.set(opened=False)
         if not self._is_there_any(work, rank):
             return False
-        firm = self._target(work, self._sight(rank, rights)) if rights else ()
-        target = firm or self._target(work, None)
+        firm = self._target(work, rank, self._sight(rank, rights)) if rights else ()
+        target = firm or self._target(work, rank, None)
         kept = self._capacity.keep(work.demand, target, rank) if target else []
         self._firm += [one for one in kept if firm or not self._is_given_back(one[0])]
         self._lent += [one for one in kept if not firm and self._is_given_back(one[0])]
@@ -99,7 +99,7 @@ class Heads:
         """What the head of a rank waits for without letting others pass."""
         return Sight(rank, Instant(self._this.now + self._this.policy.level_ms), rights)
 
-    def _target(self, work: Work, sight: Sight | None) -> Nodes:
+    def _target(self, work: Work, rank: int, sight: Sight | None) -> Nodes:
         """The node of each worker where it will fit when the jobs there have ended; if that is to
         be in sight, those that are.
 
@@ -115,11 +115,11 @@ class Heads:
             if found is not None or home.kin is None:
                 return found or ()
             shy = out_of_reach(demand, home.kin)
-        for node_id, workers in self._offers(demand, shy, sight, spares):
+        for node_id, workers in self._offers(demand, rank, shy, sight, spares):
             if workers >= demand.workers:
                 return (node_id,) * demand.workers
         ranks = list[NodeId]()
-        for node_id, workers in self._offers(demand, shy, sight, spares):
+        for node_id, workers in self._offers(demand, rank, shy, sight, spares):
             ranks.extend([node_id] * min(workers, demand.workers - len(ranks)))
             if len(ranks) == demand.workers:
                 return tuple(ranks)
@@ -139,20 +139,23 @@ class Heads:
         return found if fits else None
 
     def _offers(
-        self, demand: Demand, shy: Shy | None, sight: Sight | None, spares: bool
+        self, demand: Demand, rank: int, shy: Shy | None, sight: Sight | None, spares: bool
     ) -> Iterator[tuple[NodeId, int]]:
-        """How many workers nodes take once their jobs have ended; most to give soon first."""
+        """How many workers nodes take once their jobs have ended; first those that have the most
+        for the rank, whoever of the ranks behind it uses that meanwhile."""
         fleet = self._this.index.fleet
-        for node_id in self._nodes(demand, sight, spares):
+        for node_id in self._nodes(demand, rank, sight, spares):
             room = fleet.rooms[node_id]
             workers = 0 if shy is not None and shy(room) else self._workers(room, demand, sight)
             if workers:
                 yield node_id, workers
 
-    def _nodes(self, demand: Demand, sight: Sight | None, spares: bool) -> Iterator[NodeId]:
+    def _nodes(
+        self, demand: Demand, rank: int, sight: Sight | None, spares: bool
+    ) -> Iterator[NodeId]:
         """All, or some that may have the most in sight."""
         parts = self._this.index.fleet.suiting(demand, spares)
-        measures = [SOON] if sight is None or not sight.rank else [SOON, gone(sight.rank)]
+        measures = [gone(rank + 1), *([gone(rank)] if sight is not None and rank else ())]
         orders = [
             chain.from_iterable(nodes for _, nodes in falling(shelves, measure, 0))
             for measure, shelves in product(measures, parts)
