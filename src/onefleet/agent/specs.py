@@ -22,6 +22,7 @@ from onefleet.drivers.base import WorkerSpec
 from onefleet.engines.base import EngineProcess
 from onefleet.engines.catalog import engine
 from onefleet.registry import code
+from onefleet.registry.blobs import blob_path
 from onefleet.wire.agent import EngineSpec, GangSpec, JobSpec, Order
 
 #: What a job sees of the environment that the pool was started in; the rest is its owner's own.
@@ -54,10 +55,11 @@ class Specs:
         """
         folder = self._layout.worker(key.work_id, key.rank)
         work = folder / records.WORK
+        packed = order.job.code if order.job is not None else None
+        digest = None if packed is None else Digest(packed)
         if not work.is_dir():
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            if order.job is not None and order.job.code is not None:
-                digest = Digest(order.job.code)
+            if digest is not None:
                 self._get_code(self._layout, digest)
                 code.unpack(self._layout, digest, work)
             else:
@@ -84,6 +86,7 @@ class Specs:
             hold_ms=gang.HOLD_MS,
             lease=self._layout.lease if order.job else None,
             chunks=self._layout.chunks(key.work_id),
+            origin=None if digest is None else blob_path(self._layout, digest),
         )
 
     def known(self, devices: Sequence[DeviceId]) -> list[Device]:

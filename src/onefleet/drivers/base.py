@@ -48,7 +48,8 @@ class WorkerSpec:
     cooperative save may take. hold_ms: after which a hold ends by itself. ends_with: id of a
     process that the worker shall not outlive; 0: none. chunks: the store that its images may have
     been folded into. lease: the file that says until when it may run (`drivers.lease`); None: for
-    ever.
+    ever. origin: an archive (tar) of the files that `work` held at first, for a restore of a time
+    when they were not changed yet.
     """
 
     folder: Path
@@ -65,6 +66,7 @@ class WorkerSpec:
     ends_with: int = 0
     chunks: Path | None = None
     lease: Path | None = None
+    origin: Path | None = None
 
 
 class WorkerState(StrEnum):

@@ -243,6 +243,7 @@ class SupervisedDriver:
             "ends_with": spec.ends_with,
             "chunks": None if spec.chunks is None else str(spec.chunks.absolute()),
             "lease": None if spec.lease is None else str(spec.lease.absolute()),
+            "origin": None if spec.origin is None else str(spec.origin.absolute()),
         }
 
     async def _command(

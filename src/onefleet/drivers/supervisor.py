@@ -58,7 +58,7 @@ class Supervisor:
     def __init__(self, order: dict[str, Any], folder: str) -> None:
         self._order = order
         self._folder = folder
-        self._files = WorkFiles(folder, order["work"])
+        self._files = WorkFiles(folder, order["work"], order.get("origin"))
         self.worker: Worker | None = None
         self.state: dict[str, Any] = {}
         self.cpu_before_ms = 0

@@ -50,10 +50,12 @@ _NAMES = "names"
 
 
 class WorkFiles:
-    """The files of one worker. folder: the worker's own; work: its work folder."""
+    """The files of one worker. folder: the worker's own; work: its work folder, and origin an
+    archive of what that held at first."""
 
-    def __init__(self, folder: str, work: str) -> None:
+    def __init__(self, folder: str, work: str, origin: str | None = None) -> None:
         self._folder = folder
+        self._origin = origin
         self._roots = ((_WORK, work), (CHECKPOINT, f"{folder}/{CHECKPOINT}"))
         self._path = f"{folder}/{PLACE}"
 
@@ -132,7 +134,7 @@ class WorkFiles:
                 f"{LIMIT_BYTES} bytes move with an image",
                 hint="restore it there, or have the job write less into its work folder",
             )
-        self._unpack(f"{image}/{ARCHIVE}")
+        self._unpack(f"{image}/{ARCHIVE}", int(place["since_ns"]))
         for name, (first, end) in facts["outputs"].items():
             self._bring_output(image, name, first, end, here)
         return True
@@ -141,14 +143,16 @@ class WorkFiles:
         """Whether the image was made in another folder than this."""
         return bool(facts["place"] != self._place().get("place"))
 
-    def _unpack(self, archive: str) -> None:
+    def _unpack(self, archive: str, since_ns: int) -> None:
         import tarfile
 
         roots = dict(self._roots)
         with tarfile.open(archive) as tar:
             held = tar.extractfile(_NAMES)
             assert held is not None, f"{_NAMES} is a regular file in the archive"
-            self._remove_others(set(json.loads(held.read())))
+            names = set(json.loads(held.read()))
+            self._remove_others(names)
+            self._unpack_origin(names.difference(tar.getnames()), since_ns)
             # As an attribute: Python before 3.11.4 has no argument for it. Our own, and checked.
             tar.extraction_filter = lambda member, _: member
             closed = []
@@ -174,6 +178,26 @@ class WorkFiles:
                 is_folder = stat.S_ISDIR(os.lstat(path).st_mode)
                 with contextlib.suppress(OSError):  # a folder that still holds something else
                     (os.rmdir if is_folder else os.unlink)(path)
+
+    def _unpack_origin(self, names: set[str], since_ns: int) -> None:
+        """Undo later changes to what was still as at first.
+
+        names: of all such files. What has changed here since the worker first ran here is not
+        what the image knows.
+        """
+        root = dict(self._roots)[_WORK]
+        kept = [rest for kind, _, rest in (name.partition("/") for name in names) if kind == _WORK]
+        later = {rest for rest in kept if _is_changed(f"{root}/{rest}", since_ns)}
+        if not later or self._origin is None or not os.path.exists(self._origin):
+            return
+        import tarfile
+
+        with tarfile.open(self._origin) as tar:
+            tar.extraction_filter = lambda member, _: member
+            for member in tar:
+                if member.name in later:
+                    _clear(root, member.name, member)
+                    tar.extract(member, root)
 
     def _bring_output(self, image: str, name: str, first: int, end: int, here: bool) -> None:
         """Cut an output file to its size then; write it anew where it was never written."""
@@ -252,6 +276,14 @@ def _clear(root: str, name: str, member: tarfile.TarInfo) -> None:
                     shutil.rmtree(path)
             elif inside or not member.isreg() or not _is_one_file(status):
                 os.unlink(path)
+
+
+def _is_changed(path: str, since_ns: int) -> bool:
+    """Whether it has changed since then, or is gone."""
+    try:
+        return os.lstat(path).st_ctime_ns >= since_ns
+    except (FileNotFoundError, NotADirectoryError):
+        return True
 
 
 def _is_one_file(status: os.stat_result) -> bool:

@@ -6,6 +6,7 @@ import ctypes
 import os
 import socket
 import stat
+import tarfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,7 +31,10 @@ class Place:
         (self.work / "train.py").write_text("print()")
         (self.folder / "stdout").write_text("")
         time.sleep(0.02)  # the clock of files ticks that slowly
-        self.files = WorkFiles(str(self.folder), str(self.work))
+        self.origin = root / "code"
+        with tarfile.open(self.origin, "w") as tar:
+            tar.add(self.work / "train.py", "train.py")
+        self.files = WorkFiles(str(self.folder), str(self.work), str(self.origin))
 
     def image(self, name: str) -> tuple[str, dict[str, Any]]:
         folder = self.root / name
@@ -121,6 +125,7 @@ def test_back_in_time_all_of_it_is_as_it_was(here: Place) -> None:
     assert (here.work / "state" / "n").read_text() == "1"
     assert not (here.root / "n").exists()
     assert sorted(path.name for path in here.work.iterdir()) == ["log", "state", "train.py"]
+    assert (here.work / "train.py").read_text() == "print()"
 
 
 def test_what_the_worker_removed_of_its_code_does_not_come_back(here: Place, there: Place) -> None:
@@ -174,6 +179,31 @@ def test_an_ordinary_user_gets_what_is_read_only_back(here: Place, there: Place)
         assert (place.work / "folder" / "inner").read_text() == "1"
         modes = [stat.S_IMODE((place.work / name).stat().st_mode) for name in ("fixed", "folder")]
         assert modes == [0o444, 0o555]
+
+
+def test_back_in_time_its_code_is_as_it_was(here: Place, there: Place) -> None:
+    """The image does not have what was as at first; whatever became of it later is undone."""
+    image = first = here.image("image")
+    (here.work / "train.py").unlink()
+    assert here.back(image, "a")
+    assert (here.work / "train.py").read_text() == "print()"
+    # It had been there before, and ran on from this image until it went back once more.
+    there.files.arrive()
+    (there.work / "train.py").unlink()
+    (there.work / "train.py").mkdir()
+    (there.work / "train.py" / "deep").write_text("2")
+    assert there.back(image, "a")
+    assert (there.work / "train.py").read_text() == "print()"
+    # What it changed before the image is of the image, not of the code.
+    (here.work / "train.py").write_text("own")
+    image = here.image("later")
+    (here.work / "train.py").write_text("more")
+    assert here.back(image, "b")
+    assert (here.work / "train.py").read_text() == "own"
+    # Where there is no such archive it stays as it is.
+    here.origin.unlink()
+    assert here.back(first, "a")
+    assert (here.work / "train.py").read_text() == "own"
 
 
 def test_a_folder_in_a_files_way_makes_room(here: Place) -> None:
