@@ -15,7 +15,7 @@ from onefleet.cli.kinds import JOB
 from onefleet.cli.options import Acting, Command
 from onefleet.cli.times import Number
 from onefleet.cli.waiting import wait_until
-from onefleet.domain.errors import CallerError, NotFound, OnefleetError, TimedOut
+from onefleet.domain.errors import CallerError, NotFound, OnefleetError, TimedOut, UpstreamFailed
 from onefleet.wire.api import ArrayAnswer, JobView
 from onefleet.wire.client import Client, segment
 
@@ -48,6 +48,17 @@ def _moved(now: JobView) -> bool:
     if now.want in ("suspend", "freeze"):
         return now.phase in ("suspended", "frozen", "pending", "ended")
     return now.phase == "ended" or (now.phase == "running" and not now.moving_to)
+
+
+def _check_moved(before: JobView, now: JobView) -> None:
+    """Raises UpstreamFailed for one that was brought back where it came from."""
+    where = {device.partition("/")[0] for device in now.devices}
+    if now.phase == "running" and before.moving_to and not where <= set(before.moving_to):
+        raise UpstreamFailed(
+            f"{now.name} did not move to {', '.join(dict.fromkeys(before.moving_to))}",
+            why=f"it could not go on there, so it runs on {', '.join(sorted(where))}",
+            hint=f"onefleet why {now.id}",
+        )
 
 
 def waits(command: Command) -> Command:
@@ -108,11 +119,11 @@ def all_reached(
     wait_s: float,
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
-) -> tuple[list[JobView], list[TimedOut]]:
+) -> tuple[list[JobView], list[OnefleetError]]:
     """Wait until all are where the verb brings them; the time is for all of them together. The jobs
     that are there, and an error for each of the others."""
     what, reached = _REACHED[verb]
-    began, done, late = clock(), list[JobView](), list[TimedOut]()
+    began, done, late = clock(), list[JobView](), list[OnefleetError]()
     for job in asked:
         try:
             found = wait_until(
@@ -125,7 +136,9 @@ def all_reached(
                 clock=clock,
                 sleep=sleep,
             )
-        except TimedOut as error:
+            if verb == "migrate":
+                _check_moved(job, found)
+        except (TimedOut, UpstreamFailed) as error:
             late.append(error)
         else:
             done.append(found)

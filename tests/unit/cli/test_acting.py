@@ -360,6 +360,19 @@ def test_a_move_is_waited_for_where_it_can_happen(fake, cli, want, phase, moving
     assert cli("migrate", "job-1", "--to", "n2", "--wait", "--timeout", "0")[0] == code
 
 
+@pytest.mark.parametrize(("node", "code"), [("n1", 1), ("n2", 0)])
+def test_a_job_that_came_back_has_not_moved(fake, cli, node, code):
+    job = msgspec.structs.replace(fake.views["/api/v1/jobs/job-1"], want="run", phase="running")
+    asked = msgspec.structs.replace(job, devices=("n1/0",), moving_to=("n2",))
+    fake.made["/api/v1/jobs/job-1/migrate"] = asked
+    fake.views["/api/v1/jobs/job-1"] = msgspec.structs.replace(job, devices=(f"{node}/0",))
+    found, _, err = cli("migrate", "job-1", "--to", "n2", "--wait")
+    assert found == code
+    assert ("train did not move to n2\nwhy: it could not go on there, so it runs on n1" in err) is (
+        code == 1
+    )
+
+
 def test_a_job_that_takes_too_long_keeps_none_that_is_there_from_being_told(fake, cli):
     job = fake.views["/api/v1/jobs/job-1"]
     for name, phase in (("job-2", "suspended"), ("job-3", "saving")):
