@@ -122,15 +122,16 @@ def snapshots(draw: st.DrawFn) -> Snapshot:
                 since,
             )
         elif goal.is_placed and (slots := hand_out(work, free)):
+            by = draw(st.sampled_from([None, *(WorkId(f"w{n}") for n in range(5))]))
             work = lifecycle.apply(work, lifecycle.Placed(slots, restore=False), since)
             if goal is not Phase.STARTING:
                 work = lifecycle.apply(work, lifecycle.Started(), since)
             if goal is Phase.FROZEN and work.kind is WorkKind.JOB:
-                work = lifecycle.apply(work, lifecycle.Froze("room"), since)
+                work = lifecycle.apply(work, lifecycle.Froze("room", by), since)
             if goal is Phase.SAVING and work.suspendable:
-                work = lifecycle.apply(work, lifecycle.SaveOrdered("room"), since)
+                work = lifecycle.apply(work, lifecycle.SaveOrdered("room", by), since)
             if goal is Phase.STOPPING:
-                work = lifecycle.apply(work, lifecycle.StopOrdered("room"), since)
+                work = lifecycle.apply(work, lifecycle.StopOrdered("room", by), since)
         if work.phase is Phase.PENDING and index and draw(st.integers(0, 3)) == 0:
             before = draw(st.sampled_from([*found, a_job("unknown")]))
             work = replace(work, ready=False, terms=replace(work.terms, after=(before.id,)))

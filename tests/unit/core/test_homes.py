@@ -136,6 +136,17 @@ def test_a_wish_is_kept_while_the_node_is_there() -> None:
     assert goes_on(*away, works=(wish,)) == ("n1",)
 
 
+def test_a_wish_waits_until_the_image_can_be_had_there() -> None:
+    lost, wish = node("n1", state=NodeState.LOST), (NodeId("n2"),)
+    job = replace(waiting("n1"), move_to=wish)
+    assert goes_on(lost, node("n2"), works=(job,)) == ()
+    assert goes_on(node("n1"), node("n2"), works=(job,)) == ("n2",)
+    alone = replace(waiting("n2"), move_to=wish)  # it is there already
+    assert goes_on(lost, node("n2", address=""), works=(alone,)) == ("n2",)
+    gang = replace(waiting("n1", "n3"), move_to=wish)
+    assert goes_on(lost, node("n2", 2), node("n3"), works=(gang,)) == ()
+
+
 def dropped(snapshot: Snapshot, now: Instant) -> bool:
     return any(isinstance(d, DropImage) for d in planned(snapshot, now=now).decisions)
 

@@ -60,8 +60,8 @@ def home_of(work: Work, fleet: Fleet, now: Instant, policy: Policy) -> Home | No
     if work.phase is not Phase.SUSPENDED or image is None:
         return None
     wish = wish_of(work)
-    if not all(node_id in fleet.usable for node_id in wish):
-        wish = ()  # it is not there any more
+    if not all(node_id in fleet.usable for node_id in wish) or not _gets_to(wish, image, fleet):
+        wish = ()  # it is not there any more, or not yet to be had there
     elif wish and not work.driven:
         return Home(wish)
     kind = work.demand.kind
@@ -182,6 +182,15 @@ def _can_be_had(image: Image, fleet: Fleet, kind: DeviceKind) -> bool:
     if not _is_there(image, fleet):
         return False
     return any(is_in_reach(fleet.rooms[node_id], kin, kind) for node_id in fleet.usable)
+
+
+def _gets_to(nodes: Nodes, image: Image, fleet: Fleet) -> bool:
+    """Whether each of these nodes, by rank, has the image or can fetch it."""
+    return all(
+        node_id in image.holders(rank)
+        or (node_id in fleet.open and any(of in fleet.open for of in image.holders(rank)))
+        for rank, node_id in enumerate(nodes)
+    )
 
 
 def _is_there(image: Image, fleet: Fleet) -> bool:

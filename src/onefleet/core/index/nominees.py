@@ -31,12 +31,14 @@ class Nominees:
             self._look_at(nominee)
         if in_line:
             self._in_line[work.id] = None
-            self._look_at(work.id)
+            if work.id in self._left:
+                self._look_at(work.id)
 
     def leave(self, work: Work) -> None:
         """The work is no more like this."""
-        self.waiting.pop(work.id, None)
-        self._in_line.pop(work.id, None)
+        if work.id in self._in_line:
+            del self._in_line[work.id]
+            self.waiting.pop(work.id, None)
         nominee = _made_room_for(work)
         if nominee is not None:
             left = self._left[nominee]
