@@ -50,17 +50,22 @@ def follow(
     """
     phase = ""
     while True:
-        ended = True
-        for index, stream in enumerate(streams):
-            chunk = reader.read(stream, WAIT_MS if index == 0 else 0)
+        chunks = [
+            (stream, reader.read(stream, WAIT_MS if index == 0 else 0))
+            for index, stream in enumerate(streams)
+        ]
+        job = get_job(reader.pool, reader.job)
+        changed = job.phase != phase and moved is not None
+        # That it runs is told before what it printed, that it ended after that.
+        if changed and moved is not None and job.outcome is None:
+            moved(job)
+        for stream, chunk in chunks:
             if chunk.text:
                 show(stream, chunk.text)
-            ended = ended and chunk.ended and not chunk.text
-        job = get_job(reader.pool, reader.job)
-        if job.phase != phase and moved is not None:
+        if changed and moved is not None and job.outcome is not None:
             moved(job)
         phase = job.phase
         if tick is not None:
             tick(job)
-        if ended and job.outcome is not None:
+        if job.outcome is not None and all(c.ended and not c.text for _, c in chunks):
             return job

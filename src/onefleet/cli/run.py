@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
@@ -20,6 +23,10 @@ from onefleet.domain.quantities import size
 from onefleet.wire.api import CodeView, JobView, NewArray, NewJob, Page
 from onefleet.wire.client import Client
 
+#: What a shell, and `--option=FILE`, put between the names of files.
+_BETWEEN = re.compile(r"""[\s"'`;|&<>()=,]+""")
+_SCRIPTS = (".py", ".sh")
+
 #: What `run --watch` returns for a job that ended without an exit code (it was cancelled).
 EXIT_WITHOUT_CODE = 1
 
@@ -28,8 +35,8 @@ EXIT_WITHOUT_CODE = 1
 @click.option(
     "--code",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
-    help="Folder to send along; the job runs in its copy. Default: the current folder, when a "
-    "word of CMD names a file in it.",
+    help="Folder to send along; the job runs in its copy. Default: the current folder, when CMD "
+    "names a file in it.",
 )
 @click.option("--no-code", is_flag=True, help="Send nothing; the job runs in an empty folder.")
 @click.option(
@@ -55,14 +62,21 @@ def run(
 ) -> int:
     """Run CMD as a job and print its id.
 
-    A job that can never fit is refused at once (exit 6), with what would fit.
+    CMD is looked up on the PATH of the node that it runs on: name the python of a virtual
+    environment by its whole path. A job that can never fit is refused at once (exit 6), with what
+    would fit.
     """
     if array is not None and watch:
         raise click.UsageError("--watch is for one job, and --array makes several")
     folder = None if no_code else code or code_folder(asked.command, Path.cwd())
     sent = None if folder is None else send_code(act.pool, folder)
     if sent is not None:
-        say(f"code: {sent.files} files of {folder}, {size(sent.size_bytes)}")
+        files = "1 file" if sent.files == 1 else f"{sent.files} files"
+        say(f"code: {files} of {folder}, {size(sent.size_bytes)} packed")
+    elif not no_code and (script := _script(asked.command)):
+        say(f"code: none sent, as there is no {script} in {Path.cwd()}; --code DIR sends a folder")
+    if own := _of_an_environment(asked.command[0]):
+        say(f"note: a job runs its node's own {asked.command[0]!r}; for this shell's, say {own}")
     new = msgspec.structs.replace(asked, code=None if sent is None else sent.digest)
     if array is not None:
         page = act.pool.post("/api/v1/arrays", NewArray(job=new, size=array), Page[JobView])
@@ -78,12 +92,41 @@ def run(
 
 
 def code_folder(command: tuple[str, ...], folder: Path) -> Path | None:
-    """`folder`, when a word of the command names a file in it (``python train.py``)."""
-    for word in command:
-        path = Path(word)
+    """`folder`, when the command names a file in it: `python train.py`, `python -m lab.train`,
+    `sh -c "python train.py > log"`, `prog --config=a.yaml`.
+    """
+    for name in _names(command):
+        path = Path(name)
         if not path.is_absolute() and ".." not in path.parts and (folder / path).is_file():
             return folder
     return None
+
+
+def _names(command: tuple[str, ...]) -> Iterator[str]:
+    """What may be the name of a file in these words."""
+    for before, word in zip(("", *command), command, strict=False):
+        if before == "-m":
+            module = word.replace(".", "/")
+            yield from (f"{module}.py", f"{module}/__main__.py")
+        yield word
+        yield from _BETWEEN.split(word)
+
+
+def _script(command: tuple[str, ...]) -> str:
+    """A script that the command names by a relative path; empty: none."""
+    names = (name for word in command for name in _BETWEEN.split(word))
+    return next((n for n in names if n.endswith(_SCRIPTS) and not Path(n).is_absolute()), "")
+
+
+def _of_an_environment(program: str) -> str:
+    """The path of a program that this shell takes from a virtual environment; empty: it does not.
+
+    A job is started where that environment may not be, and never on the PATH of who submits it.
+    """
+    found = shutil.which(program) if "/" not in program else None
+    if found is None or not (Path(found).parent.parent / "pyvenv.cfg").is_file():
+        return ""
+    return found
 
 
 def send_code(pool: Client, folder: Path) -> CodeView:

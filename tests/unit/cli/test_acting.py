@@ -11,6 +11,7 @@ import msgspec
 import pytest
 
 from onefleet.cli.job_verb import all_reached
+from onefleet.cli.run import code_folder
 from onefleet.domain import errors
 from onefleet.wire import api
 
@@ -193,6 +194,45 @@ def test_run_sends_the_folder_that_holds_the_script(fake, cli, tmp_path, monkeyp
     assert [path for _, path, _ in fake.calls] == ["/api/v1/jobs"]
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("python", "train.py"),
+        ("python", "-m", "lab.fit"),
+        ("python", "-m", "lab"),
+        ("sh", "-c", "python train.py --lr 0.1 | tee log"),
+        ("prog", "--config=lab/a.yaml"),
+        ("python", "größe und mehr.py"),
+    ],
+    ids=" ".join,
+)
+def test_a_command_that_names_a_file_takes_its_folder_along(words, tmp_path):
+    (tmp_path / "lab").mkdir()
+    for name in ("train.py", "größe und mehr.py", "lab/fit.py", "lab/__main__.py", "lab/a.yaml"):
+        (tmp_path / name).write_text("")
+    assert code_folder(words, tmp_path) == tmp_path
+    assert code_folder(words, tmp_path / "lab") is None
+
+
+def test_run_says_when_it_sends_no_code_for_a_script(fake, cli, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for words in (("python", "train.py"), ("sh", "-c", "python train.py > log")):
+        assert f"none sent, as there is no train.py in {tmp_path}" in cli("run", "--", *words)[2]
+    assert cli("run", "--no-code", "--", "prog", "train.py")[2] == ""
+    assert cli("run", "--", "prog", "/opt/train.py")[2] == ""
+
+
+def test_run_says_that_a_job_does_not_get_this_shells_environment(fake, cli, tmp_path, monkeypatch):
+    own = tmp_path / "env" / "bin" / "prog"
+    own.parent.mkdir(parents=True)
+    own.touch(0o755)
+    monkeypatch.setenv("PATH", str(own.parent), prepend=os.pathsep)
+    assert cli("run", "--", "prog")[2] == ""
+    (tmp_path / "env" / "pyvenv.cfg").touch()
+    assert f"for this shell's, say {own}\n" in cli("run", "--", "prog")[2]
+    assert cli("run", "--", str(own))[2] == ""
+
+
 def test_run_passes_options_of_the_command_through(fake, cli):
     assert cli("run", "--devices", "1..2", "--env", "A=b=c", "--", "prog", "-o", "--debug")[0] == 0
     body = msgspec.json.decode(fake.calls[-1][2])
@@ -213,8 +253,14 @@ def test_run_watch_returns_the_jobs_own_code(fake, cli, exit_code):
     fake.views["/api/v1/jobs/job-1"] = ended
     code, out, err = cli("run", "--watch", "--", "true")
     assert (code, out) == (exit_code, "step 1\nstep 2\n")
-    assert "a warning" in err
+    assert err.index("a warning") < err.index("[ended]")
     assert ("failed: it stopped" in err) == (exit_code != 0)
+
+
+def test_run_watch_tells_that_a_job_runs_before_what_it_printed(fake, cli):
+    fake.ended = False
+    _, _, err = cli("run", "--watch", "--timeout", "0", "--", "true")
+    assert err.index("[running]") < err.index("a warning")
 
 
 def test_run_watch_with_a_time_limit_leaves_the_job(fake, cli):
