@@ -4,8 +4,15 @@ from __future__ import annotations
 
 from onefleet.domain.ids import Instant
 from onefleet.domain.quantities import size
-from onefleet.domain.work import Phase, Work
+from onefleet.domain.work import Phase, Want, Work
 from onefleet.store.base import Note
+
+_WANTED = {
+    Want.RUN: "running",
+    Want.SUSPEND: "suspended",
+    Want.FREEZE: "frozen",
+    Want.STOP: "stopped",
+}
 
 
 def of_work(before: Work | None, after: Work, now: Instant) -> tuple[Note, ...]:
@@ -18,7 +25,7 @@ def of_work(before: Work | None, after: Work, now: Instant) -> tuple[Note, ...]:
     if before.phase is not after.phase:
         return (Note(now, f"{after.kind}.{after.phase}", after.id, _text(after)),)
     if before.want is not after.want:
-        text = f"its owner wants it to {after.want}"
+        text = f"its owner wants it {_WANTED[after.want]}"
         return (Note(now, f"{after.kind}.want_{after.want}", after.id, text),)
     return ()
 

@@ -15,7 +15,7 @@ from onefleet.core.ledger import HOUR_MS, HOURS_KEPT, fraction_permille, wanted_
 from onefleet.core.policy import DEFAULT_POLICY, Policy
 from onefleet.core.promise import holds
 from onefleet.domain.events import Event, Usage
-from onefleet.domain.fleet import CheckpointMode, Device, DeviceKind, Node
+from onefleet.domain.fleet import CheckpointMode, Device, DeviceKind, Node, NodeState
 from onefleet.domain.ids import DeploymentId, Instant, NodeId
 from onefleet.domain.jobs import Job
 from onefleet.domain.serving import Deployment, Model, Replica
@@ -275,6 +275,17 @@ def hindered_text(work: Work, scene: Scene) -> str:
         if report.observed in (Observed.RUNNING, Observed.FROZEN):
             return f"rank {rank}: {report.reason}" if work.demand.workers > 1 else report.reason
     return ""
+
+
+def leaves_text(work: Work, state: State) -> str:
+    """Why a work that holds devices is to leave them, in a person's words; empty: it is not."""
+    devices = _devices_of(work)
+    nodes = [state.nodes[slot.node_id] for slot in work.placement if slot.node_id in state.nodes]
+    nodes = list(dict.fromkeys(nodes))
+    why = [f"{node.id} is drained" for node in nodes if node.state is NodeState.DRAINING]
+    cordons = (cordon for node in nodes for cordon in node.cordons)
+    why += [f"{c.device_id} is cordoned ({c.reason})" for c in cordons if c.device_id in devices]
+    return f"{', '.join(why)}: it moves once there is room elsewhere" if why else ""
 
 
 def turns_text(work: Work, scene: Scene) -> str:

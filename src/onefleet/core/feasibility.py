@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable
 
 from onefleet.domain.fleet import Device, DeviceKind, Node
+from onefleet.domain.quantities import counted, size
 from onefleet.domain.work import Demand
 
 
@@ -69,7 +70,7 @@ def feasibility(demand: Demand, nodes: Iterable[Node]) -> str | None:
     which = of_classes(demand) + in_zones(demand)
     devices = f"needs {demand.workers} x {demand.devices_min} {kind} devices{which}"
     if demand.workers == 1:
-        devices = f"needs {demand.devices_min} {kind} devices{which} on one node"
+        devices = f"needs {counted(demand.devices_min, f'{kind} device')}{which} on one node"
     elif demand.pack > 1:
         devices = f"needs {demand.least} {kind} devices{which} for {demand.workers} workers"
     there = " there" if demand.zones else ""
@@ -77,8 +78,8 @@ def feasibility(demand: Demand, nodes: Iterable[Node]) -> str | None:
     if not demand.memory_bytes:
         return f"{devices}; {fits}"
     memory = max(_worker_memory_bytes(node, demand) for node in near)
-    needs = f"{devices} and {_mib(demand.memory_bytes)} of memory for each worker"
-    return f"{needs}; {fits}, with at most {_mib(memory)} for a worker"
+    needs = f"{devices} and {size(demand.memory_bytes)} of memory for each worker"
+    return f"{needs}; {fits}, with at most {size(memory)} for a worker"
 
 
 def of_classes(demand: Demand) -> str:
@@ -123,10 +124,6 @@ def _other_kinds(fleet: list[Node]) -> str:
             counts[device.kind.value] = counts.get(device.kind.value, 0) + 1
     has = ", ".join(f"{counts[kind]} {kind}" for kind in sorted(counts))
     return f" (it has {has})" if has else ""
-
-
-def _mib(size_bytes: int) -> str:
-    return f"{-(-size_bytes // 2**20)} MiB"
 
 
 __all__ = [

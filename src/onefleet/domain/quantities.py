@@ -53,6 +53,11 @@ def age(at_ms: int | None, now_ms: int) -> str:
     return duration(passed).replace(".0s", "s") if passed else "0s"
 
 
+def counted(count: int, noun: str) -> str:
+    """1 file, 2 files: of what takes an s."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
 def span(low: int, high: int) -> str:
     """A range as commands take it: 2, or 0..3."""
     return str(low) if low == high else f"{low}..{high}"

@@ -17,6 +17,7 @@ from onefleet.wire.api import (
     DeviceView,
     JobView,
     LedgerView,
+    LogChunk,
     NewArray,
     NewJob,
     NewReservation,
@@ -69,6 +70,30 @@ def test_a_gang_says_how_many_devices_it_can_do_with(control: Control) -> None:
     ):
         with pytest.raises(CallerError):
             submit(api, "wrong", **fields)
+    with pytest.raises(CallerError, match="1 device cannot be dealt evenly to 2") as refused:
+        submit(api, "wrong", workers=2, devices_min=1, devices_max=1)
+    assert refused.value.hint.startswith("ask for 1..2: ")
+    with pytest.raises(CallerError, match="and it runs for 2h00m"):
+        submit(api, "wrong", deadline=now_ms() + HOUR_MS, estimate_ms=2 * HOUR_MS)
+    with pytest.raises(NotFound, match="no worker of rank 8") as missing:
+        api.get(f"/api/v1/jobs/{gang.id}/logs?rank=8", LogChunk)
+    assert missing.value.why == "its ranks are 0..7"
+
+
+@pytest.mark.parametrize(
+    ("command", "stem"),
+    [
+        (("prog", "--x"), "prog"),
+        (("/opt/bin/python3.11", "-u", "exp/train.py", "--lr", "1"), "train"),
+        (("sh", "run me.sh"), "run-me"),
+        (("sh", "-c", "true"), "sh"),
+    ],
+)
+def test_a_job_without_a_name_is_called_after_its_script(
+    control: Control, command: tuple[str, ...], stem: str
+) -> None:
+    job = control.admin().post("/api/v1/jobs", NewJob(command=command), JobView)
+    assert job.name == f"{stem}-{job.id[-5:]}"
 
 
 def test_jobs_that_share_a_core_say_that_they_take_turns(control: Control) -> None:
@@ -252,8 +277,10 @@ def test_a_reservation_in_a_window_leaves_the_rest_of_the_time_to_others(control
         reserve("silver", 2, ends_at=start + 1)
     with pytest.raises(Infeasible, match="class fast"):
         reserve("silver", 1, product="fast")
-    with pytest.raises(CallerError):
+    with pytest.raises(CallerError, match=r"closes in .*m.*, and opens in .*m"):
         reserve("silver", 1, starts_at=start, ends_at=start)
+    with pytest.raises(CallerError, match=r"closes 2h00m ago$"):
+        reserve("silver", 1, ends_at=now_ms() - 2 * HOUR_MS)
     with pytest.raises(NotFound):
         reserve("nobody", 1)
     api.delete(f"/api/v1/reservations/{first.id}", ReservationView)
@@ -277,6 +304,19 @@ def test_nodes_and_devices_are_taken_out_of_use_and_back(control: Control) -> No
     assert control.job(job.id).phase == "pending"
     assert post("nodes/node-1/undrain", NodeView).state == "ready"
     node.until("it runs", lambda: control.job(job.id).phase == "running")
+
+    def why() -> str:
+        return api.get(f"/api/v1/why/{job.id}", WhyView).summary
+
+    (held,) = control.job(job.id).devices
+    post(f"devices/{held.replace('/', '%2F')}/cordon", DeviceView, {"reason": "hot"})
+    post("nodes/node-1/drain", NodeView)
+    assert why().endswith(
+        f"node-1 is drained, {held} is cordoned (hot): it moves once there is room elsewhere"
+    )
+    post(f"devices/{held.replace('/', '%2F')}/uncordon", DeviceView)
+    post("nodes/node-1/undrain", NodeView)
+    assert "it moves" not in why()
     path = "devices/node-1%2Fcpu1"
     assert post(f"{path}/cordon", DeviceView, {"reason": "ECC errors"}).cordoned == "ECC errors"
     node.sync()

@@ -110,9 +110,11 @@ def test_a_pool_keeps_no_more_spares_than_leave_what_is_guaranteed(control: Cont
     assert refused.value.why.startswith("the fleet has 2 beside its spares")
     set_spares(api, 0)
     api.post("/api/v1/reservations", NewReservation(tenant="default", devices=4), ReservationView)
-    with pytest.raises(Infeasible, match="cannot be kept as spares") as refused:
+    with pytest.raises(
+        Infeasible, match="1 node with cpu devices cannot be kept as spares"
+    ) as refused:
         set_spares(api, 1)
-    assert refused.value.why == "they leave 2 cpu devices, and 4 are reserved"
+    assert refused.value.why == "that leaves 2 cpu devices, and 4 are reserved"
     for body in ({"nodes": -1}, {"nodes": 1, "device_kind": "abacus"}):
         with pytest.raises(CallerError):
             api.post("/api/v1/spares", body, SparesView)

@@ -70,14 +70,14 @@ ZONED = [a_node("n1", 4, zone="a"), a_node("n2", 2, zone="b")]
         (
             Demand(CPU, 1, 1, memory_bytes=17 * GIB),
             FLEET,
-            "needs 1 cpu devices on one node and 17408 MiB of memory for each worker; "
-            "the fleet has 6, at most 4 on one node, with at most 16384 MiB for a worker",
+            "needs 1 cpu device on one node and 18.3 GB of memory for each worker; "
+            "the fleet has 6, at most 4 on one node, with at most 17.2 GB for a worker",
         ),
         (
             Demand(GPU, 1, 1, memory_bytes=9 * GIB),
             FLEET,
-            "needs 1 gpu devices on one node and 9216 MiB of memory for each worker; "
-            "the fleet has 2, at most 2 on one node, with at most 8192 MiB for a worker",
+            "needs 1 gpu device on one node and 9.7 GB of memory for each worker; "
+            "the fleet has 2, at most 2 on one node, with at most 8.6 GB for a worker",
         ),
         (Demand(GPU, 1, 2, memory_bytes=9 * GIB), FLEET, None),
         (Demand(CPU, 1, 1, workers=12, pack=2), FLEET, None),

@@ -7,6 +7,7 @@ from onefleet.core.checkpointing import INTERVAL_MS_MIN
 from onefleet.domain.errors import InvalidRequest
 from onefleet.domain.fleet import DeviceKind
 from onefleet.domain.ids import Instant, WorkId
+from onefleet.domain.quantities import counted, duration
 from onefleet.domain.work import WHOLE, Demand, Speed, Terms
 from onefleet.wire.api import NewJob
 
@@ -68,10 +69,13 @@ def _shape(workers: int, low: int, high: int) -> tuple[tuple[int, int], int]:
     if workers == 1:
         return (low, high), 1
     if high % workers:
+        most: int | str = -(-high // workers) * workers
+        if high < workers:
+            most = f"{low}..{most}: while it has fewer than that, its workers take turns"
         raise InvalidRequest(
-            f"{high} devices cannot be dealt evenly to {workers} workers",
+            f"{counted(high, 'device')} cannot be dealt evenly to {workers} workers",
             why="each worker of a gang has the same number of devices",
-            hint=f"ask for {-(-high // workers) * workers}, or for another number of workers",
+            hint=f"ask for {most}, or for another number of workers",
             param="devices_max",
         )
     each = high // workers
@@ -111,7 +115,8 @@ def terms_of(new: NewJob, after: tuple[WorkId, ...], now: Instant) -> Terms:
     estimate_ms = new.estimate_ms
     if deadline is not None and estimate_ms is not None and now + estimate_ms > deadline:
         raise InvalidRequest(
-            f"its deadline is in {deadline - now} ms, and it runs for {estimate_ms} ms",
+            f"its deadline is in {duration(deadline - now)}, "
+            f"and it runs for {duration(estimate_ms)}",
             why="it could not end in time if it started now",
             hint="choose a later deadline, or more devices and a shorter estimate",
             param="deadline",

@@ -188,7 +188,10 @@ def _check_code(code: str | None, call: Call) -> None:
 def _name(new: NewJob, work_id: WorkId) -> str:
     if new.name is not None:
         return good_name(new.name, "name")
-    stem = re.sub(r"[^A-Za-z0-9]+", "-", PurePosixPath((*new.command, "")[0]).name).strip("-")[:32]
+    words = [PurePosixPath(word) for word in (*new.command, "")]
+    # What tells jobs of one author apart is the script, not who interprets it.
+    script = next((word.stem for word in words[1:] if word.suffix in (".py", ".sh")), words[0].name)
+    stem = re.sub(r"[^A-Za-z0-9]+", "-", script).strip("-")[:32]
     return f"{stem or 'job'}-{work_id[-5:]}"
 
 
@@ -201,7 +204,7 @@ def _must_fit(state: State, demand: Demand) -> None:
         raise Infeasible(
             "this job can never run on this fleet",
             why=why,
-            hint="ask for less (--devices), or see what there is: onefleet device list",
+            hint="ask for what there is: onefleet device list, onefleet node list -o wide",
             param="devices_min",
         )
 

@@ -16,7 +16,9 @@ from typing import Protocol
 from onefleet.control.api.existing import find_job
 from onefleet.control.call import Call
 from onefleet.control.pool import Pool
-from onefleet.domain.errors import Unreachable
+from onefleet.domain.errors import NotFound, Unreachable
+from onefleet.domain.jobs import Job
+from onefleet.domain.quantities import span
 from onefleet.domain.work import Phase, Work
 from onefleet.store.base import State
 from onefleet.wire.agent import LOCAL_NODE, node_id
@@ -54,7 +56,7 @@ async def job_logs(call: Call) -> LogChunk:
             state = await pool.store.read()
             job = find_job(state, call.caller, call.path("id"))
             work = state.works[job.id]
-            rank = call.integer("rank", 0, 0, work.demand.workers - 1)
+            rank = _rank(call.integer("rank", 0), job, work.demand.workers)
             ended = work.phase is Phase.ENDED
             place = _place(pool, state, work, rank, stream)
             offset, raw, whole = await asyncio.to_thread(place.read, offset)
@@ -65,6 +67,18 @@ async def job_logs(call: Call) -> LogChunk:
                     text=text, offset=offset, next_offset=offset + used, ended=ended and whole
                 )
             await pool.changed.wait(version, min(place.look_ms, left_ms))
+
+
+def _rank(rank: int, job: Job, workers: int) -> int:
+    """The rank that was asked for. Raises NotFound."""
+    if rank >= workers:
+        raise NotFound(
+            f'job "{job.name}" ({job.id}) has no worker of rank {rank}',
+            why=f"its ranks are {span(0, workers - 1)}",
+            hint=f"onefleet logs --rank {workers - 1} {job.name}",
+            param="rank",
+        )
+    return rank
 
 
 class _Log(Protocol):

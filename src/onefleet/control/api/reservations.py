@@ -11,6 +11,7 @@ from onefleet.core.promise import holds, moments, reserved_load, unmet
 from onefleet.domain.errors import Infeasible, InvalidRequest, NotFound, QuotaExceeded
 from onefleet.domain.fleet import DeviceKind
 from onefleet.domain.ids import Instant, ReservationId, TenantId
+from onefleet.domain.quantities import counted, duration
 from onefleet.domain.tenancy import WITHIN_MS_LEAST, WITHIN_MS_MOST, Reservation
 from onefleet.domain.work import WHOLE
 from onefleet.store.base import Commit, Delete, Note, Put, State
@@ -85,11 +86,13 @@ def must_be_free(state: State, more: Reservation, now: Instant) -> None:
             total = sum(v for name, v in room.items() if more.product in ("", name)) // WHOLE
             taken = sum(r.devices for r in held)
             beside = " beside its spares" if spares_of(state.marks) else ""
+            most = max(more.devices - -(-missing // WHOLE), 0)
             raise Infeasible(
-                f"{more.devices} {more.kind} devices{product} cannot be guaranteed",
+                f"{counted(more.devices, f'{more.kind} device')}{product} cannot be guaranteed",
                 why=f"the fleet has {total}{beside}, and {taken} of the kind are reserved already",
-                hint=f"reserve {max(more.devices - -(-missing // WHOLE), 0)} at most, "
-                "or another window",
+                hint=f"reserve {most} at most, or another window"
+                if most
+                else "another window, or see who has them: onefleet reservation list",
                 param=f"reservations.{more.kind}",
             )
 
@@ -97,12 +100,18 @@ def must_be_free(state: State, more: Reservation, now: Instant) -> None:
 def _window(new: NewReservation, now: Instant) -> tuple[Instant | None, Instant | None]:
     starts_at, ends_at = new.starts_at, new.ends_at
     if ends_at is not None and ends_at <= max(now, starts_at or 0):
+        opens = f", and opens {_when(starts_at, now)}" if starts_at and starts_at > now else ""
         raise InvalidRequest(
-            f'"ends_at" is {ends_at}, which is not after its start and after now ({now})',
-            hint="times are in milliseconds since 1970",
+            f"its window closes {_when(ends_at, now)}{opens}",
+            why="it has to close after it opens, and after now",
+            hint="--until +2h; in the API, milliseconds since 1970",
             param="ends_at",
         )
     return (
         None if starts_at is None else Instant(starts_at),
         None if ends_at is None else Instant(ends_at),
     )
+
+
+def _when(at_ms: int, now: Instant) -> str:
+    return f"in {duration(at_ms - now)}" if at_ms > now else f"{duration(now - at_ms)} ago"

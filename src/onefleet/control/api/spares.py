@@ -10,6 +10,7 @@ from onefleet.core.promise import capacity, holds, moments, reserved_load, stock
 from onefleet.domain.errors import Infeasible
 from onefleet.domain.fleet import DeviceKind, Node
 from onefleet.domain.ids import Instant
+from onefleet.domain.quantities import counted
 from onefleet.store.base import Commit, Note, State
 from onefleet.wire.api import Page, SetSpares, SparesView
 
@@ -78,9 +79,10 @@ def _must_leave_what_is_reserved(
         if unmet([reserved_load(r) for r in open_then], room):
             count = sum(r.devices for r in open_then)
             left = sum(room.values()) // 1_000
+            nodes = counted(dict(wanted)[kind], "node")
             raise Infeasible(
-                f"so many nodes with {kind} devices cannot be kept as spares",
-                why=f"they leave {left} {kind} devices, and {count} are reserved",
+                f"{nodes} with {kind} devices cannot be kept as spares",
+                why=f"that leaves {counted(left, f'{kind} device')}, and {count} are reserved",
                 hint="fewer of them, or: onefleet reservation remove ID",
                 param="nodes",
             )

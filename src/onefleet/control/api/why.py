@@ -67,7 +67,11 @@ async def _why_job(
     work = state.works[job.id]
     told = explain(work, blockers)
     scene = call.pool.scene(state, call.caller)
-    notes = (views.hindered_text(work, scene), views.turns_text(work, scene))
+    notes = (
+        views.hindered_text(work, scene),
+        views.turns_text(work, scene),
+        views.leaves_text(work, state),
+    )
     found = await _forecast(call, state, work, scene)
     return WhyView(
         id=job.id,
