@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
+
 import click
 
 from onefleet.cli.boundary import debug_option, say
 from onefleet.cli.indices import Indices
-from onefleet.config import DEFAULT_HOST, DEFAULT_PORT, settings
+from onefleet.config import DEFAULT_HOST, DEFAULT_PORT, Settings, settings
 
 
 @click.command()
@@ -56,8 +58,9 @@ def agent(
 ) -> None:
     """Be a node of a pool until Ctrl-C, which saves the node's jobs.
 
-    Make its key first: `onefleet key create --role node --name NAME`. Without --cpus and --gpus it
-    has all of this machine; beside a pool or another node, each needs a part of its own.
+    Make its key first: `onefleet key create --role node --name NAME`, and what saves its jobs:
+    `onefleet doctor --fix --data-dir DIR`. Without --cpus and --gpus it has all of this machine;
+    beside a pool or another node, each needs a part of its own (`onefleet up --cpus`).
     """
     from onefleet.agent.devices import default_probes
     from onefleet.agent.link import joined
@@ -72,6 +75,7 @@ def agent(
     configure_logs()
     with take_lock(given.layout):
         say(f"node {name} joins {url}; its data is in {given.layout.root}")
+        _say_what_is_missing(given)
         run(
             given.layout,
             NodeSpec(name, region, zone, host, port),
@@ -82,6 +86,17 @@ def agent(
             drains=True,
         )
     say(f"node {name} has left; its jobs are saved")
+
+
+def _say_what_is_missing(given: Settings) -> None:
+    from onefleet.domain.errors import OnefleetError
+    from onefleet.drivers.criu import make_finder
+
+    try:
+        make_finder(given.layout.criu, given.criu)()
+    except OnefleetError as refusal:
+        mend = f"onefleet doctor --fix --data-dir {shlex.quote(str(given.layout.root))}"
+        say(f"note: {refusal.what}: {refusal.why}; its jobs save themselves. To mend it: {mend}")
 
 
 def _key(key_file: str | None, key: str | None) -> str:

@@ -166,7 +166,11 @@ def _usage_lines(error: click.UsageError) -> str:
         usage = ctx.get_usage().removeprefix("Usage: ")
         path = ctx.command_path
     message = " ".join(error.format_message().split()).rstrip(".")
-    return f"error: {message}\nwhy: usage is {' '.join(usage.split())}\ntry: {path} --help"
+    missing = error.param if isinstance(error, click.MissingParameter) else None
+    why = f"usage is {' '.join(usage.split())}"
+    if isinstance(missing, click.Option) and missing.help:
+        why = f"{path} needs it: {missing.help}"
+    return f"error: {message}\nwhy: {why}\ntry: {path} --help"
 
 
 def _defect(meta: dict[str, Any]) -> Any:

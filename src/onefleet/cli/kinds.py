@@ -9,7 +9,7 @@ from datetime import datetime
 
 from onefleet.cli.output import Column, Kind, pairs
 from onefleet.domain import quantities
-from onefleet.domain.quantities import duration, percent, size, span
+from onefleet.domain.quantities import counted, duration, percent, size, span
 from onefleet.wire.api import (
     DeploymentView,
     DeviceView,
@@ -88,8 +88,12 @@ def _hours(entry: LedgerView) -> str:
     return " ".join(f"{100 * h.got_ms // max(h.wanted_ms, 1)}" for h in entry.hours) or "-"
 
 
-def _unheld(device: DeviceView) -> str:
-    return f"cordoned: {device.cordoned}" if device.cordoned else "free"
+def _holder(device: DeviceView) -> str:
+    """What holds it. A cordoned one may still be held: by what finds no other place."""
+    cordoned = f"cordoned: {device.cordoned}" if device.cordoned else ""
+    if not device.holder:
+        return cordoned or "free"
+    return f"{device.holder} ({cordoned})" if cordoned else device.holder
 
 
 def _missing(spares: SparesView) -> str:
@@ -290,9 +294,7 @@ DEVICE: Kind[DeviceView] = Kind(
         Column("PRODUCT", lambda d: d.product),
         Column("MEMORY", lambda d: size(d.memory_bytes), right=True),
         Column("TIER", lambda d: d.tier or "-"),
-        Column(
-            "HOLDER", lambda d: d.holder or (f"cordoned: {d.cordoned}" if d.cordoned else "free")
-        ),
+        Column("HOLDER", _holder),
         Column("NODE", lambda d: d.node, wide=True),
     ),
     empty="no devices: the agent has not reported yet",
@@ -300,8 +302,9 @@ DEVICE: Kind[DeviceView] = Kind(
 
 
 def _failures(status: StatusView) -> str:
-    seen = f"{status.nodes_lost} nodes lost in {duration(status.nodes_watched_ms)} of work"
-    return f"{seen}; expected of one node every {duration(status.node_mttf_ms)}"
+    lost = counted(status.nodes_lost, "node") if status.nodes_lost else "no node"
+    seen = f"{lost} lost in {duration(status.nodes_watched_ms)} of work"
+    return f"{seen}; a node is expected to fail every {duration(status.node_mttf_ms)}"
 
 
 def _spares(status: StatusView) -> str:
@@ -309,11 +312,11 @@ def _spares(status: StatusView) -> str:
 
 
 def _status_text(status: StatusView) -> str:
-    seen = "never seen" if status.gateway_seen_s < 0 else f"seen {status.gateway_seen_s:.0f} s ago"
+    seen = "never seen" if status.gateway_seen_s < 0 else f"seen {status.gateway_seen_s:.0f}s ago"
     return pairs(
         (
             ("version", status.version),
-            ("up since", f"{age(status.started_at)} ago"),
+            ("up for", age(status.started_at)),
             ("nodes", f"{status.nodes_ready} of {status.nodes} ready"),
             *((("spares", _spares(status)),) if status.spares_wanted else ()),
             ("failures", _failures(status)),
@@ -362,7 +365,7 @@ def _forecast_lines(found: ForecastView) -> list[str]:
         devices = span(other.devices, max(other.devices, other.devices_max))
         how = f"as {other.tier}" if other.tier else f"with --devices {devices}"
         pushed = f", pushing back {', '.join(other.pushes_back)}" if other.pushes_back else ""
-        lines.append(f"  {_when(found.at, other.starts_at)} {how}{pushed}")
+        lines.append(f"  starts {_when(found.at, other.starts_at)} {how}{pushed}")
     return lines
 
 
@@ -373,13 +376,18 @@ def _start(found: ForecastView) -> str:
         return f"perhaps {_when(found.at, found.earliest_at)}, more likely not within 14 days"
     if found.earliest_at == found.latest_at:
         return _when(found.at, found.likely_at)
-    latest = "later" if found.latest_at is None else _when(found.at, found.latest_at)
-    bar = f"between {_when(found.at, found.earliest_at)} and {latest}"
-    return f"{_when(found.at, found.likely_at)} ({bar}: run times are guessed)"
+    bar = f"{_ahead(found.at, found.earliest_at)} to {_ahead(found.at, found.latest_at)}"
+    return f"{_when(found.at, found.likely_at)} ({bar}, as run times are guessed)"
 
 
 def _when(now_ms: int, at_ms: int) -> str:
     return "now" if at_ms <= now_ms else f"in {duration(at_ms - now_ms)}"
+
+
+def _ahead(now_ms: int, at_ms: int | None) -> str:
+    if at_ms is None:
+        return "over 14 days"
+    return "now" if at_ms <= now_ms else duration(at_ms - now_ms)
 
 
 WHY: Kind[WhyView] = Kind("Why", lambda w: w.id, text=_why_text)

@@ -11,6 +11,7 @@ from onefleet.cli.model_add import add_model
 from onefleet.cli.options import Acting, Reading, acting, confirm, reading
 from onefleet.cli.pool import connect
 from onefleet.cli.progress import Bar
+from onefleet.domain.quantities import counted
 from onefleet.wire.api import DeploymentView, ModelView, NewModel, Page
 from onefleet.wire.client import segment
 
@@ -65,6 +66,6 @@ def remove(act: Acting, name: str, yes: bool) -> None:
     found = act.pool.get(f"/api/v1/models/{segment(name)}", ModelView)
     used = act.pool.get("/api/v1/deployments", Page[DeploymentView]).data
     count = sum(d.model == found.id for d in used)
-    confirm(f"removes {found.id}; {count} deployments use it", yes)
+    confirm(f"removes {found.id}; in use by {counted(count, 'deployment')}", yes)
     act.pool.delete(f"/api/v1/models/{segment(found.id)}", object)
     act.done(MODEL, found)

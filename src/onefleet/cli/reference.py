@@ -16,9 +16,10 @@ HEAD = """\
 
 Written by `python -m onefleet.cli.reference > docs/cli.md`; a test compares.
 
-Every command takes `--data-dir` and finds the running pool through it, and `--debug`, which adds
-the traceback to an error. Commands that show something take `-o table|wide|json|yaml|jsonl|name`,
-`-q` (ids only) and `--watch` (a terminal is redrawn, in a pipe each change is a line of JSON).
+Every command takes `--data-dir` and finds the running pool through it (`onefleet agent` keeps its
+node there), and `--debug`, which adds the traceback to an error. Commands that show something take
+`-o table|wide|json|yaml|jsonl|name`, `-q` (ids only) and `--watch` (a terminal is redrawn, in a
+pipe each change is a line of JSON).
 Commands that change something print the id, or with `-o json` the object. Data goes to stdout,
 everything else to stderr.
 
@@ -58,16 +59,17 @@ def _section(path: str, command: click.Command) -> list[str]:
     arguments = [p for p in command.params if isinstance(p, click.Argument)]
     words = " ".join(p.make_metavar(click.Context(command)) for p in arguments)
     lines = [f"### `{path}{' ' if words else ''}{words}`\n", f"{_text(command.help or '')}\n"]
-    shared = ["data_dir", "debug"]
+    shared = ["debug"]
     if any(p.name == "output" and p.type is FORMAT for p in command.params):
         shared += ["output", "quiet"]
     if any(p.name == "quiet" for p in command.params):
         shared.append("watch")
     options = [p for p in command.params if isinstance(p, click.Option) and not p.hidden]
     for option in sorted(options, key=lambda o: o.opts[-1]):
-        if option.name in shared:
+        if option.name in shared or (option.name == "data_dir" and not option.required):
             continue
         help_ = f": {_text(option.help)}" if option.help else ""
+        help_ += " (required)" if option.required else ""
         lines.append(f"* `{_signature(option)}`{help_}{_default(option)}")
     return [*lines, ""]
 

@@ -7,6 +7,8 @@ import click
 from onefleet.cli.kinds import RESERVATION
 from onefleet.cli.options import KINDS, Acting, Reading, acting, confirm, reading
 from onefleet.cli.times import Length, Moment
+from onefleet.domain.errors import NotFound
+from onefleet.domain.quantities import counted
 from onefleet.domain.tenancy import WITHIN_MS, WITHIN_MS_LEAST, WITHIN_MS_MOST
 from onefleet.wire.api import NewReservation, Page, ReservationView
 from onefleet.wire.client import segment
@@ -73,6 +75,13 @@ def list_(view: Reading) -> None:
 @acting
 def remove(act: Acting, id_: str, yes: bool) -> None:
     """End a reservation; its tenant's work stays, without the guarantee."""
-    confirm(f"ends reservation {id_}; its devices are shared by all", yes)
+    known = act.pool.get("/api/v1/reservations", Page[ReservationView]).data
+    found = next((r for r in known if r.id == id_), None)
+    if found is None:
+        raise NotFound(f'there is no reservation "{id_}"', hint="onefleet reservation list")
+    devices = counted(found.devices, f"{found.device_kind} device")
+    confirm(
+        f"ends the reservation of {devices} for {found.tenant}; all share them from now on", yes
+    )
     path = f"/api/v1/reservations/{segment(id_)}"
     act.done(RESERVATION, act.pool.delete(path, ReservationView))

@@ -19,7 +19,7 @@ from onefleet.cli.logs import show_text
 from onefleet.cli.options import Acting, acting
 from onefleet.cli.times import Number
 from onefleet.domain.errors import TimedOut
-from onefleet.domain.quantities import size
+from onefleet.domain.quantities import counted, size
 from onefleet.wire.api import CodeView, JobView, NewArray, NewJob, Page
 from onefleet.wire.client import Client
 
@@ -71,8 +71,7 @@ def run(
     folder = None if no_code else code or code_folder(asked.command, Path.cwd())
     sent = None if folder is None else send_code(act.pool, folder)
     if sent is not None:
-        files = "1 file" if sent.files == 1 else f"{sent.files} files"
-        say(f"code: {files} of {folder}, {size(sent.size_bytes)} packed")
+        say(f"code: {counted(sent.files, 'file')} of {folder}, {size(sent.size_bytes)} packed")
     elif not no_code and (script := _script(asked.command)):
         say(f"code: none sent, as there is no {script} in {Path.cwd()}; --code DIR sends a folder")
     if own := _of_an_environment(asked.command[0]):

@@ -25,7 +25,7 @@ from onefleet.cli.tour_pool import MODEL, PREMIUM, PREMIUM_TENANT, SHARED, TourP
 from onefleet.cli.tour_training import COMPUTE_S, FOLDER, Output, Training, choose_training, output
 from onefleet.config import settings
 from onefleet.domain.errors import InternalError, OnefleetError, Unsupported
-from onefleet.domain.quantities import size
+from onefleet.domain.quantities import counted, size
 from onefleet.wire.api import DeviceView, EventView, JobView, NewDeployment, NewJob, UtilisationView
 from onefleet.wire.client import Client, segment
 
@@ -152,13 +152,15 @@ def _submit(scene: Scene, name: str) -> JobView:
 
 def _first_losses(scene: Scene, job: JobView) -> None:
     it = scene.it
-    click.echo(f"job     {job.id}, standard tier, {len(scene.free)} device(s)")
+    devices = counted(len(scene.free), "device")
+    click.echo(f"job     {job.id}, standard tier, {devices}")
     click.echo(f"runs    {scene.training.what}")
     with Bar(it.screen, "the first losses"):
-        running = it.await_job(job.id, lambda now: now.phase == "running", "run", RUN_S)
         it.await_job(
             job.id, lambda now: len(output(it.pool, job.id).losses) >= 3, "print 3 losses", RUN_S
         )
+        # What it takes is in its agent's next report.
+        running = it.await_job(job.id, lambda now: now.memory_bytes > 0, "tell its memory", RUN_S)
     click.echo(f"on      {', '.join(running.devices)}; {_saved_by(running)}")
     for line in output(it.pool, job.id).losses[:3]:
         click.echo(f"        {line}")

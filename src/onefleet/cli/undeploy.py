@@ -6,6 +6,7 @@ import click
 
 from onefleet.cli.kinds import DEPLOYMENT
 from onefleet.cli.options import Acting, acting, confirm
+from onefleet.domain.quantities import counted
 from onefleet.wire.api import DeploymentView
 from onefleet.wire.client import segment
 
@@ -19,8 +20,8 @@ def undeploy(act: Acting, name: str, yes: bool) -> None:
     path = f"/api/v1/deployments/{segment(name)}"
     found = act.pool.get(path, DeploymentView)
     confirm(
-        f"ends {found.name}: {found.replicas_ready} replicas, {found.active} requests under way, "
-        f"{found.waiting} waiting",
+        f"ends {found.name}: {counted(found.replicas_ready, 'replica')}, "
+        f"{counted(found.active, 'request')} under way, {found.waiting} waiting",
         yes,
     )
     act.pool.delete(path, object)

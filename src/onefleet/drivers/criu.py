@@ -16,6 +16,7 @@ from typing import Any
 
 from onefleet.domain.errors import OnefleetError
 from onefleet.domain.fleet import CheckpointMode
+from onefleet.domain.quantities import size
 from onefleet.drivers.base import Capability, WorkerSpec
 from onefleet.drivers.criu_setup import CriuTool, check, find_criu
 from onefleet.drivers.gpu_look import look
@@ -122,8 +123,8 @@ class CriuDriver(SupervisedDriver):
             return Capability(CheckpointMode.NONE, reason=why, evidence=error.hint)
         took_ms = int((time.monotonic() - began) * 1000)
         evidence = (
-            f"criu {tool.version} ({tool.source}) saved a counter of {saved.size_bytes} "
-            f"bytes, restored it, and it counted on: {took_ms} ms"
+            f"criu {tool.version} ({tool.source}) saved a counter of "
+            f"{size(saved.size_bytes)}, restored it, and it counted on: {took_ms} ms"
         )
         if mine.user_namespace:
             limits = ", ".join(limit.what for limit in mine.limits)

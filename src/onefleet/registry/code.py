@@ -22,6 +22,7 @@ from pathlib import Path, PurePosixPath
 from onefleet.domain.errors import InvalidRequest, NotFound, TooLarge
 from onefleet.domain.ids import Digest
 from onefleet.domain.layout import Layout
+from onefleet.domain.quantities import size
 from onefleet.registry.blobs import adopt, blob_path, ensure_room, no_space_is_ours, write_hashed
 
 #: The largest package, and the largest sum of the files that one unpacks to.
@@ -73,8 +74,8 @@ def check(data: bytes) -> CodePackage:
     """Look at a package that came from outside. Raises InvalidRequest or TooLarge."""
     if len(data) > PACKAGE_BYTES_MAX:
         raise TooLarge(
-            f"the code package has {len(data)} bytes",
-            why=f"the limit is {PACKAGE_BYTES_MAX} bytes",
+            f"the code package has {size(len(data))}",
+            why=f"the limit is {size(PACKAGE_BYTES_MAX)}",
             hint=f"leave data out with {IGNORE_FILE}, and give its path to the job instead",
             param="code",
         )
@@ -157,11 +158,11 @@ def _check_size(folder: Path, files: list[Path]) -> None:
     if total <= PACKAGE_BYTES_MAX and len(files) <= FILES_MAX:
         return
     largest = sorted(files, key=lambda path: -sizes[path])[:3]
-    names = ", ".join(f"{p.relative_to(folder)} ({sizes[p] / 1e6:.0f} MB)" for p in largest)
+    names = ", ".join(f"{p.relative_to(folder)} ({size(sizes[p])})" for p in largest)
     raise TooLarge(
-        f"the code folder {folder} has {len(files)} files of {total / 1e6:.0f} MB",
-        why=f"the limits are {FILES_MAX} files and {PACKAGE_BYTES_MAX / 1e6:.0f} MB",
-        hint=f"name what is not code in {IGNORE_FILE}; the largest are {names}",
+        f"the code folder {folder} has {len(files)} files of {size(total)}",
+        why=f"the limits are {FILES_MAX} files and {size(PACKAGE_BYTES_MAX)}",
+        hint=f"name what is not code in {folder / IGNORE_FILE}; the largest are {names}",
         param="code",
     )
 

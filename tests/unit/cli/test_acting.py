@@ -479,11 +479,11 @@ def test_spares_are_set_by_kind_and_what_cannot_be_kept_is_said(fake, cli):
 
 
 def test_removing_says_the_impact(fake, cli):
-    assert cli("undeploy", "smollm2")[2].startswith("ends smollm2: 1 replicas")
-    assert "1 deployments use it" in cli("model", "remove", "demo:smollm2")[2]
+    assert cli("undeploy", "smollm2")[2].startswith("ends smollm2: 1 replica, ")
+    assert "in use by 1 deployment\n" in cli("model", "remove", "demo:smollm2")[2]
     assert cli("key", "revoke", "key-1")[:2] == (0, "key-1\n")
     assert cli("key", "revoke", "key-9")[0] == 3
-    assert "shared by all" in cli("reservation", "remove", "res-1")[2]
+    assert "all share them" in cli("reservation", "remove", "res-1")[2]
     deleted = [path for verb, path, _ in fake.calls if verb == "DELETE"]
     assert deleted == [
         "/api/v1/deployments/smollm2",
@@ -537,3 +537,27 @@ def test_an_error_while_a_model_is_added(fake, cli, code, exit_code):
     )
     got, out, err = cli("model", "add", "/nowhere.gguf")
     assert (got, out, err) == (exit_code, "", "error: no such file\nwhy: w\ntry: h\n")
+
+
+def test_a_missing_option_says_what_it_is_for(cli):
+    _, _, err = cli("agent", "--name", "box")
+    assert err.splitlines()[:2] == [
+        "error: Missing option '--data-dir'",
+        "why: onefleet agent needs it: Where this node keeps its workers; no other's folder.",
+    ]
+
+
+def test_a_node_that_cannot_save_jobs_is_told_how_to(cli, tmp_path, monkeypatch):
+    monkeypatch.setenv("ONEFLEET_CRIU", str(tmp_path / "none"))
+    words = ("--name", "box", "--cpus", "4095", "--data-dir", str(tmp_path / "a b"))
+    monkeypatch.setenv("ONEFLEET_KEY", "k")
+    _, _, err = cli("agent", *words)
+    assert f"onefleet doctor --fix --data-dir '{tmp_path}/a b'" in err
+    assert "this machine has no cpu 4095" in err
+
+
+def test_only_a_reservation_that_there_is_is_removed(fake, cli):
+    code, out, err = cli("reservation", "remove", "res-9")
+    assert (code, out) == (3, "") and 'there is no reservation "res-9"' in err
+    assert not [call for call in fake.calls if call[0] == "DELETE"]
+    assert "ends the reservation of " in cli("reservation", "remove", "res-1")[2]

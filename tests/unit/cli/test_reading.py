@@ -145,10 +145,10 @@ def test_why_names_every_blocker(fake, cli):
 
 def test_why_says_when_and_what_would_be_sooner(fake, cli):
     out = cli("why", "job-1")[1]
-    assert "expected to run  in 31m00s (between in 20m00s and in 2h10m: " in out
-    assert "  now with --devices 4\n" in out
+    assert "expected to run  in 31m00s (20m00s to 2h10m, as run times " in out
+    assert "  starts now with --devices 4\n" in out
     assert "\ndeadline  in 1h00m; it is expected to be met\n" in out
-    assert "  in 1m00s as premium, pushing back job-17\n" in out
+    assert "  starts in 1m00s as premium, pushing back job-17\n" in out
 
 
 def test_the_ledger_says_what_was_promised_and_what_came_of_it(fake, cli):
@@ -184,7 +184,9 @@ def test_a_cordoned_device_says_why(fake, cli):
     (device,) = fake.views["/api/v1/devices"].data
     out = msgspec.structs.replace(device, holder="", cordoned="ECC errors")
     fake.views["/api/v1/devices"] = Page((out,))
-    assert "cordoned: ECC errors" in cli("device", "list")[1]
+    assert " cordoned: ECC errors\n" in cli("device", "list")[1]
+    fake.views["/api/v1/devices"] = Page((msgspec.structs.replace(out, holder="job-1"),))
+    assert " job-1 (cordoned: ECC errors)\n" in cli("device", "list")[1]
 
 
 def test_ps_of_an_array_shows_its_elements_alone(fake, cli):

@@ -126,7 +126,7 @@ def test_the_limit_is_named_with_what_is_large(
     folder = folder_of(tmp_path, {"model.bin": "x" * 1_200_000, "a.py": ""})
     with pytest.raises(TooLarge) as caught:
         code.pack(folder)
-    assert "1 MB" in caught.value.why and "model.bin (1 MB)" in caught.value.hint
+    assert "1.0 MB" in caught.value.why and "model.bin (1.2 MB)" in caught.value.hint
     with pytest.raises(TooLarge):
         code.check(b"x" * 1_000_001)
 
