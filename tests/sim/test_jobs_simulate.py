@@ -76,6 +76,12 @@ def test_easy_backfills_only_what_delays_nobody():
     assert simulate(jobs, flat(4), EASY).started == [0, 10, 2]
 
 
+def test_easy_counts_all_that_end_when_the_head_starts():
+    # Two end at 10. The head wants 3 of the 6 that are free then; one device is spare until later.
+    jobs = jobs_of([(0, 2, 10), (0, 3, 10), (1, 3, 5), (2, 1, 90)])
+    assert simulate(jobs, flat(6), EASY).started == [0, 0, 10, 2]
+
+
 def test_shares_go_to_who_holds_least():
     jobs = jobs_of([(0, 1, 9), (0, 1, 1), (0, 1, 1), (0, 1, 5), (0, 1, 5)])  # t0 t1 t2 t0 t1
     outcome = simulate(jobs, flat(3), DRF)

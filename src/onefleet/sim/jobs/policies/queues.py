@@ -105,13 +105,14 @@ class Easy:
 
     def _reservation(self, desk: Desk, head: JobView) -> tuple[int, int]:
         """When the head will start, and the devices that it will leave free then."""
-        free = desk.free
+        free, at = desk.free, 1 << 62  # a failure or the like: nothing can be promised
         for end, number, devices in self._ends:
+            if end > at:
+                break
             if number in desk.running:
                 free += devices
-                if free >= head.devices:
-                    return end, free - head.devices
-        return 1 << 62, 0  # a failure or the like: nothing can be promised
+                at = end if free >= head.devices else at
+        return at, max(free - head.devices, 0)
 
     def _start(self, desk: Desk, job: JobView) -> int:
         """Return when it will end."""
