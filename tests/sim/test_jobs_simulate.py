@@ -239,7 +239,7 @@ def test_a_policy_may_choose_the_node():
     simulate(jobs_of([(0, 2, 9)]), Rules(Fleet.of_nodes([4, 4])), named)
 
 
-@pytest.mark.parametrize("where", [((1, 5),), ((0, 1),), ((0, 3), (0, 1))])
+@pytest.mark.parametrize("where", [((1, 5),), ((0, 1),), ((0, 3), (0, 1)), ((0, 1), (1, 3))])
 def test_devices_that_are_not_there_are_not_given(where):
     class Wrong:
         def decide(self, desk):

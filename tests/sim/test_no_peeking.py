@@ -14,7 +14,9 @@ from dataclasses import replace
 from types import FunctionType, MethodType, ModuleType
 
 import pytest
+from tests.workloads import jobs_of
 
+from onefleet.domain.errors import InternalError
 from onefleet.domain.ids import Millis
 from onefleet.sim.jobs.catalog import POLICIES
 from onefleet.sim.jobs.desk import Desk, JobView
@@ -188,6 +190,74 @@ class Forger:
         for job in desk.running.values():
             job.started, job.since, job.suspends, job.attained_ms = 0, 0, -9, 10**12
             job.tier = job.tenant = job.arrived = None
+
+
+class Thief:
+    """First fit that helps itself: `how` is done to each job before it starts, or after it has."""
+
+    def __init__(self, before=None, after=None):
+        self.before, self.after = before, after
+
+    def decide(self, desk):
+        for job in list(desk.waiting.values()):
+            if self.before:
+                self.before(desk, job)
+            if job.number in desk.waiting and desk.fits(job.devices):
+                desk.start(job)
+                if self.after:
+                    self.after(desk, job)
+
+
+def smaller(desk, job):
+    job.devices = 1
+
+
+def more_room(desk, job):
+    desk._room.free += 100
+
+
+def nowhere(desk, job):
+    job.where = ()
+
+
+def elsewhere(desk, job):
+    job.where = ((2, job.devices),)
+
+
+def again(desk, job):
+    desk.waiting[job.number] = job
+    desk.start(job)
+
+
+def off_twice(desk, job):
+    desk.suspend(job)
+    desk.running[job.number] = job
+    desk.suspend(job)
+
+
+@pytest.mark.parametrize(
+    ("fleet", "before", "after"),
+    [
+        (Fleet.flat(6), smaller, None),
+        (Fleet.flat(6), more_room, None),
+        (Fleet.flat(6), None, again),
+        (Fleet.flat(6), None, off_twice),
+        (Fleet.of_nodes([4, 4, 4]), smaller, None),
+        (Fleet.of_nodes([4, 4, 4]), None, nowhere),
+        (Fleet.of_nodes([4, 4, 4]), None, elsewhere),
+    ],
+    ids=lambda it: getattr(it, "__name__", ""),
+)
+def test_devices_that_are_not_there_cannot_be_had_by_writing_to_the_desk(fleet, before, after):
+    named = Blind("thief", "", lambda rules, rng: Thief(before, after))
+    with pytest.raises(InternalError):
+        simulate(jobs_of([(0, 4, 9)] * 6), Rules(fleet), named)
+
+
+def test_the_thief_without_a_trick_is_first_fit():
+    jobs, rules = jobs_of([(0, 4, 9)] * 6), Rules(Fleet.of_nodes([4, 4, 4]))
+    named = Blind("first-fit", "", lambda rules, rng: Thief())
+    assert simulate(jobs, rules, named) == simulate(jobs, rules, POLICIES["first-fit"])
 
 
 def test_what_a_policy_writes_into_its_views_changes_no_figure():

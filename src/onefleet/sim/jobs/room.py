@@ -98,6 +98,8 @@ class Nodes:
         chosen = where or self._choose(count)
         if chosen is None or sum(part for _, part in chosen) != count:
             raise InternalError(f"{count} devices were given away that do not fit")
+        if len(chosen) > 1 and count <= self._largest and not self._scatter:
+            raise InternalError(f"{count} devices fit on one node, and {len(chosen)} were named")
         for node, part in chosen:
             if self._down[node] or not 1 <= part <= self._free[node]:
                 raise InternalError(f"{part} devices of node {node} were given away, and are not")

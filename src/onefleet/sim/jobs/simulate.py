@@ -64,12 +64,14 @@ class _Run:
     is left if the save that is under way fails. since: from when on it makes progress. held_from:
     from when on it holds devices, and where. saved: there is something to restore it from. cedes:
     it left for a higher tier. makes_up_until: until then it gets back to where it was before that.
-    What a view says too is kept here as well, because a policy could write to its views.
+    saving: it holds what it has until its image is whole. What a view says too is kept here as
+    well, because a policy could write to its views.
     """
 
     __slots__ = (
         "broken", "cedes", "end", "epoch", "fallback", "held_from", "job", "kills",
-        "makes_up_until", "progress", "saved", "since", "started", "suspends", "view", "where",
+        "makes_up_until", "progress", "saved", "saving", "since", "started", "suspends", "view",
+        "where",
     )  # fmt: skip
 
     def __init__(self, job: Job, view: JobView) -> None:
@@ -81,7 +83,7 @@ class _Run:
         self.held_from = _NEVER
         self.where: Where = ()
         self.epoch = 0
-        self.saved = self.cedes = False
+        self.saved = self.saving = self.cedes = False
         self.makes_up_until = 0
         self.broken = False  # a node of it has failed, and nobody has noticed yet
         self.started = self.end = -1
@@ -144,10 +146,11 @@ class _World:
         self.policy = _make(named, rules, random.Random(f"{seed}/policy"), self.runs)
         self.heap: list[tuple[int, int, int, int]] = []  # time, what, number or node, epoch
         self.chance = random.Random(f"{seed}/failures")
-        self.lying: list[dict[int, None]] = []  # by node: the jobs there
-        if isinstance(self.room, Nodes) and rules.failures is not None:
-            self.lying = [{} for _ in self.room.sizes]
-            for node in range(len(self.room.sizes)):
+        self.left = list(rules.fleet.nodes or (rules.fleet.devices,))  # by node: what is not held
+        self.out: dict[int, None] = {}  # nodes out of service
+        self.lying: list[dict[int, None]] = [{} for _ in self.left]  # by node: the jobs there
+        if rules.failures is not None:
+            for node in range(len(self.left)):
                 self._fail_later(0, node)
         self.clock: Callable[[], int] = _no_clock
         self.unfinished = len(jobs)
@@ -235,33 +238,44 @@ class _World:
 
     def _start(self, run: _Run, now: int) -> None:
         price, view = self.rules.price, run.view
+        self._take(run)
         if run.started < 0:
             run.started = view.started = now
-        run.held_from, run.where = now, view.where
+        run.held_from = now
         run.since = view.since = now + (price.restore_ms if run.saved else price.start_ms)
         run.makes_up_until = run.since if run.cedes else now
         run.cedes = False
         run.epoch += 1
         end = run.since + wall_for(run.job.duration_ms - run.progress, self.rules.checkpoints)
-        heapq.heappush(self.heap, (end, _END, view.number, run.epoch))
-        if self.lying:
-            for node, _ in run.where:
-                self.lying[node][view.number] = None
+        heapq.heappush(self.heap, (end, _END, run.job.number, run.epoch))
+
+    def _take(self, run: _Run) -> None:
+        """Give it its devices, by the simulator's own count: a policy could have written to the
+        desk. Raises InternalError where they are not free."""
+        flat = self.rules.fleet.nodes is None
+        run.where = ((0, run.job.devices),) if flat else run.view.where
+        for node, part in run.where:
+            self.left[node] -= part
+            self.lying[node][run.job.number] = None
+            if part < 1 or self.left[node] < 0 or node in self.out:
+                raise InternalError(f"job {run.job.number} was started on {part} of node {node}")
+        if run.held_from != _NEVER or sum(part for _, part in run.where) != run.job.devices:
+            raise InternalError(f"job {run.job.number} was started as what it is not")
 
     def _suspend(self, run: _Run, now: int) -> None:
         """Freeze it. What it holds is free once it is saved."""
         self._freeze(run, now, keep=True)
         price = self.rules.price
-        run.saved = True
         run.suspends += 1
         run.view.suspends = run.suspends
         if self._cedes(run):
             self.ceded += price.save_ms * run.job.devices
         if price.save_ms:
+            run.saving = True
             at = now + price.save_ms
             heapq.heappush(self.heap, (at, _SAVED, run.job.number, run.epoch))
         else:
-            self._let_go(run, now)
+            self._imaged(run, now)
 
     def _kill(self, run: _Run, now: int) -> None:
         lost = self.lost
@@ -289,6 +303,7 @@ class _World:
         if what == _REPAIRED:
             assert isinstance(self.room, Nodes)
             self.room.repair(number)
+            del self.out[number]
             self.desk.rose.append(number)
             self._fail_later(now, number)
             return True
@@ -315,8 +330,13 @@ class _World:
         desk.ended.append(view)
         self.unfinished -= 1
 
-    def _saved(self, run: _Run, now: int) -> None:
+    def _imaged(self, run: _Run, now: int) -> None:
+        """It is saved, and lets go. Of a gang that broke unnoticed there is no new image."""
+        run.saved = run.saved or not run.broken
         self._let_go(run, now)
+
+    def _saved(self, run: _Run, now: int) -> None:
+        self._imaged(run, now)
         self.desk.leaving -= run.job.devices
         self._back(run, Phase.SUSPENDED)
 
@@ -325,6 +345,7 @@ class _World:
         assert rules is not None and isinstance(room, Nodes)
         self.failures += 1
         room.lose(node)
+        self.out[node] = None
         self.desk.fell.append(node)
         heapq.heappush(self.heap, (now + rules.repair_ms, _REPAIRED, node, 0))
         for number in tuple(self.lying[node]):
@@ -332,7 +353,7 @@ class _World:
             if run.broken:
                 continue
             run.broken = True
-            if run.view.phase is Phase.SAVING:  # its image was not finished
+            if run.saving:  # its image was not finished
                 self.lost += (run.progress - run.fallback) * run.job.devices
                 run.progress = run.fallback
                 run.epoch += 1
@@ -351,15 +372,20 @@ class _World:
         self._back(run, Phase.PENDING)
 
     def _fail_later(self, now: int, node: int) -> None:
-        assert self.rules.failures is not None and isinstance(self.room, Nodes)
-        rate = self.room.sizes[node] / self.rules.failures.device_mttf_ms
+        assert self.rules.failures is not None and self.rules.fleet.nodes is not None
+        rate = self.rules.fleet.nodes[node] / self.rules.failures.device_mttf_ms
         at = now + max(round(self.chance.expovariate(rate)), 1)
         heapq.heappush(self.heap, (at, _FAILED, node, 0))
 
     # --- bookkeeping ------------------------------------------------------------------------------
 
     def _freeze(self, run: _Run, now: int, *, keep: bool) -> None:
-        """It makes no progress from now on. keep: all that it made, else what checkpoints hold."""
+        """It makes no progress from now on. keep: all that it made, else what checkpoints hold.
+
+        Raises InternalError where it holds nothing, which only a policy can bring about.
+        """
+        if run.held_from == _NEVER or run.saving:
+            raise InternalError(f"job {run.job.number} was taken off its devices, and runs on none")
         made, held = progress_in(now - run.since, self.rules.checkpoints)
         run.saved = run.saved or held > 0
         run.fallback = run.progress + held
@@ -375,10 +401,10 @@ class _World:
         self.wasted += held
         made_up = min(now, run.makes_up_until) - run.held_from
         self.ceded += max(made_up, 0) * run.job.devices
-        run.broken = False
-        if self.lying:
-            for node, _ in run.where:
-                self.lying[node].pop(run.job.number, None)
+        run.broken = run.saving = False
+        for node, part in run.where:
+            self.left[node] += part
+            self.lying[node].pop(run.job.number, None)
         if self.observe is not None and held:
             self.observe(run.job, run.held_from, now)
         run.held_from = _NEVER
