@@ -311,6 +311,13 @@ def _spares(status: StatusView) -> str:
     return f"{status.spares} of {status.spares_wanted} nodes are kept empty"
 
 
+def jobs_told(status: StatusView) -> str:
+    """How many jobs are in which state."""
+    told = f"{status.jobs_running} running, {status.jobs_waiting} waiting"
+    told += f", {status.jobs_suspended} suspended"
+    return told + (f", {status.jobs_frozen} frozen" if status.jobs_frozen else "")
+
+
 def _status_text(status: StatusView) -> str:
     seen = "never seen" if status.gateway_seen_s < 0 else f"seen {status.gateway_seen_s:.0f}s ago"
     return pairs(
@@ -326,11 +333,7 @@ def _status_text(status: StatusView) -> str:
                 f"({percent(status.devices_used, status.devices)})",
             ),
             ("deployments", f"{status.deployments_ready} of {status.deployments} ready"),
-            (
-                "jobs",
-                f"{status.jobs_running} running, {status.jobs_waiting} waiting, "
-                f"{status.jobs_suspended} suspended",
-            ),
+            ("jobs", jobs_told(status)),
             ("gateway", seen),
             ("last pass", f"{age(status.last_pass_at)} ago: {status.last_pass_result}"),
             ("generation", str(status.generation)),

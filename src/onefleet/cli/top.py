@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 import msgspec
 
-from onefleet.cli.kinds import DEPLOYMENT, DEVICE, JOB, STATUS
+from onefleet.cli.kinds import DEPLOYMENT, DEVICE, JOB, STATUS, jobs_told
 from onefleet.cli.options import Reading, reading
 from onefleet.cli.output import API_VERSION, Kind, Terminal, table
 from onefleet.cli.plain_yaml import dump
@@ -65,8 +65,7 @@ def draw(picture: Picture, screen: Terminal) -> str:
     parts = [
         f"onefleet {status.version}   devices {status.devices_used}/{status.devices}   "
         f"held {percent(held, used.capacity_device_ms)} of the last minute\n"
-        f"jobs {status.jobs_running} running, {status.jobs_waiting} waiting, "
-        f"{status.jobs_suspended} suspended\n"
+        f"jobs {jobs_told(status)}\n"
     ]
     for node in picture.nodes:
         busy = round(node.cpu_busy_permille * BAR / 1000)

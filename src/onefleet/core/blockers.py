@@ -39,12 +39,14 @@ class Waiting(NamedTuple):
 
 
 class _Wanted(NamedTuple):
-    """Which devices a work could use. products, zones: empty: any; places: nodes, empty: any."""
+    """Which devices a work could use. products, zones: empty: any; places: nodes, empty: any.
+    memory: their nodes' memory is short, too."""
 
     kind: DeviceKind
     products: tuple[str, ...] = ()
     zones: tuple[str, ...] = ()
     places: tuple[NodeId, ...] = ()
+    memory: bool = False
 
     @classmethod
     def of(cls, demand: Demand, places: tuple[NodeId, ...]) -> _Wanted:
@@ -67,7 +69,7 @@ class _Wanted(NamedTuple):
         return sum(1 for device, milli in pairs if milli >= WHOLE and self._accepts(device))
 
     def is_held_by(self, work: Work, nodes: Mapping[NodeId, Node]) -> bool:
-        """Whether the work holds one of them."""
+        """Whether the work holds one of them, or, where memory counts, stands still beside them."""
         if work.demand.kind is not self.kind:
             return False
         return any(self._is_in(slot, nodes.get(slot.node_id)) for slot in work.placement)
@@ -75,8 +77,10 @@ class _Wanted(NamedTuple):
     def _is_in(self, slot: Slot, node: Node | None) -> bool:
         if node is None or not self.includes(node):
             return False
+        if not slot.devices:
+            return self.memory and any(map(self._accepts, node.devices))
         held = (device for device in node.devices if device.id in slot.devices)
-        return not self.products or any(self._accepts(device) for device in held)
+        return any(map(self._accepts, held))
 
     def _accepts(self, device: Device) -> bool:
         return not self.products or device.product in self.products
@@ -295,6 +299,7 @@ class Blockers:
 
     def _holders_of(self, demand: Demand, places: tuple[NodeId, ...]) -> tuple[Work, ...]:
         wanted = _Wanted.of(demand, places)
+        wanted = wanted._replace(memory=node_memory(demand) > self._free(wanted)[2])
         if wanted not in self._holders:
             nodes = self.after.nodes
             found = (w for w in self.after.works.values() if wanted.is_held_by(w, nodes))

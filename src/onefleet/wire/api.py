@@ -567,9 +567,8 @@ class PlanView(msgspec.Struct, frozen=True, kw_only=True):
 class StatusView(msgspec.Struct, frozen=True, kw_only=True):
     """One look at the whole pool. gateway: seconds since its last report, -1 for never.
 
-    nodes_lost: so far, in nodes_watched_ms (summed over the nodes); node_mttf_ms: the time in which
-    one node is expected to fail once, which is learnt from that. spares: nodes that are kept empty
-    now, of spares_wanted.
+    nodes_lost: so far, in nodes_watched_ms (summed over the nodes); node_mttf_ms: in which one node
+    is expected to fail once, learnt from that. spares: nodes kept empty now, of spares_wanted.
     """
 
     version: str
@@ -592,6 +591,7 @@ class StatusView(msgspec.Struct, frozen=True, kw_only=True):
     node_mttf_ms: int = 0
     spares_wanted: int = 0
     spares: int = 0
+    jobs_frozen: int = 0
 
 
 class CodeView(msgspec.Struct, frozen=True, kw_only=True):

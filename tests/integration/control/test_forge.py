@@ -395,3 +395,14 @@ def test_why_says_when_a_job_will_run_and_what_would_be_sooner(control: Control)
     assert any(a.devices == 1 and a.pushes_back == () for a in now)
     assert any(a.tier == "premium" and a.pushes_back == (long.id,) for a in now)
     assert api.get(f"/api/v1/why/{long.id}", WhyView).forecast is None
+
+
+def test_why_says_when_a_job_will_run_that_comes_after_others(control: Control) -> None:
+    api, node = control.admin(), FakeNode(control, devices=2)
+    node.sync()
+    first = submit(api, "first", estimate_ms=HOUR_MS)
+    node.until("it runs", lambda: control.job(first.id).phase == "running")
+    then = submit(api, "then", after=(first.id,))
+    found = api.get(f"/api/v1/why/{then.id}", WhyView).forecast
+    assert found is not None and found.likely_at is not None
+    assert HOUR_MS - 60_000 < found.likely_at - found.at <= HOUR_MS

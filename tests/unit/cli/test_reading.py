@@ -213,3 +213,10 @@ def test_which_nodes_are_spares_is_seen_where_nodes_are(fake, cli):
     fake.views["/api/v1/spares"] = api.Page((few, api.SparesView(id="gpu", wanted=1, nodes=("b",))))
     first, second = cli("spare", "list")[1].splitlines()[1:]
     assert first.endswith("the next node that is empty is kept") and second.endswith("-")
+
+
+def test_what_stands_still_is_counted(fake, cli):
+    status = fake.views["/api/v1/status"]
+    assert "1 running, 0 waiting, 0 suspended\n" in cli("status")[1]
+    fake.views["/api/v1/status"] = msgspec.structs.replace(status, jobs_frozen=2)
+    assert "1 running, 0 waiting, 0 suspended, 2 frozen\n" in cli("status")[1]

@@ -14,7 +14,7 @@ from onefleet.core.feasibility import feasibility
 from onefleet.core.plan import Blocker, Gate
 from onefleet.domain.fleet import DeviceKind, Node, NodeState
 from onefleet.domain.tiers import Tier
-from onefleet.domain.work import Demand, Speed
+from onefleet.domain.work import Demand, Speed, Want
 
 CPU, GPU = DeviceKind.CPU, DeviceKind.GPU
 
@@ -136,3 +136,16 @@ def test_what_is_free_and_who_holds_it_is_told_of_what_a_work_could_use() -> Non
         "needs 4 cpu devices (8 workers of 1, all at once, 2 at most taking turns), 2 free"
     )
     assert packed.index("h (premium") < packed.index("i (standard")
+
+
+def test_what_stands_still_holds_no_device_and_is_named_where_memory_is_short() -> None:
+    froze = placed(a_job("f", memory_bytes=2 * GIB), ("n1", "0"))
+    froze = replace(lifecycle.apply(froze, lifecycle.Froze("room"), NOW), want=Want.FREEZE)
+    holder = placed(a_job("h"), ("n1", "0"))
+    node = a_node("n1", 1, memory_bytes=5 * GIB)
+    for memory, told in ((GIB, False), (4 * GIB, True)):
+        waiting = a_job("j", memory_bytes=memory)
+        plan = planned(a_snapshot([node], [froze, holder, waiting]))
+        (blocker,) = plan.blockers[waiting.id]
+        assert blocker.holders == (("f", "h") if told else ("h",))
+        assert (", frozen)" in blocker.text) == told

@@ -61,6 +61,7 @@ async def status(call: Call) -> StatusView:
         node_mttf_ms=pool.policy_of(state).node_mttf_ms,
         spares_wanted=sum(count for _, count in spares_of(state.marks)),
         spares=len(pool.spares),
+        jobs_frozen=sum(1 for w in jobs if w.phase is Phase.FROZEN),
     )
 
 

@@ -86,11 +86,11 @@ async def _why_job(
 
 
 async def _forecast(call: Call, state: State, work: Work, scene: views.Scene) -> Forecast | None:
-    """When the job is expected to run, of one that waits for nothing but its turn; else, or where
-    that takes too long to find out, None."""
+    """When the job is expected to run, of one that waits for its turn or for other jobs; else, or
+    where that takes too long to find out, None."""
     waits = work.phase in (Phase.PENDING, Phase.SUSPENDED, Phase.FROZEN)
     live = sum(1 for other in state.works.values() if other.phase is not Phase.ENDED)
-    if not waits or work.want is not Want.RUN or not work.ready or live > FORECAST_WORKS_MAX:
+    if not waits or work.want is not Want.RUN or live > FORECAST_WORKS_MAX:
         return None
     snapshot = Snapshot.of(
         state.generation,
