@@ -263,7 +263,7 @@ def _after(work: Work, event: Event, now: Instant) -> Work:  # one arm an event
         case Lost(reason):
             return _lost(work, now, reason)
         case ImageLost(reason):
-            return _fall_back(work, now, reason, 0)
+            return _fall_back(_outdated(work), now, reason, 0)
         case WantChanged(want):
             if work.want is Want.STOP and want is not Want.STOP:
                 raise _illegal(work, event, "it is being stopped, which cannot be taken back")
@@ -472,9 +472,13 @@ def _process_ended(work: Work, exit_code: int | None, reason: str, now: Instant)
     return _end(work, now, Outcome.FAILED, exit_code, reason or f"exited with code {exit_code}")
 
 
+def _outdated(work: Work) -> Work:
+    """What was reported of it so far is void, however late or often it is told."""
+    return replace(work, epoch=Generation(work.epoch + 1))
+
+
 def _lost(work: Work, now: Instant, reason: str) -> Work:
-    epoch = Generation(work.epoch + 1)  # late reports of it are void
-    work = replace(work, epoch=epoch, stranded=not has_given_way(work))
+    work = replace(_outdated(work), stranded=not has_given_way(work))
     if work.want is Want.STOP:
         return _end(work, now, Outcome.CANCELLED, None, reason)
     if work.kind is WorkKind.REPLICA:
@@ -485,7 +489,8 @@ def _lost(work: Work, now: Instant, reason: str) -> Work:
 
 def _restore_failed(work: Work, reason: str, now: Instant) -> Work:
     """What could not be brought back elsewhere is tried again where its image lies."""
-    back = _fall_back(work, now, f"could not be restored: {reason}", RESTORE_TRIES_MAX)
+    told = f"could not be restored: {reason}"
+    back = _fall_back(_outdated(work), now, told, RESTORE_TRIES_MAX)
     if back.image is None or work.image is None or work.ran_on == work.image.nodes:
         return back
     return replace(back, move_to=back.image.nodes, driven=False)

@@ -13,7 +13,7 @@ from tests.unit.control.states import NOW, a_report, a_state, a_worker, by_id
 from onefleet.control.observe import Seen, observe
 from onefleet.core import lifecycle
 from onefleet.domain.fleet import CheckpointMode, Cordon, Node, NodeState
-from onefleet.domain.ids import DeviceId, Generation, Instant
+from onefleet.domain.ids import DeviceId, Generation, ImageId, Instant
 from onefleet.domain.serving import Replica
 from onefleet.domain.work import Outcome, Phase, Want, Work
 from onefleet.store.base import Commit, State
@@ -107,6 +107,19 @@ def test_reports_of_an_older_epoch_are_ignored() -> None:
     for saw in Observed:
         old = a_worker(work, saw, epoch=Generation(4), exit_code=1, reason="old")
         assert work_after(work, old) == work
+
+
+@pytest.mark.parametrize("work", [RESTORING, SUSPENDED])
+def test_a_failure_that_is_told_again_costs_no_further_image(work: Work) -> None:
+    """A node says it in each report until it has its next orders; another's look at it, too."""
+    image = suspended(a_job("job-1"), "n1").image
+    assert image is not None
+    work = replace(work, image_before=replace(image, id=ImageId("before")), failures=1)
+    failed = a_worker(work, Observed.RESTORE_FAILED, reason="torn")
+    back = work_after(work, failed)
+    assert back.phase is Phase.SUSPENDED and back.image is not None
+    assert (back.image.id, back.image_before) == ("before", None)
+    assert work_after(back, failed) == back
 
 
 def test_a_save_records_what_was_saved() -> None:
