@@ -149,7 +149,7 @@ def take_lock(layout: Layout) -> IO[str]:
         holder = file.read().strip() or "unknown"
         file.close()
         pool = read_pool(layout)
-        where = f" and serves at {pool.url}" if pool else " and is still starting"
+        where = f" and serves at {pool.url}" if pool else ", and is starting or stopping"
         raise Conflict(
             f"a pool already runs on {layout.root}",
             why=f"process {holder} holds it{where}",

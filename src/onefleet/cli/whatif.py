@@ -125,6 +125,11 @@ def whatif(
     A row a case: as it was, replayed with the pool's own planner (how well the replay fits), and
     each change by itself. All but the first are simulated. Of a change that is impossible stderr
     says why, in place of its row; exits 6 where none that was asked for is possible.
+
+    ENDS AFTER is the mean time from a job's submission to its end, x BOUND that over what no
+    schedule can go below, WAITS the mean time in the queue. HELD is the part of the device
+    time that jobs held, WASTED the device time that made no progress, KEPT the part of the jobs
+    that got the device fraction of their tier.
     """
     view = Reading(data_dir, current_screen(), output)
     left: dict[int, int] = {}

@@ -23,6 +23,7 @@ from onefleet.domain.errors import (
     UpstreamFailed,
 )
 from onefleet.domain.ids import Instant
+from onefleet.domain.quantities import duration
 from onefleet.gateway import replies
 from onefleet.gateway.request import Request
 from onefleet.gateway.target import EngineEndpoint, Target
@@ -404,7 +405,7 @@ def _quota_error(tenant: str, kind: str, refusal: object) -> QuotaExceeded:
     return QuotaExceeded(
         f'tenant "{tenant}" has used up its {limit} {kind} a minute',
         why=f"this request needs {cost}",
-        hint=f"ask again in {wait} ms",
+        hint=f"ask again in {duration(wait)}",
         retry_after_ms=wait,
     )
 
