@@ -73,11 +73,13 @@ def _permille(value: int | None) -> str:
 
 
 def _promised(entry: LedgerView) -> str:
-    given = entry.promised_permille if entry.state in ("kept", "broken") else None
+    given = entry.promised_permille if entry.state in ("kept", "broken", "early") else None
     return _permille(given)
 
 
 def _promise(entry: LedgerView) -> str:
+    if entry.state == "early":
+        return "too early to say"
     if entry.state != "waiting":
         return entry.state
     return f"waiting: {_permille(entry.promised_permille)} cannot be promised yet"

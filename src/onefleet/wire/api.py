@@ -403,8 +403,8 @@ class LedgerView(msgspec.Struct, frozen=True, kw_only=True):
 
     promised_permille: of its tier, given by now or not. kept_permille: the part of the time that it
     ran, from when the promise was given; None before that, and while it has not wanted to run.
-    state: kept, broken, none (nothing is promised to it) or waiting (its promise does not fit
-    beside the others yet).
+    state: kept, broken, early (below it, in the first minute of wanting to run), none (nothing is
+    promised to it) or waiting (its promise does not fit beside the others yet).
     """
 
     id: str

@@ -168,6 +168,8 @@ def test_the_ledger_tells_a_promise_that_is_still_to_be_given_from_one_that_is_k
     waits = line(kept_permille=None, state="waiting")
     assert waits == ["-", "-", "waiting: 70 % cannot be promised yet"]
     assert line(kept_permille=0, state="broken") == ["70 %", "0 %", "broken"]
+    early = line(kept_permille=140, state="early")
+    assert early == ["70 %", "14 %", "too early to say"]
     assert line(kept_permille=400, promised_permille=0, state="none") == ["-", "40 %", "none"]
 
 

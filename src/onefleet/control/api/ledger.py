@@ -5,12 +5,16 @@ from __future__ import annotations
 from onefleet.control.api.existing import find_job
 from onefleet.control.call import Call
 from onefleet.control.discretion import ANOTHERS
-from onefleet.core.ledger import HOUR_MS, HOURS_KEPT, account, fraction_permille
+from onefleet.core.ledger import HOUR_MS, HOURS_KEPT, account, fraction_permille, wanted_and_got
 from onefleet.domain.ids import Instant
 from onefleet.domain.jobs import Job
 from onefleet.domain.work import Phase, Work
 from onefleet.store.base import State
 from onefleet.wire.api import HourView, LedgerView, Page, ReceiptView
+
+#: For how long a job has to have wanted to run before its promise can be called broken: to start it
+#: takes up to a few seconds, which are most of a shorter time.
+JUDGED_MS = 60_000
 
 
 async def list_ledger(call: Call) -> Page[LedgerView]:
@@ -39,12 +43,6 @@ async def job_receipts(call: Call) -> Page[ReceiptView]:
 def _ledger(job: Job, work: Work, now: Instant) -> LedgerView:
     promised = work.tier.promise_permille
     kept = fraction_permille(work, now, HOURS_KEPT * HOUR_MS)
-    if not promised:
-        state = "none"
-    elif not work.promised:
-        state = "waiting" if work.phase is not Phase.ENDED else "none"
-    else:
-        state = "broken" if kept is not None and kept < promised else "kept"
     current = account(work, now)
     return LedgerView(
         id=job.id,
@@ -53,13 +51,26 @@ def _ledger(job: Job, work: Work, now: Instant) -> LedgerView:
         tier=work.tier,
         promised_permille=promised,
         kept_permille=kept,
-        state=state,
+        state=promise_state(work, now),
         device_ms=current.served_ms,
         hours=tuple(
             HourView(begins_at=h.begins_at, wanted_ms=h.wanted_ms, got_ms=h.got_ms)
             for h in current.hours
         ),
     )
+
+
+def promise_state(work: Work, now: Instant) -> str:
+    """How the promise of a work is kept, as `LedgerView` says it."""
+    promised = work.tier.promise_permille
+    if not promised or (not work.promised and work.phase is Phase.ENDED):
+        return "none"
+    if not work.promised:
+        return "waiting"
+    wanted_ms, got_ms = wanted_and_got(work, now, HOURS_KEPT * HOUR_MS)
+    if 1_000 * got_ms >= promised * wanted_ms:
+        return "kept"
+    return "broken" if wanted_ms >= JUDGED_MS else "early"
 
 
 def _receipts(call: Call, state: State, work: Work) -> list[ReceiptView]:
