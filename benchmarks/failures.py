@@ -48,14 +48,18 @@ def main(arguments: list[str] | None = None) -> int:
     """Print the table."""
     arguments = sys.argv[1:] if arguments is None else arguments
     parser = tables.parser("failures", seeds=20)
-    parser.add_argument("--devices", type=int, default=1024)
-    parser.add_argument("--node-size", type=int, default=8)
-    parser.add_argument("--mttf-h", type=float, default=7.9, help="of all devices of the gang")
+    parser.add_argument("--devices", type=tables.count, default=1024)
+    parser.add_argument("--node-size", type=tables.count, default=8)
+    parser.add_argument(
+        "--mttf-h", type=tables.above_zero, default=7.9, help="of all devices of the gang"
+    )
     parser.add_argument("--spares", type=int, default=4, help="nodes")
-    parser.add_argument("--repair-h", type=float, default=4.0)
-    parser.add_argument("--days", type=float, default=30.0, help="of training")
+    parser.add_argument("--repair-h", type=tables.above_zero, default=4.0)
+    parser.add_argument("--days", type=tables.above_zero, default=30.0, help="of training")
     parser.add_argument("--policy", choices=sorted(POLICIES), default="onefleet")
     options = parser.parse_args(arguments)
+    if options.devices % options.node_size:
+        parser.error(f"--devices {options.devices} are no whole nodes of {options.node_size}")
     trials = [
         Trial(
             devices=options.devices,

@@ -200,7 +200,7 @@ def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     parser = tables.parser("philly", seeds=1)
     tables.trace_options(parser)
-    parser.add_argument("--devices", type=int, nargs="+", default=[400, 512, 640])
+    parser.add_argument("--devices", type=tables.count, nargs="+", default=[400, 512, 640])
     parser.add_argument("--policy", action="append", choices=sorted(POLICIES), help="default: all")
     parser.add_argument("--restore-s", type=int, default=60, help="what a resume costs")
     options = parser.parse_args(arguments)

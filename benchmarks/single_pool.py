@@ -8,9 +8,10 @@ that is standard (two thirds) or basic, by the seed.
 (a) walls: each team has its own devices, and no others. (b) one pool, premium only: what is above
 reservations is turned away. (c) one pool, premium, standard and basic: reservations that idle are
 lent, and called in again by suspending whoever borrowed them. Utilisation: device time held within
-the time in which jobs arrive; its ceiling is B5, what could be useful by then. As all do the same
-work, the difference is in the wait: utilisation while somebody waits, and stranded device time,
-idle while as many devices were waited for.
+the time in which jobs arrive, that of restores with it. Ceiling: B5, what of it could be useful by
+then, were there no restores. As (a) and (c) do the same work, the difference is in the wait:
+utilisation while somebody waits, and stranded device time, idle while as many devices were waited
+for.
 
     python -m benchmarks.single_pool --trace .../philly_jobs_82k.csv.gz --seeds 3 --report
     python -m benchmarks.single_pool --jobs 8000 --devices 1000     on an imitation
@@ -179,7 +180,7 @@ def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     parser = tables.parser("single_pool", seeds=1)
     tables.trace_options(parser)
-    parser.add_argument("--devices", type=int, default=560)
+    parser.add_argument("--devices", type=tables.count, default=560)
     parser.add_argument("--policy", choices=sorted(POLICIES), default="onefleet")
     parser.add_argument("--restore-s", type=int, default=60, help="what a resume costs")
     parser.add_argument("--charts", type=Path, help="the folder that the charts are drawn to")

@@ -18,6 +18,7 @@ from statistics import mean
 import msgspec
 
 from benchmarks import tables
+from onefleet.domain.errors import InvalidRequest
 from onefleet.sim.report import Report, failovers_ms, quantiles
 from onefleet.sim.scenario import load
 from onefleet.sim.timeline import HeapTimeline
@@ -46,8 +47,19 @@ def run(task: Task) -> tuple[Report, list[int]]:
     )
     world.run()
     found, state = world.report("heap", 0), world.control.state
-    assert found.ok and state is not None, found.violations
+    if not found.ok or state is None:
+        told = "; ".join(breach.text for breach in found.violations)
+        raise InvalidRequest(
+            f"with {task.spares} spares the scenario breaks its rules, seed {task.seed}",
+            why=told,
+            hint="fewer spares",
+        )
     return found, failovers_ms(state.works.values())
+
+
+def _summary(times: list[int]) -> tuple[float, float, float]:
+    """Median, mean and greatest; 0 of nothing."""
+    return quantiles(times).p50_ms, mean(times or [0]), max(times, default=0)
 
 
 def row(spares: int, found: list[tuple[Report, list[int]]]) -> list[str]:
@@ -56,9 +68,7 @@ def row(spares: int, found: list[tuple[Report, list[int]]]) -> list[str]:
         str(spares),
         str(len(found)),
         str(len(times)),
-        f"{quantiles(times).p50_ms / 1000:.1f} s",
-        f"{mean(times) / 1000:.1f} s",
-        f"{max(times) / 1000:.1f} s",
+        *(f"{ms / 1000:.1f} s" if times else "-" for ms in _summary(times)),
         f"{mean(report.ended_at_ms for report, _ in found) / 1000:.0f} s",
         f"{mean(report.held_permille for report, _ in found) / 10:.0f} %",
     ]

@@ -27,11 +27,28 @@ TaskT = TypeVar("TaskT")
 FoundT = TypeVar("FoundT")
 
 
-def parser(module: str, seeds: int) -> argparse.ArgumentParser:
-    """The options that all tables have."""
+def count(text: str) -> int:
+    """An option's value of at least one."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is less than 1")
+    return value
+
+
+def above_zero(text: str) -> float:
+    """An option's value above zero."""
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not above 0")
+    return value
+
+
+def parser(module: str, seeds: int | None) -> argparse.ArgumentParser:
+    """The options that all tables have. seeds: how many, None where there is no chance."""
     parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{module}")
-    parser.add_argument("--seeds", type=int, default=seeds, help="how many, from 0 on")
-    parser.add_argument("--workers", type=int, default=2, help="processes that simulate")
+    if seeds is not None:
+        parser.add_argument("--seeds", type=count, default=seeds, help="how many, from 0 on")
+    parser.add_argument("--workers", type=count, default=2, help="processes that simulate")
     parser.add_argument(
         "--report", action="store_true", help=f"write benchmarks/{module}.md, not only print"
     )
@@ -41,7 +58,7 @@ def parser(module: str, seeds: int) -> argparse.ArgumentParser:
 def trace_options(parser: argparse.ArgumentParser) -> None:
     """Where the training jobs come from."""
     parser.add_argument("--trace", type=Path, help="philly_jobs_82k.csv.gz; else an imitation")
-    parser.add_argument("--jobs", type=int, default=JOBS, help="of the imitation")
+    parser.add_argument("--jobs", type=count, default=JOBS, help="of the imitation")
 
 
 @lru_cache(maxsize=2)

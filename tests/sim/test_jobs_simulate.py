@@ -316,6 +316,15 @@ def test_what_cannot_be_done_is_refused(acts):
         simulate(jobs_of([(0, 2, 9), (0, 3, 9)]), flat(4), script(acts))
 
 
+def test_who_looks_again_and_again_and_starts_nothing_is_stopped():
+    class Waiting:
+        def decide(self, desk):
+            desk.wake(desk.now + 1)
+
+    with pytest.raises(InternalError, match="1 jobs are left waiting for nothing"):
+        simulate(jobs_of([(0, 1, 1)]), flat(1), Blind("waiting", "", lambda rules, rng: Waiting()))
+
+
 def test_waking_in_the_past_is_refused():
     with pytest.raises(InternalError):
         simulate(jobs_of([(5, 1, 1)]), flat(1), script({}, (5,)))

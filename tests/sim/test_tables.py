@@ -8,10 +8,23 @@ import sys
 from pathlib import Path
 
 import pytest
-from benchmarks import charts, failures, kueue, openb, packing, philly, shares, single_pool, tables
+from benchmarks import (
+    charts,
+    failures,
+    kueue,
+    openb,
+    packing,
+    philly,
+    shares,
+    single_pool,
+    spares,
+    tables,
+)
 from tests.trace_files import FORMATS
 
+from onefleet.domain.errors import InvalidRequest
 from onefleet.sim.jobs.catalog import BASELINES
+from onefleet.sim.traces.lines import BadTrace
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -64,12 +77,47 @@ def test_worker_processes_find_the_same(capsys):
     assert capsys.readouterr().out == alone
 
 
+@pytest.mark.parametrize(
+    ("main", "arguments", "told"),
+    [
+        (philly.main, ["--jobs", "0"], "--jobs: 0 is less than 1"),
+        (philly.main, ["--devices", "64", "0"], "--devices: 0 is less than 1"),
+        (openb.main, ["--seeds", "0"], "--seeds: 0 is less than 1"),
+        (single_pool.main, ["--workers", "-1"], "--workers: -1 is less than 1"),
+        (failures.main, ["--mttf-h", "0"], "--mttf-h: 0 is not above 0"),
+        (failures.main, ["--days", "nan"], "--days: nan is not above 0"),
+        (failures.main, ["--devices", "100"], "--devices 100 are no whole nodes of 8"),
+        (kueue.main, ["--seeds", "3"], "unrecognized arguments: --seeds 3"),
+    ],
+)
+def test_numbers_that_make_no_table_are_refused(main, arguments, told, capsys):
+    with pytest.raises(SystemExit) as raised:
+        main(arguments)
+    assert raised.value.code == 2
+    assert told in capsys.readouterr().err
+
+
+def test_spares_that_leave_no_room_for_the_work_are_refused():
+    with pytest.raises(InvalidRequest, match="with 9 spares") as raised:
+        spares.main(["--spares", "9", "--seeds", "1", "--workers", "1"])
+    assert "never ended" in raised.value.why
+
+
 def test_what_goes_wrong_is_three_lines():
     command = [sys.executable, "-m", "benchmarks.philly", "--trace", "no/such.csv.gz"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 3
     assert done.stderr.startswith("error: no trace at no/such.csv.gz\nwhy: ")
     assert "Traceback" not in done.stderr
+
+
+def test_a_bad_line_that_a_worker_process_reads_is_named(tmp_path):
+    form = FORMATS[0]
+    lines = form.lines(form.values(9))
+    path = form.write(tmp_path / "mine.csv.gz", [*lines[:6], "nothing of the kind", *lines[6:]])
+    with pytest.raises(BadTrace, match=r"mine\.csv\.gz:7") as raised:
+        philly.main(["--trace", str(path), "--policy", "fifo", "--devices", "64", "--workers", "2"])
+    assert "expected 5 cells" in raised.value.why
 
 
 def test_failures_stay_at_the_ceiling(capsys):

@@ -102,7 +102,7 @@ def test_spares_are_of_the_most_common_size_and_never_all_nodes():
 
 def test_walls_that_cannot_stand_are_refused():
     views = (job("a", "red", 0, 0, 1, devices_max=2), job("b", "blue", 0, 1, 2))
-    with pytest.raises(Infeasible, match="too few for walls between 2 teams"):
+    with pytest.raises(Infeasible, match="2 devices are too few for 2 teams"):
         replayed(past_of(views), walls=True)
 
 

@@ -86,8 +86,8 @@ def test_a_change_that_cannot_be_takes_no_other_row_with_it(fake, cli):
     assert (code, rows) == (0, ["CASE", "as it was", "replayed", "4 devices"])
     why = [
         "impossible: 1 devices: more than 1 devices are reserved",
-        "impossible: team walls: 2 devices are too few for walls between 2 teams; "
-        "their largest gangs alone want 3",
+        "impossible: team walls: 2 devices are too few for 2 teams; "
+        "each has at least as many as its largest gang wants: 3 together",
     ]
     assert err.splitlines()[:2] == why
     assert len(json.loads(cli(*words, "-o", "json")[1])) == 3

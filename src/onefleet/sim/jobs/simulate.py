@@ -26,6 +26,8 @@ Observe = Callable[[Job, int, int], None]
 # What happens, in the order in which it does within one millisecond.
 _END, _SAVED, _REPAIRED, _FAILED, _NOTICED, _WAKE = range(6)
 _NEVER = 1 << 62
+#: So many moments one after the other in which nothing runs and nobody comes: it will stay so.
+STALLED_MAX = 10_000
 
 
 def simulate(
@@ -162,6 +164,7 @@ class _World:
         """Until every job has ended."""
         jobs, heap, desk = self.jobs, self.heap, self.desk
         arriving, count = 0, len(jobs)
+        stalled = 0
         while self.unfinished:
             now = jobs[arriving].arrived if arriving < count else _NEVER
             if heap and heap[0][0] < now:
@@ -181,12 +184,14 @@ class _World:
                 news = True
             if news:
                 self._ask(now)
-                if arriving == count and self.unfinished and self._idle():
+                still = arriving == count and self.room.free == self.room.devices
+                stalled = stalled + 1 if still else 0
+                if self.unfinished and still and (stalled > STALLED_MAX or self._idle()):
                     raise InternalError(f"{len(desk.waiting)} jobs are left waiting for nothing")
 
     def _idle(self) -> bool:
-        """Whether nothing runs, everything is in service, and the policy did not ask for more."""
-        return self.room.free == self.rules.fleet.devices and not self.wakes
+        """Whether everything is in service, and the policy did not ask for more."""
+        return not self.out and not self.wakes
 
     def outcome(self, policy: str) -> Outcome:
         """Add everything up."""

@@ -32,8 +32,9 @@ def reservations(trace: Sequence[TraceJob], devices: int) -> tuple[Team, ...]:
         largest[job.vc] = max(largest.get(job.vc, 0), job.devices)
     if sum(largest.values()) > devices:
         raise Infeasible(
-            f"{devices} devices are too few for walls between {len(work)} teams",
-            why=f"their largest gangs alone want {sum(largest.values())}",
+            f"{devices} devices are too few for {len(work)} teams",
+            why="each has at least as many as its largest gang wants: "
+            f"{sum(largest.values())} together",
         )
     shares = dict(largest)
     total = sum(work.values())

@@ -40,6 +40,11 @@ class BadTrace(InvalidRequest):
             hint="check that the file is whole and of the format that was asked for",
         )
         self.place = place
+        self._said = (place, expected, found)
+
+    def __reduce__(self) -> tuple[type[BadTrace], tuple[str, str, str]]:
+        """How it comes back from a process that read the trace."""
+        return type(self), self._said
 
 
 @dataclass(frozen=True, slots=True)
