@@ -6,8 +6,8 @@ then sees no foreign namespace at all, which keeps its images small and its work
 
 The cell's root is assembled from the machine's top-level folders, plus two that exist only here:
 /job (the work folder) and /.onefleet (the worker's folder). So a worker sees the same paths
-wherever its folder lies, and nothing is created on the machine's own root. /proc and /dev/shm
-are the cell's own.
+wherever its folder lies, and nothing is created on the machine's own root. /proc, /dev/shm and the
+terminals of /dev/pts are the cell's own.
 
 The cell of a gang's worker has a host name, too, and its network is joined to those of the others
 (`gang_network`).
@@ -40,6 +40,7 @@ ROOT_PID = 100
 _NOT_THE_WORKERS = (1, 0)
 
 _SHM = "/dev/shm"  # noqa: S108  (the cell's own, made here)
+_TERMINALS = "/dev/pts"
 _ASSEMBLY = "/proc"  # its old contents are not needed in there, and it exists everywhere
 _HOSTS = "hosts"
 _NOT_CARRIED = ("proc", "job", ".onefleet", "lost+found")
@@ -244,8 +245,18 @@ def _assemble_root(folder: str, work: str, named: bool) -> None:
         linux.mount(own, f"{_ASSEMBLY}/etc/hosts", flags=linux.MS_BIND)
     shared = linux.MS_NOSUID | linux.MS_NODEV
     linux.mount("shm", _ASSEMBLY + _SHM, "tmpfs", shared, "mode=1777")
+    if os.path.isdir(_ASSEMBLY + _TERMINALS):
+        _own_terminals(_ASSEMBLY)
     os.chdir(_ASSEMBLY)
     linux.pivot_here()
+
+
+def _own_terminals(root: str) -> None:
+    """A terminal is known by its number, and on the machine that may be another's after a save."""
+    hardened = linux.MS_NOSUID | linux.MS_NOEXEC
+    linux.mount("devpts", root + _TERMINALS, "devpts", hardened, "mode=620,ptmxmode=666")
+    if not os.path.islink(f"{root}/dev/ptmx"):  # the machine's belongs to nobody whom a user knows
+        linux.mount(f"{root}{_TERMINALS}/ptmx", f"{root}/dev/ptmx", flags=linux.MS_BIND)
 
 
 def _carry(source: str, target: str) -> None:

@@ -46,6 +46,7 @@ _AS_A_USER = (
     "test_criu_saves.py::test_a_tree_with_pipes_and_threads_goes_on",
     "test_criu_saves.py::test_a_worker_moves_to_another_folder",
     "test_criu_saves.py::test_its_clocks_stand_still_while_it_is_saved",
+    "test_criu_saves.py::test_its_terminals_come_back_whoever_has_others_meanwhile",
     "test_criu_saves.py::test_memory_is_free_after_a_save",
     "test_criu_saves.py::test_orphans_stay_in_the_tree",
     "test_criu_saves.py::test_output_and_exit_code_are_those_of_an_undisturbed_run",

@@ -207,6 +207,41 @@ def test_worker_processes_with_their_queues_survive(criu: Bench) -> None:
     asyncio.run(scenario())
 
 
+def test_its_terminals_come_back_whoever_has_others_meanwhile(criu: Bench) -> None:
+    """A terminal is known by a number, which on the machine may be somebody else's by then."""
+    source = """
+        import os, pty
+        pid, master = pty.fork()
+        if pid == 0:
+            os.execvp("cat", ["cat"])
+        for n in range(100_000):
+            os.write(master, b"x\\n")
+            seen = b""
+            while seen.count(b"x") < 2:  # its echo, and what cat says
+                seen += os.read(master, 100)
+            if n % 100 == 0 and os.path.exists("finish"):
+                break
+            if n < 3:
+                print(n, flush=True)
+    """
+
+    async def scenario() -> None:
+        spec = criu.spec(source)
+        await criu.driver.start(spec)
+        criu.wait_lines(3)
+        await criu.driver.save(criu.folder, criu.image())
+        others = [end for _ in range(4) for end in os.openpty()]
+        try:
+            await criu.driver.restore(spec, criu.image())
+        finally:
+            for end in others:
+                os.close(end)
+        (criu.work / "finish").touch()
+        assert await ended(criu) == 0, criu.err()
+
+    asyncio.run(scenario())
+
+
 def test_orphans_stay_in_the_tree(criu: Bench) -> None:
     """A daemon whose session has no leader any more, saved and restored twice."""
     source = """
