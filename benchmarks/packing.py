@@ -117,12 +117,20 @@ def quantile(ascending: list[float], part: float) -> float:
     return ascending[min(int(part * len(ascending)), len(ascending) - 1)] if ascending else 0.0
 
 
+def whole_nodes(text: str) -> int:
+    """The value of --devices: whole nodes."""
+    value = tables.count(text)
+    if value % NODE_DEVICES:
+        raise argparse.ArgumentTypeError(f"{value} are no whole nodes of {NODE_DEVICES}")
+    return value
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Print the table; 1 where a budget is not kept."""
     arguments = sys.argv[1:] if arguments is None else arguments
     parser = argparse.ArgumentParser(prog="python -m benchmarks.packing")
-    parser.add_argument("--devices", type=int, nargs="+", default=list(BUDGET_MS))
-    parser.add_argument("--decisions", type=int, default=2_000)
+    parser.add_argument("--devices", type=whole_nodes, nargs="+", default=list(BUDGET_MS))
+    parser.add_argument("--decisions", type=tables.count, default=2_000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--report", action="store_true", help="write benchmarks/packing.md")
     options = parser.parse_args(arguments)

@@ -103,8 +103,8 @@ def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     parser = argparse.ArgumentParser(prog="python -m benchmarks.shares")
     parser.add_argument("--pods", type=Path, help="a pod list of openb; else an imitation")
-    parser.add_argument("--nodes", type=int, default=128)
-    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--nodes", type=tables.count, default=128)
+    parser.add_argument("--seeds", type=tables.count, default=5)
     parser.add_argument("--report", action="store_true", help="write benchmarks/shares.md")
     options = parser.parse_args(arguments)
     pods = read_openb_pods(options.pods) if options.pods else imitate.openb_pods(0)

@@ -87,6 +87,9 @@ def test_worker_processes_find_the_same(capsys):
         (failures.main, ["--mttf-h", "0"], "--mttf-h: 0 is not above 0"),
         (failures.main, ["--days", "nan"], "--days: nan is not above 0"),
         (failures.main, ["--devices", "100"], "--devices 100 are no whole nodes of 8"),
+        (shares.main, ["--nodes", "0"], "--nodes: 0 is less than 1"),
+        (packing.main, ["--devices", "12"], "--devices: 12 are no whole nodes of 8"),
+        (packing.main, ["--decisions", "0"], "--decisions: 0 is less than 1"),
         (kueue.main, ["--seeds", "3"], "unrecognized arguments: --seeds 3"),
     ],
 )
