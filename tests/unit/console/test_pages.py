@@ -50,7 +50,7 @@ VIEWS: dict[str, Any] = {
         (
             api.DeviceView(
                 id="n/cpu0", node="n", kind="cpu", product="EPYC", memory_bytes=12 << 30,
-                simulated=False, holder="rep-1", tier="premium",
+                simulated=False, holder="rep-1", tier="premium", cordoned="ECC errors",
             ),
             api.DeviceView(
                 id="n/cpu1", node="n", kind="cpu", product="EPYC", memory_bytes=12 << 30,
@@ -82,6 +82,9 @@ VIEWS: dict[str, Any] = {
         id="job-1", name="train", phase="suspended", summary="waits for a device",
         blockers=(api.BlockerView(gate="contention", text="held", holders=("rep-1",)),),
         history=("09:00 submitted", "09:01 " + EVIL),
+        forecast=api.ForecastView(
+            at=NOW, likely_at=NOW + 90_000, earliest_at=NOW, latest_at=None, alternatives=()
+        ),
     ),
     "/api/v1/jobs/job-1/logs": api.LogChunk(
         text=f"loss 1.5\n{EVIL}\n", offset=0, next_offset=9, ended=False
@@ -182,8 +185,10 @@ def test_without_a_key_every_page_leads_to_the_login(page):
 def test_what_the_pages_show():
     assert "smollm2" in ask("GET", "/console").text
     assert "cpu (simulated)" in ask("GET", "/console").text
+    assert "<small>rep-1</small> <small>cordoned: ECC errors</small>" in ask("GET", "/console").text
     assert "onefleet deploy demo:smollm2" in ask("GET", "/console/deployments").text
     job = ask("GET", "/console/jobs/job-1").text
+    assert "Expected to run: in 1m30s" in job
     assert "waits for a device" in job and "loss 1.5" in job and html.escape(EVIL) in job
     assert "onefleet logs -f job-1" in job
     events = ask("GET", "/console/events").text
