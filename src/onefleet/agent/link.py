@@ -6,10 +6,12 @@ from __future__ import annotations
 
 import os
 import tempfile
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from onefleet.domain.errors import UpstreamFailed
+from onefleet.domain.errors import Unreachable, UpstreamFailed
 from onefleet.domain.ids import Digest
 from onefleet.domain.layout import Layout
 from onefleet.registry.blobs import adopt, blob_path, hash_file, no_space_is_ours
@@ -19,6 +21,10 @@ from onefleet.wire.client import Client
 
 #: How long the control plane may take over an answer, beyond the time that it may hold it.
 PATIENCE_S = 10.0
+#: How long code is asked for again while nothing answers, and how often: a control plane that was
+#: killed is back by then.
+CODE_PATIENCE_S = 30.0
+CODE_PAUSE_S = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,10 +43,28 @@ class Link:
         """End the calls that other threads have under way."""
         self.client.abort()
 
-    def get_code(self, layout: Layout, digest: Digest) -> None:
-        """Have the package of a job's code here. Blocking."""
-        if not self.joined or blob_path(layout, digest).is_file():
-            return
+    def get_code(
+        self,
+        layout: Layout,
+        digest: Digest,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        """Have the package of a job's code here. Blocking.
+
+        A pool that is away for a moment is waited for: a restore that fails for want of the code
+        would be held against the image.
+        """
+        until = clock() + CODE_PATIENCE_S
+        while self.joined and not blob_path(layout, digest).is_file():
+            try:
+                self._fetch_code(layout, digest)
+            except Unreachable:
+                if clock() >= until:
+                    raise
+                sleep(CODE_PAUSE_S)
+
+    def _fetch_code(self, layout: Layout, digest: Digest) -> None:
         layout.downloads.mkdir(parents=True, exist_ok=True)
         with no_space_is_ours(layout.root, "fetching code"):
             handle, name = tempfile.mkstemp(prefix="code.", dir=layout.downloads)
