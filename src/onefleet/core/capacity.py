@@ -19,7 +19,7 @@ from onefleet.core.feasibility import node_memory
 from onefleet.core.index import NOW, SOON, Home, Index, Kept, Kin, Room, gone, is_in_reach
 from onefleet.core.index.asked import ask_of
 from onefleet.core.index.room import Left, amounts, pick, workers_in_time, workers_on
-from onefleet.core.index.shelves import Shelf, falling, rising
+from onefleet.core.index.shelves import Shelf, falling, rising, stirring
 from onefleet.core.ordering import BASIC
 from onefleet.core.packing import MILLI, Worth
 from onefleet.core.packing.space import space_of
@@ -89,18 +89,11 @@ class Capacity:
             if found or home.kin is None:
                 return found
             shy = out_of_reach(demand, home.kin)
-        best: tuple[int, int, NodeId] | None = None
-        for shelf in self.index.fleet.shelves.suiting(demand):
-            for node_id in shelf.stirring:
-                room = self.rooms[node_id]
-                if shy is not None and shy(room):
-                    continue
-                if workers_on(room, demand, SOON) >= demand.workers:
-                    counts = room.kinds[demand.kind].counts
-                    key = (max(demand.least - counts[NOW], 0), counts[SOON], node_id)
-                    best = key if best is None else min(best, key)
-        if best is not None:
-            return (best[-1],) * demand.workers
+        for node_id in stirring(self.index.fleet.shelves.suiting(demand), whole(demand)):
+            room = self.rooms[node_id]
+            reached = shy is None or not shy(room)
+            if reached and workers_on(room, demand, SOON) >= demand.workers:
+                return (node_id,) * demand.workers
         return self.spread(demand, self.index.fleet.suiting(demand, spares), SOON, shy)
 
     def fit_in_time(self, demand: Demand, home: Home, *, spares: bool = False) -> Nodes | None:

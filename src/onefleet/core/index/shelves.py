@@ -9,27 +9,31 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 from collections.abc import Iterator, Mapping, Sequence
 from heapq import merge
+from itertools import chain
+from typing import TypeVar
 
 from onefleet.core.feasibility import suits
-from onefleet.core.index.room import MEASURES, NOW, Bay, Class, Shelved
+from onefleet.core.index.room import MEASURES, NOW, SOON, Bay, Class, Shelved
 from onefleet.domain.fleet import DeviceKind
 from onefleet.domain.ids import NodeId
 from onefleet.domain.work import Demand
+
+KeyT = TypeVar("KeyT")
 
 #: Demands whose shelves are remembered.
 DEMANDS_MAX = 4_096
 
 
 class Shelf:
-    """Nodes of one class. stirring: those where something is leaving. shared: those with a device
-    that is held in part."""
+    """Nodes of one class. stirring: those where something is leaving, by what they have left now
+    and then. shared: those with a device that is held in part."""
 
     def __init__(self, bay: Bay) -> None:
         self.bay = bay  # one of them, as an example
         self.zone = bay.key[3]
         self.size = 0
         self.by: list[dict[int, list[NodeId]]] = [{} for _ in range(MEASURES)]
-        self.stirring: list[NodeId] = []
+        self.stirring: dict[tuple[int, int], list[NodeId]] = {}
         self.shared: list[NodeId] = []
 
     def change(self, node_id: NodeId, old: Shelved | None, new: Shelved | None) -> None:
@@ -37,21 +41,14 @@ class Shelf:
         for measure, rows in enumerate(self.by):
             before = None if old is None else old.counts[measure]
             after = None if new is None else new.counts[measure]
-            if before == after:
-                continue
-            if before is not None:
-                row = rows[before]
-                del row[bisect_left(row, node_id)]
-                if not row:
-                    del rows[before]
-            if after is not None:
-                insort(rows.setdefault(after, []), node_id)
+            _move(rows, node_id, before, after)
         self.size += (new is not None) - (old is not None)
-        for nodes, was, now in (
-            (self.shared, bool(old and old.shared), bool(new and new.shared)),
-            (self.stirring, bool(old and old.stirs), bool(new and new.stirs)),
-        ):
-            _mark(nodes, node_id, was, now)
+        _move(self.stirring, node_id, _stirs(old), _stirs(new))
+        was, now = bool(old and old.shared), bool(new and new.shared)
+        if was and not now:
+            del self.shared[bisect_left(self.shared, node_id)]
+        elif now and not was:
+            insort(self.shared, node_id)
 
 
 class Shelves:
@@ -116,6 +113,17 @@ def falling(
             yield count, _nodes(shelves, measure, count)
 
 
+def stirring(shelves: Sequence[Shelf], least: int) -> Iterator[NodeId]:
+    """Nodes where something is leaving that have so many devices left then. First those that have
+    them now, or lack the fewest; of these, those that have the fewest left then; by id."""
+    rows: dict[tuple[int, int], list[list[NodeId]]] = {}
+    for shelf in shelves:
+        for (now, soon), nodes in shelf.stirring.items():
+            if soon >= least:
+                rows.setdefault((max(least - now, 0), soon), []).append(nodes)
+    return chain.from_iterable(merge(*nodes) for _, nodes in sorted(rows.items()))
+
+
 def _counts(shelves: Sequence[Shelf], measure: int) -> list[int]:
     """The numbers of devices that some node has left, rising."""
     return sorted({count for shelf in shelves for count in shelf.by[measure]})
@@ -136,14 +144,22 @@ def _free(shelved: Shelved | None) -> int:
     return 0 if shelved is None else shelved.counts[NOW]
 
 
-def _discard(nodes: list[NodeId], node_id: NodeId) -> None:
-    at = bisect_left(nodes, node_id)
-    if at < len(nodes) and nodes[at] == node_id:
-        del nodes[at]
+def _stirs(shelved: Shelved | None) -> tuple[int, int] | None:
+    if shelved is None or not shelved.stirs:
+        return None
+    return shelved.counts[NOW], shelved.counts[SOON]
 
 
-def _mark(nodes: list[NodeId], node_id: NodeId, before: bool, after: bool) -> None:
-    if before and not after:
-        _discard(nodes, node_id)
-    elif after and not before:
-        insort(nodes, node_id)
+def _move(
+    rows: dict[KeyT, list[NodeId]], node_id: NodeId, before: KeyT | None, after: KeyT | None
+) -> None:
+    """From one row to another; None: it is in none."""
+    if before == after:
+        return
+    if before is not None:
+        row = rows[before]
+        del row[bisect_left(row, node_id)]
+        if not row:
+            del rows[before]
+    if after is not None:
+        insort(rows.setdefault(after, []), node_id)
