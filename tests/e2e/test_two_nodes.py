@@ -86,27 +86,60 @@ def test_a_killed_agent_finds_its_job_again(two: tuple[Pool, Node], undisturbed:
     assert ended["lost_ms"] == 0
 
 
+STEPS = 1_000
+
+
+def pair(it: Pool, finish: Path, *options: str) -> str:
+    """A gang of two that talk to each other at each step, and end once the file is there."""
+    command = (sys.executable, str(PAIR), str(STEPS), str(finish))
+    job = it.run("run", "--no-code", "--workers", "2", *options, "--", *command)
+    goes_on(it, job)
+    return job
+
+
+def goes_on(it: Pool, job: str) -> None:
+    before = it.printed(job)
+    until("it goes on", lambda: it.printed(job) > before + 5)
+
+
+def nodes_of(it: Pool, job: str) -> set[str]:
+    """Where it runs; nowhere while it is saved, or brought back."""
+    found = it.job(job)
+    devices = found["devices"] if found["phase"] == "running" else ()
+    return {device.partition("/")[0] for device in devices}
+
+
+def ends_as_undisturbed(it: Pool, job: str, finish: Path, suspends: int) -> None:
+    finish.touch()
+    ended = it.finished(job)
+    found = (ended["outcome"], ended["attempts"], ended["suspends"], ended["lost_ms"])
+    assert found == ("succeeded", 1, suspends, 0), ended
+    said = [it.run("logs", job, "--rank", rank).splitlines() for rank in "01"]
+    assert said == undisturbed_pair(STEPS)
+
+
 def test_a_gang_on_both_nodes_keeps_its_connection(two: tuple[Pool, Node], tmp_path: Path) -> None:
     it, n2 = two
-    finish, steps = tmp_path / "finish", 1_000
-    command = (sys.executable, str(PAIR), str(steps), str(finish))
-    job = it.run("run", "--no-code", "--workers", "2", "--", *command)
-
-    def goes_on() -> None:
-        before = it.printed(job)
-        until("it goes on", lambda: it.printed(job) > before + 5)
-
-    goes_on()
-    assert {d.partition("/")[0] for d in it.job(job)["devices"]} == {"node-local", n2.id}
+    job = pair(it, tmp_path / "finish")
+    assert nodes_of(it, job) == {"node-local", n2.id}
     assert n2.id in it.run("why", job)
     it.run("suspend", job, "--wait")
     it.run("resume", job, "--wait")
-    goes_on()
-    finish.touch()
-    ended = it.finished(job)
-    assert (ended["outcome"], ended["attempts"], ended["suspends"]) == ("succeeded", 1, 1), ended
-    said = [it.run("logs", job, "--rank", rank).splitlines() for rank in "01"]
-    assert said == undisturbed_pair(steps)
+    goes_on(it, job)
+    ends_as_undisturbed(it, job, tmp_path / "finish", suspends=1)
+
+
+def test_a_gang_is_spread_over_both_nodes_and_gathered_again(
+    two: tuple[Pool, Node], tmp_path: Path
+) -> None:
+    it, n2 = two
+    job = pair(it, tmp_path / "finish", "--devices", "1..2")
+    assert len(nodes_of(it, job)) == 1
+    for width, nodes in (("2", {"node-local", n2.id}), ("1", {"node-local"})):
+        it.run("scale", job, width)
+        until(f"it is on {nodes}", lambda wanted=nodes: nodes_of(it, job) == wanted)
+        goes_on(it, job)
+    ends_as_undisturbed(it, job, tmp_path / "finish", suspends=2)
 
 
 def undisturbed_pair(steps: int) -> list[list[str]]:

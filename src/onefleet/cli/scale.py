@@ -17,7 +17,8 @@ def scale(act: Acting, jobs: tuple[str, ...], devices: str) -> None:
     """Run a job on N devices; auto: as many as there are for it.
 
     The program sees the same number of workers and threads whatever its size: workers move onto
-    fewer devices and take turns, or spread out again.
+    fewer devices and take turns, or spread out again. For N they are saved and go on on other nodes
+    where their own have too few devices or N is fewer than they are.
     """
     if devices != "auto" and not devices.isdigit():
         raise click.BadParameter(f"{devices!r} is neither a number nor auto", param_hint="N|auto")

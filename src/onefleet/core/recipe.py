@@ -11,6 +11,7 @@ from onefleet.core.steps.overdue import call_in
 from onefleet.core.steps.owners import stop, suspend
 from onefleet.core.steps.queue import Placing
 from onefleet.core.steps.resize import resize
+from onefleet.core.steps.spread import spread
 from onefleet.core.steps.tidy import tidy
 from onefleet.core.steps.width import widen
 
@@ -32,6 +33,7 @@ def work_off(this: Scratch, *, thorough: bool = False) -> Placing:
     thaw(this)
     widen(this, placing.contended)
     resize(this, placing.contended)
+    spread(this, placing.contended)
     tidy(this, placing.contended)
     checkpoint(this)
     return placing
