@@ -8,7 +8,7 @@ from typing import Any, cast
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tests.fleets import NOW, after
+from tests.fleets import NOW, a_job, a_node, a_snapshot, after, placed
 from tests.property.test_planner_properties import POLICY, snapshots
 from tests.property.test_spares_properties import spared
 
@@ -17,7 +17,7 @@ from onefleet.core.plan_check import check_plan
 from onefleet.core.planner import plan
 from onefleet.core.policy import Policy
 from onefleet.core.snapshot import Snapshot
-from onefleet.domain.fleet import DeviceKind
+from onefleet.domain.fleet import DeviceKind, Node
 from onefleet.domain.ids import Instant, TenantId
 from onefleet.domain.tiers import Tier
 
@@ -135,6 +135,13 @@ def test_kept_up_to_date_is_built_anew(
         first, now = then, Instant(now + chance.choice([0, passed_ms]))
         index.advance(now, {})
     assert facts(index) == facts(Index.of(first, policy, now))
+
+
+def test_what_is_on_a_node_that_is_removed_is_seen_anew() -> None:
+    held = placed(a_job("j", suspendable=False), ("n1", "0"))
+    index = Index.of(a_snapshot([a_node("n1"), a_node("n2")], [held]), POLICY, NOW)
+    index.remove(Node, "n1")
+    assert facts(index) == facts(Index.of(a_snapshot([a_node("n2")], [held]), POLICY, NOW))
 
 
 @many

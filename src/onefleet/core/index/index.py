@@ -87,9 +87,7 @@ class Index:
                 self._turn()
                 if isinstance(old, Node) and _matters(old) == _matters(record):
                     return
-                for hold in tuple(self.fleet.works_on(record.id)):
-                    self.roster.refresh(hold.work.id)
-                self._see_homes_anew(record.id)
+                self._see_works_anew(record.id)
             case Tenant():
                 self.tenants[record.id] = record
                 self.roster.usage.put_tenant(record, lineage(record.id, self.tenants))
@@ -116,7 +114,7 @@ class Index:
                 self._count(old, -1)
                 self.fleet.remove(old.id)
                 self._turn()
-                self._see_homes_anew(old.id)
+                self._see_works_anew(old.id)
             case Tenant():
                 del self.tenants[old.id]
                 self.roster.usage.remove_tenant(old.id)
@@ -220,6 +218,12 @@ class Index:
         for node_id in self.fleet.turned:
             self._see_homes_anew(node_id)
         self.fleet.turned.clear()
+
+    def _see_works_anew(self, node_id: NodeId) -> None:
+        """Works that are there, or go on there, are entered as the node is by now."""
+        for hold in tuple(self.fleet.works_on(node_id)):
+            self.roster.refresh(hold.work.id)
+        self._see_homes_anew(node_id)
 
     def _see_homes_anew(self, node_id: NodeId) -> None:
         for work_id in tuple(self.fleet.images.get(node_id, ())):
