@@ -136,30 +136,36 @@ def capacity(stock: Mapping[tuple[DeviceKind, str], int], kind: DeviceKind) -> d
 
 
 def shortfall(book: Book, work: Work, now: Instant) -> Shortfall | None:
-    """What is missing, now or when a window opens, if the work is promised, too; None: it fits."""
+    """What is missing, now or when a window opens, if the work is promised, too; None: it fits, or
+    takes nothing from others, as inside a reservation: then it does not wait for what is missing to
+    them.
+    """
     kind = work.demand.kind
     room = capacity(book.stock, kind)
     promised = book.and_of(work)
     for at in moments(book.reservations.values(), now):
         loads = promised_loads(promised, kind, at)
         missing = unmet(loads, room)
-        if missing:
+        if missing and missing > unmet(promised_loads(book, kind, at), room):
             total = sum(load.milli for load in loads)
             return Shortfall(kind, at, missing, total, sum(room.values()))
     return None
 
 
-def delays(book: Book, work: Work, first: Work, now: Instant) -> bool:
-    """Whether more is missing to the promise that the first waits for, on the same kind of device,
-    if the work is promised, too."""
-    kind = first.demand.kind
+def missing_to(book: Book, first: Work, now: Instant) -> dict[Instant, int]:
+    """What is missing, now and when windows open, to the promise that the first waits for."""
+    kind, promised = first.demand.kind, book.and_of(first)
     room = capacity(book.stock, kind)
-    before = book.and_of(first)
-    both = before.and_of(work)
-    return any(
-        unmet(promised_loads(both, kind, at), room) > unmet(promised_loads(before, kind, at), room)
-        for at in moments(book.reservations.values(), now)
-    )
+    times = moments(book.reservations.values(), now)
+    return {at: unmet(promised_loads(promised, kind, at), room) for at in times}
+
+
+def delays(book: Book, work: Work, first: Work, missing: Mapping[Instant, int]) -> bool:
+    """Whether more is missing to the promise that the first waits for, on the same kind of device,
+    if the work is promised, too. missing: as `missing_to` has it."""
+    kind, both = first.demand.kind, book.and_of(first).and_of(work)
+    room = capacity(book.stock, kind)
+    return any(unmet(promised_loads(both, kind, at), room) > milli for at, milli in missing.items())
 
 
 def promised_loads(book: Book, kind: DeviceKind, at: Instant) -> list[Load]:

@@ -54,6 +54,14 @@ def test_a_reservation_is_promised_in_full_and_its_tenant_s_premium_is_inside_it
     assert missing(nodes, [premium("p1", 4)], premium("p2", 1, "b"), reservations=held) == 750
 
 
+def test_inside_a_reservation_it_does_not_wait_for_what_is_missing_to_others() -> None:
+    nodes, held = [a_node("n1", 4)], [reserved("a", 2)]
+    more_than_there_is = [a_job("s1", 6)]  # 4.2 and 2, since a node was lost
+    assert missing(nodes, more_than_there_is, premium("p", 2), reservations=held) == 0
+    assert missing(nodes, more_than_there_is, premium("p", 3), reservations=held) > 0
+    assert missing(nodes, more_than_there_is, premium("p", 1, "b"), reservations=held) > 0
+
+
 def test_a_department_s_reservation_serves_its_teams() -> None:
     teams = [
         Tenant(TenantId("dept"), None, None, None, START),

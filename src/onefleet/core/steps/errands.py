@@ -6,9 +6,10 @@ import heapq
 
 from onefleet.core.index.homes import way_ms
 from onefleet.core.plan import Checkpoint, GivePromise, Ready, Stop
-from onefleet.core.promise import delays, shortfall
+from onefleet.core.promise import delays, missing_to, shortfall
 from onefleet.core.scratch import Scratch
 from onefleet.domain.fleet import DeviceKind
+from onefleet.domain.ids import Instant
 from onefleet.domain.tiers import Tier
 from onefleet.domain.work import Outcome, Work
 
@@ -51,6 +52,7 @@ def promise(this: Scratch) -> None:
     heapq.heapify(heads)
     given = 0
     first: dict[DeviceKind, Work] = {}  # of those that do not fit
+    missing: dict[DeviceKind, dict[Instant, int]] = {}  # to it, beside what is promised by now
     hopeless: dict[object, int] = {}  # the least that does not fit; what is promised only grows
     while heads:
         _, (_, work_id), key = heapq.heappop(heads)
@@ -60,11 +62,15 @@ def promise(this: Scratch) -> None:
             continue
         work = this.works[work_id]
         book, ahead = this.index.book(), first.get(bearer.kind)
-        if shortfall(book, work, this.now) or (ahead and delays(book, work, ahead, this.now)):
+        if ahead is not None and bearer.kind not in missing:
+            missing[bearer.kind] = missing_to(book, ahead, this.now)
+        waits = ahead is not None and delays(book, work, ahead, missing[bearer.kind])
+        if waits or shortfall(book, work, this.now):
             first.setdefault(bearer.kind, work)
             hopeless[alike] = milli
             continue
         this.decide(GivePromise(work_id))
+        missing.clear()
         given += 1
         if key in waiting:
             heapq.heappush(heads, (bearer.tier.rank, waiting[key][0], key))
