@@ -117,6 +117,7 @@ class Specs:
             **gang.threads(job.width),
             "PYTHONUNBUFFERED": "1",
             **accelerators.environment(held, job.workers),
+            **(_alone(key) if job.workers == 1 else {}),
             **dict(job.environment),
             "ONEFLEET_JOB_ID": str(key.work_id),
             "ONEFLEET_JOB_NAME": job.name,
@@ -171,3 +172,11 @@ def _gang_environment(place: GangPlace | None, order: Order) -> dict[str, str]:
     shared = GangPlace(order.work_id, order.rank, order.job.workers)
     master = order.gang.master if order.gang else ""
     return gang.shared_environment(shared, master or "127.0.0.1")
+
+
+def _alone(key: WorkerKey) -> dict[str, str]:
+    """Where one worker meets itself, so that a program for gangs runs. It has no local rank: by
+    that, libraries know that they are to be distributed.
+    """
+    told = gang.shared_environment(GangPlace(key.work_id, 0, 1))
+    return {name: told[name] for name in ("MASTER_ADDR", "MASTER_PORT")}

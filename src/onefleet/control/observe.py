@@ -192,7 +192,12 @@ def _events(work: Work, current: list[WorkerReport], now: Instant) -> list[lifec
         return _save_events(work, current, now)
     saved = whole and _all(states, Observed.SAVED)
     if saved and work.phase in (Phase.RUNNING, Phase.FROZEN) and _saved_unasked(work, current):
-        return [lifecycle.SaveOrdered("its node saved it by itself"), _saved(work, current, now)]
+        return [
+            lifecycle.SaveOrdered(
+                "its node saved it by itself: it went down, or heard nothing of the pool"
+            ),
+            _saved(work, current, now),
+        ]
     if work.phase is Phase.RUNNING and work.making is not None:
         return _making_events(work, work.making, current, now)
     return []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from onefleet.agent.protocol import WorkerKey
 from onefleet.agent.specs import Specs
@@ -14,13 +15,13 @@ from onefleet.wire.agent import JobSpec, Order, OrderVerb
 KEY = WorkerKey(WorkId("job-1"), 0)
 
 
-def order(digest: str | None) -> Order:
+def order(digest: str | None, **changes: Any) -> Order:
     return Order(
         work_id=KEY.work_id,
         rank=0,
         epoch=Generation(1),
         verb=OrderVerb.RUN,
-        job=JobSpec(name="j", tenant_id="t", command=("true",), code=digest),
+        job=JobSpec(name="j", tenant_id="t", command=("true",), code=digest, **changes),
     )
 
 
@@ -43,3 +44,17 @@ def test_a_job_without_code_begins_with_nothing(tmp_path: Path) -> None:
     spec = Specs(Layout(tmp_path), ()).of(KEY, order(None), "criu")
     assert list(spec.work.iterdir()) == []
     assert spec.origin is None
+
+
+def test_one_worker_meets_itself_where_its_owner_says_else_at_a_place_of_its_own(
+    tmp_path: Path,
+) -> None:
+    def told(**changes: Any) -> dict[str, str]:
+        return dict(Specs(Layout(tmp_path), ()).of(KEY, order(None, **changes), "criu").environment)
+
+    alone = told()
+    assert (alone["RANK"], alone["WORLD_SIZE"], alone["MASTER_ADDR"]) == ("0", "1", "127.0.0.1")
+    assert alone["MASTER_PORT"].isdigit() and "LOCAL_RANK" not in alone
+    own = told(environment=(("MASTER_PORT", "1234"),))
+    assert own["MASTER_PORT"] == "1234"
+    assert told(workers=2)["LOCAL_RANK"] == "0"
