@@ -447,7 +447,7 @@ def _checkpointed(work: Work, event: Checkpointed, image: Image) -> Work:
         raise _illegal(work, event, f"the image is not of {work.demand.workers} workers")
     ran_ms = progress_ms(work) + max(making.ordered_at - work.phase_since, 0)
     newest = replace(image, ran_ms=ran_ms)
-    told = ""  # what had been told was of a save that failed before
+    told = ""  # no more of a save that failed before
     return replace(
         work, image=newest, image_before=work.image, making=None, saves_failed=0, reason=told
     )
