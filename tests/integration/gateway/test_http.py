@@ -454,26 +454,27 @@ def test_a_slow_reader_holds_the_engine_back(tmp_path: Path) -> None:
         await writer.drain()
 
     async def test(pool: Rig, engine: Upstream) -> None:
-        sock = socket.socket()
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65_536)
-        sock.setblocking(False)
         loop = asyncio.get_running_loop()
-        await loop.sock_connect(sock, ("127.0.0.1", pool.port))
-        await loop.sock_sendall(sock, request("POST", "/v1/chat/completions", chat(stream=True)))
-        await asyncio.sleep(0.4)
-        held = written
-        assert held < 300  # of 1000: the rest waits at the engine
-        await asyncio.sleep(0.2)
-        assert written == held
-        received = 0
-        tail = b""
-        while not tail.endswith(b"0\r\n\r\n"):
-            data = await asyncio.wait_for(loop.sock_recv(sock, 1 << 20), 5)
-            assert data
-            received += len(data)
-            tail = (tail + data)[-64:]
-        assert received > total * 65_000
-        sock.close()
+        with socket.socket() as sock:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65_536)
+            sock.setblocking(False)
+            await loop.sock_connect(sock, ("127.0.0.1", pool.port))
+            await loop.sock_sendall(
+                sock, request("POST", "/v1/chat/completions", chat(stream=True))
+            )
+            await asyncio.sleep(0.4)
+            held = written
+            assert held < 300  # of 1000: the rest waits at the engine
+            await asyncio.sleep(0.2)
+            assert written == held
+            received = 0
+            tail = b""
+            while not tail.endswith(b"0\r\n\r\n"):
+                data = await asyncio.wait_for(loop.sock_recv(sock, 1 << 20), 5)
+                assert data
+                received += len(data)
+                tail = (tail + data)[-64:]
+            assert received > total * 65_000
 
     serve(tmp_path, test, script=script)
 
