@@ -150,7 +150,7 @@ class Capacity:
     def take(self, demand: Demand, nodes: Sequence[NodeId]) -> tuple[Slot, ...]:
         """The devices for it there, as few as it can run on."""
         slots: dict[int, Slot] = {}
-        for node_id, ranks in _ranks_by_node(nodes).items():
+        for node_id, ranks in ranks_by_node(nodes).items():
             left = self.rooms[node_id].kinds[demand.kind]
             sets = -(-len(ranks) // demand.pack)
             if _is_one_share(demand):
@@ -186,7 +186,7 @@ class Capacity:
         its rank: nobody else may have these leave for itself. Says which."""
         self.index.settle_rooms()
         kept: list[tuple[NodeId, Kept]] = []
-        for node_id, ranks in _ranks_by_node(nodes).items():
+        for node_id, ranks in ranks_by_node(nodes).items():
             room = self.rooms[node_id]
             left = room.kinds.get(demand.kind)
             if left is None:
@@ -238,13 +238,13 @@ class Capacity:
         return next((nodes for nodes in ways if self._on(demand, nodes, measure, spares)), None)
 
     def _in_time(self, demand: Demand, nodes: Nodes) -> bool:
-        found = _ranks_by_node(nodes).items()
+        found = ranks_by_node(nodes).items()
         return all(workers_in_time(self.rooms[n], demand) >= len(ranks) for n, ranks in found)
 
     def _on(
         self, demand: Demand, nodes: Sequence[NodeId], measure: int, spares: bool
     ) -> Nodes | None:
-        for node_id, ranks in _ranks_by_node(nodes).items():
+        for node_id, ranks in ranks_by_node(nodes).items():
             room = self.room(node_id, spares)
             if room is None or workers_on(room, demand, measure) < len(ranks):
                 return None
@@ -333,7 +333,8 @@ def whole(demand: Demand) -> int:
     return demand.least if demand.milli == WHOLE else 0
 
 
-def _ranks_by_node(nodes: Iterable[NodeId]) -> dict[NodeId, list[int]]:
+def ranks_by_node(nodes: Iterable[NodeId]) -> dict[NodeId, list[int]]:
+    """The ranks of each node. nodes: by rank."""
     found: dict[NodeId, list[int]] = {}
     for rank, node_id in enumerate(nodes):
         found.setdefault(node_id, []).append(rank)

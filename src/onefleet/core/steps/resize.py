@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+from onefleet.core.capacity import ranks_by_node
 from onefleet.core.index.room import pick
 from onefleet.core.plan import Resize
 from onefleet.core.scratch import Scratch
@@ -49,9 +50,7 @@ def devices_of(work: Work) -> dict[DeviceId, NodeId]:
 
 def dealt(this: Scratch, work: Work, wanted: int) -> tuple[Slot, ...]:
     """Its placement on so many devices in all, or as many as there are; node by node."""
-    by_node: dict[NodeId, list[int]] = {}
-    for rank, slot in enumerate(work.placement):
-        by_node.setdefault(slot.node_id, []).append(rank)
+    by_node = ranks_by_node(slot.node_id for slot in work.placement)
     slots = list(work.placement)
     left, ranks_left = wanted, work.demand.workers
     for node_id, ranks in by_node.items():

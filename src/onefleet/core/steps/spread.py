@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain, islice
 
-from onefleet.core.capacity import Nodes
+from onefleet.core.capacity import Nodes, ranks_by_node
 from onefleet.core.feasibility import node_memory
 from onefleet.core.index import NOW
 from onefleet.core.index.homes import is_in_reach, kin_of
@@ -97,10 +97,7 @@ def _free(this: Scratch, work: Work, node_id: NodeId) -> int:
 
 
 def _ranks(work: Work) -> dict[NodeId, list[int]]:
-    found: dict[NodeId, list[int]] = {}
-    for rank, slot in enumerate(work.placement):
-        found.setdefault(slot.node_id, []).append(rank)
-    return found
+    return ranks_by_node(slot.node_id for slot in work.placement)
 
 
 def _dealt(work: Work, sets: Mapping[NodeId, int]) -> Nodes:

@@ -213,7 +213,8 @@ class Pool:
             self._lates.append(desk.now + self._policy.patience_ms)
         while self._lates and self._lates[0] <= desk.now:
             self._lates.popleft()
-        yield from tuple(self._lates)[:1]
+        if self._lates:
+            yield self._lates[0]
         due, lowest = roster.next_due(), roster.lines.lowest_level()
         if due is not None:
             yield due
